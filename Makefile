@@ -1,0 +1,42 @@
+# Two commands: `make demo` trains the embedded default, `make test` checks everything.
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/digits
+BIN := $(VENV)/bin
+# On Linux the CPU build of torch without its gigabytes of CUDA; elsewhere PyPI's is that already.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test test-torch lint clean
+
+demo: $(VENV)/ready
+	$(BIN)/python -m switokd_jax.main --config=configs/digits.py --workdir=$(WORKDIR)
+
+test: lint
+	$(BIN)/python -m pytest -m "not torch"
+
+test-torch: $(VENV)/ready-torch
+	$(BIN)/python -m pytest -m torch
+
+lint: $(VENV)/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/ready: requirements.txt setup.cfg setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip check
+	touch $@
+
+$(VENV)/ready-torch: $(VENV)/ready-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --extra-index-url $(TORCH_INDEX) "$(TORCH)"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,13 @@
+"""SwitOKD on scikit-learn's digits, a teacher and a student; no download.
+
+python -m switokd_jax.main --config=configs/digits.py --workdir=runs/digits
+"""
+
+from switokd_jax import config
+
+
+def get_config():
+    c = config.default()
+    c.networks.teacher = config.network(model="wrn_16_2", milestones=(11, 16))
+    c.networks.student = config.network(model="wrn_10_1", milestones=(11, 16))
+    return c

@@ -1,0 +1,203 @@
+"""Configs: `default()` as users change it, `parse()` as the code uses it. ConfigDict stops here."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
+
+from switokd_jax import fields
+from switokd_jax.fields import ConfigError
+from switokd_jax.methods import METHODS
+
+__all__ = ["Config", "ConfigError", "default", "network", "parse"]
+
+
+class AdaptiveOrNumber(abc.ABC):
+    """Type of the fields that hold 'adaptive' or a number; the command line gives text for both."""
+
+
+for _kind in (str, int, float):
+    AdaptiveOrNumber.register(_kind)
+config_flags.register_flag_parser_for_type(AdaptiveOrNumber, flags.ArgumentParser())
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One network and how it is optimised.
+
+    Attributes:
+      model: a name of `models.MODELS`.
+      optimizer: 'sgd' (torch semantics), 'adam' (decay is L2 in the gradient, as torch's), 'adamw'.
+      learning_rate: at the start, or after the warm-up.
+      momentum: of SGD.
+      weight_decay: L2 coefficient (adamw: decoupled).
+      schedule: 'multistep', 'cosine' (to 0 at the end of the run) or 'constant', on the global step.
+      milestones: epochs, from 1: from the first step of each on, the rate is multiplied by `decay`.
+      decay: see milestones.
+      warmup_epochs: the rate rises linearly from 0 over these epochs.
+      label_smoothing: 0 <= s < 1.
+      clip_norm: largest global norm of the gradient; 0 clips nothing.
+      ema: decay of the averaged weights that are evaluated in place of the last ones; 0 keeps none.
+      decay_bn_bias: whether BatchNorm's scale and bias and all other biases decay too, as in the public code.
+      init_from: 'WORKDIR:NAME@best', 'WORKDIR:NAME@latest', or a .pth, .pth.tar, .pt or .safetensors file.
+      frozen: evaluation mode, no updates.
+    """
+
+    model: str = fields.text("resnet20")
+    optimizer: str = fields.choice("sgd", "sgd", "adam", "adamw")
+    learning_rate: float = fields.number(0.1, low=0.0)
+    momentum: float = fields.number(0.9, low=0.0, high=1.0)
+    weight_decay: float = fields.number(5e-4, low=0.0)
+    schedule: str = fields.choice("multistep", "multistep", "cosine", "constant")
+    milestones: tuple[Any, ...] = fields.sequence()
+    decay: float = fields.number(0.1, above=0.0)
+    warmup_epochs: float = fields.number(0.0, low=0.0)
+    label_smoothing: float = fields.number(0.0, low=0.0, high=0.999)
+    clip_norm: float = fields.number(0.0, low=0.0)
+    ema: float = fields.number(0.0, low=0.0, high=0.999999)
+    decay_bn_bias: bool = fields.flag(True)
+    init_from: str = fields.text()
+    frozen: bool = fields.flag(False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """See `switokd_jax.topology`; each kind reads its own fields."""
+
+    kind: str = fields.choice("pair", "pair", "star", "chain", "complete", "custom")
+    teachers: tuple[Any, ...] = fields.sequence(("teacher",))
+    students: tuple[Any, ...] = fields.sequence(("student",))
+    names: tuple[Any, ...] = fields.sequence()
+    edges: tuple[Any, ...] = fields.sequence()
+    relay: str = fields.choice("pause", "pause", "learn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the images come from.
+
+    Attributes:
+      name: 'digits' or any TFDS image-classification set.
+      dir: TFDS's data_dir; '' for its default.
+      augment: random crop and flip in training.
+      validation_fraction: stratified share of the training split that is held out, fixed by the seed.
+      pipeline: 'resident' (the whole set as uint8 on the device).
+    """
+
+    name: str = fields.text("digits")
+    dir: str = fields.text()
+    augment: bool = fields.flag(True)
+    validation_fraction: float = fields.number(0.0, low=0.0, high=0.9)
+    pipeline: str = fields.choice("resident", "resident")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Attributes:
+
+    every: epochs between two saves of the whole state; 0 saves at the end only.
+    keep: how many of them stay.
+    keep_every_epochs: besides, one each so many epochs stays for good; 0 for none.
+    """
+
+    every: float = fields.number(1.0, low=0.0)
+    keep: int = fields.integer(2, low=1)
+    keep_every_epochs: int = fields.integer(0, low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """Attributes:
+
+    every: steps between two fetches of the metrics from the device.
+    tensorboard: write TensorBoard events (imports TensorFlow).
+    progress: print progress.
+    """
+
+    every: int = fields.integer(50, low=1)
+    tensorboard: bool = fields.flag(True)
+    progress: bool = fields.flag(True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. `networks` and `hyperparameters` are filled by `parse`."""
+
+    seed: int = fields.integer(0, low=0)
+    epochs: float = fields.number(20.0, above=0.0)
+    steps: int = fields.integer(0, low=0)
+    batch_size: int = fields.integer(64, low=1)
+    eval_every: float = fields.number(1.0, above=0.0)
+    dtype: str = fields.choice("float32", "float32", "bfloat16", "float64")
+    method: str = fields.choice("switokd", *METHODS)
+    parallelism: str = fields.choice("jit", "jit", "pmap")
+    batch_norm: str = fields.choice("global", "global", "local")
+    topology: Topology = dataclasses.field(default_factory=Topology)
+    data: Data = dataclasses.field(default_factory=Data)
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    log: Log = dataclasses.field(default_factory=Log)
+    networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
+    hyperparameters: Any = None
+
+
+def network(**changes: Any) -> ConfigDict:
+    """The fields of one network with their defaults, changed as given."""
+    config = ConfigDict(fields.defaults(Network))
+    for name, value in changes.items():
+        if name not in config:
+            raise ConfigError(f"network field {name!r} is not a field; {fields.nearest(name, config)}")
+        config[name] = value
+    return config
+
+
+def default() -> ConfigDict:
+    """A teacher and a student on digits by SwitOKD; every config starts here and changes a few lines."""
+    config = ConfigDict(fields.defaults(Config))
+    for name, method in METHODS.items():
+        config[name] = ConfigDict(
+            {
+                key: config_dict.FieldReference(value, field_type=AdaptiveOrNumber)
+                if value == fields.ADAPTIVE
+                else value
+                for key, value in fields.defaults(method.hyperparameters).items()
+            }
+        )
+    config.networks = ConfigDict()
+    config.networks.teacher = network(model="wrn_16_2")
+    config.networks.student = network(model="wrn_10_1")
+    return config
+
+
+def parse(config: ConfigDict | Mapping[str, Any]) -> Config:
+    """Validates a config once and freezes it.
+
+    Raises:
+      ConfigError: one line that names the first field that cannot be used.
+    """
+    raw = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    networks, blocks = raw.pop("networks", {}), {name: raw.pop(name, {}) for name in METHODS}
+    known = [*fields.settable(Config), "networks", *METHODS]
+    for name in raw:
+        if name not in known:
+            raise ConfigError(f"config.{name} is not a field; {fields.nearest(name, known)}")
+    parsed = fields.build(Config, raw, "config")
+    hyperparameters = {
+        name: fields.build(METHODS[name].hyperparameters, block, f"config.{name}") for name, block in blocks.items()
+    }
+    if not networks:
+        raise ConfigError("config.networks is empty; add config.networks.<name> = config.network(model=...)")
+    made = {name: fields.build(Network, block, f"config.networks.{name}") for name, block in networks.items()}
+    for name, block in made.items():
+        for milestone in block.milestones:
+            if isinstance(milestone, bool) or not isinstance(milestone, int | float) or milestone < 1:
+                raise ConfigError(
+                    f"config.networks.{name}.milestones holds {milestone!r}; epochs are numbers from 1 on"
+                )
+    if parsed.batch_norm == "local" and parsed.parallelism != "pmap":
+        raise ConfigError("config.batch_norm is 'local', which needs config.parallelism = 'pmap'")
+    return dataclasses.replace(parsed, networks=made, hyperparameters=hyperparameters[parsed.method])

@@ -1,0 +1,1 @@
+"""Images: where they come from (`sources`), and what the step makes of them (`augment`, `resident`)."""

@@ -1,0 +1,20 @@
+"""Pictures drawn from a run's metrics.jsonl."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from switokd_jax.figures.curves import draw_curves
+from switokd_jax.figures.switching import draw_switching
+from switokd_jax.logs import read_metrics
+
+__all__ = ["draw_curves", "draw_run", "draw_switching"]
+
+
+def draw_run(workdir: Path) -> list[Path]:
+    """Draws figures/curves.png and, where the run switched, figures/switching.png."""
+    lines = read_metrics(workdir / "metrics.jsonl")
+    folder = workdir / "figures"
+    folder.mkdir(exist_ok=True)
+    drawn = [draw_curves(lines, folder / "curves.png"), draw_switching(lines, folder / "switching.png")]
+    return [path for path in drawn if path]

@@ -1,0 +1,56 @@
+"""Loss and top-1 of every network over the epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from switokd_jax.figures import style
+
+
+def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> Path | None:
+    """Left the loss, right the top-1: test solid with marks, training (mean of each epoch) dashed.
+
+    Args:
+      lines: of metrics.jsonl.
+      path: the PNG to write.
+
+    Returns:
+      The path, or None where there is nothing to draw.
+    """
+    test = [line for line in lines if line["split"] == "test"]
+    train = [line for line in lines if line["split"] == "train"]
+    if not test or not train:
+        return None
+    names = [key.removesuffix("/loss") for key in test[0] if key.endswith("/loss")]
+    figure = Figure(figsize=(8.0, 3.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, metric, label in zip(panels, ("loss", "top1"), ("cross-entropy", "top-1 (%)"), strict=True):
+        for name, colour in style.colours(names).items():
+            key = f"{name}/{metric}"
+            x, y = [line["epoch"] for line in test], [line[key] for line in test]
+            axes.plot(x, y, color=colour, linewidth=1.6, marker="o", markersize=2.5, label=f"{name}, test")
+            key = f"{name}/cross_entropy" if metric == "loss" else key
+            axes.plot(
+                *_epoch_means(train, key),
+                color=colour,
+                linewidth=1.0,
+                linestyle="--",
+                alpha=0.8,
+                label=f"{name}, train",
+            )
+        style.tidy(axes, "epoch", label)
+    panels[0].set_yscale("log")
+    panels[1].legend(frameon=False, fontsize=8)
+    return style.save(figure, path)
+
+
+def _epoch_means(train: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    epochs = np.ceil([line["epoch"] for line in train])
+    values = np.asarray([line[key] for line in train])
+    ends = np.unique(epochs)
+    return ends, np.asarray([values[epochs == end].mean() for end in ends])

@@ -1,0 +1,159 @@
+"""Official-layout PyTorch checkpoints to Flax variables and back.
+
+The Flax modules carry torch's names with '_' before an index ('layer1_0' for 'layer1.0'), so one rule maps
+every model: kernels are transposed, BatchNorm's scale, mean and var are torch's weight, running_mean and
+running_var. torch itself is needed for .pth files only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from switokd_jax import models
+from switokd_jax.fields import ConfigError
+from switokd_jax.files import write_whole
+
+StateDict = Mapping[str, np.ndarray]
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt", ".tar", ".ckpt")
+
+
+def variables(model_name: str, state_dict: StateDict, num_classes: int) -> dict[str, Any]:
+    """Flax variables from an official-layout state_dict.
+
+    Args:
+      model_name: a name of `models.MODELS`.
+      state_dict: torch names to arrays in torch's layouts; 'module.' prefixes of DataParallel and
+        num_batches_tracked are passed over.
+      num_classes: of the classifier.
+
+    Returns:
+      {'params', 'batch_stats'} of NumPy arrays in the state_dict's dtypes.
+
+    Raises:
+      ValueError: naming the first tensor that is missing, left over or of another shape.
+    """
+    given = {
+        name.removeprefix("module."): np.asarray(value)
+        for name, value in state_dict.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    stems = [value for value in given.values() if value.ndim == 4]
+    channels = stems[0].shape[1] if stems else 3
+    wanted = shapes(model_name, num_classes, channels)
+    made = {}
+    for path, shape in wanted.items():
+        name = torch_name(path)
+        if name not in given:
+            raise ValueError(f"{model_name}: the checkpoint has no tensor {name!r}")
+        value = _to_flax(given.pop(name))
+        if value.shape != shape:
+            raise ValueError(
+                f"{model_name}: tensor {name!r} has shape {value.shape} (in Flax's layout), not {shape}; "
+                f"{num_classes} classes were asked for"
+            )
+        made[path] = value
+    if given:
+        raise ValueError(f"{model_name} has no tensor {next(iter(given))!r} of the checkpoint ({len(given)} left over)")
+    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(made)
+
+
+def state_dict(flax_variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `variables`: torch names and layouts, without num_batches_tracked."""
+    flat = traverse_util.flatten_dict({k: flax_variables[k] for k in ("params", "batch_stats")})
+    return {torch_name(path): _to_torch(np.asarray(value)) for path, value in flat.items()}
+
+
+def shapes(model_name: str, num_classes: int, channels: int) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Flax path to shape of every variable of a model, nothing computed."""
+    module = models.create(model_name, num_classes)
+    image = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+    tree = jax.eval_shape(lambda x: module.init(jax.random.PRNGKey(0), x, train=False), image)
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(dict(tree)).items()}
+
+
+def torch_name(path: tuple[str, ...]) -> str:
+    """('params', 'layer1_0', 'bn1', 'scale') to 'layer1.0.bn1.weight'."""
+    _, *modules, leaf = path
+    return ".".join([*(re.sub(r"_(\d+)", r".\1", module) for module in modules), _LEAVES[leaf]])
+
+
+def read(path: str | Path) -> dict[str, np.ndarray]:
+    """The state_dict in a .safetensors file, or in a torch file (read with weights_only=True).
+
+    A dict around it ('state_dict', 'model', 'net') is opened.
+
+    Raises:
+      ConfigError: naming the file, if it cannot be read or holds anything but tensors.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"{path} is not a file")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ConfigError(f"{path} is not a whole safetensors file: {error}") from None
+    return _read_torch(path)
+
+
+def write(path: str | Path, flax_variables: Mapping[str, Any]) -> None:
+    """Writes an official-layout state_dict: .safetensors, or .pth with torch installed."""
+    path, tensors = Path(path), state_dict(flax_variables)
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save_file
+
+        contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        write_whole(path, lambda p: save_file(contiguous, p))
+        return
+    torch = _torch(path)
+    state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+    write_whole(path, lambda p: torch.save({"state_dict": state}, p))
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    torch = _torch(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(f"{path} was refused by torch.load(weights_only=True): {reason}") from None
+    for key in ("state_dict", "model", "net"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+        raise ConfigError(f"{path} holds no state_dict (names to tensors)")
+    return {name: value.numpy() for name, value in loaded.items()}
+
+
+def _torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise ConfigError(f"{path} needs PyTorch; pip install 'switokd_jax[torch]' or use .safetensors") from None
+    return torch
+
+
+def _to_flax(value: np.ndarray) -> np.ndarray:
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T if value.ndim == 2 else value
+
+
+def _to_torch(value: np.ndarray) -> np.ndarray:
+    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T if value.ndim == 2 else value

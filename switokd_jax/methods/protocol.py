@@ -1,0 +1,47 @@
+"""What a method is given and what it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import struct
+
+from switokd_jax.switching import Switch
+from switokd_jax.topology import Pair, Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What the networks said of the GLOBAL batch.
+
+    Attributes:
+      logits: [batch, classes] by network.
+      cross_entropy: scalar mean by network, with the network's own label smoothing.
+    """
+
+    logits: Mapping[str, jax.Array]
+    cross_entropy: Mapping[str, jax.Array]
+
+
+@struct.dataclass
+class Decision:
+    """What a method makes of it.
+
+    Attributes:
+      losses: scalar by network. It may depend on another network through stop_gradient only.
+      learn: a traced boolean for each network that can be paused; the others always learn, and their
+        update needs no conditional.
+      switches: the switch of each gated pair.
+      freeze_paused_stats: whether a paused network also keeps its BatchNorm running statistics.
+    """
+
+    losses: Mapping[str, jax.Array]
+    learn: Mapping[str, jax.Array] = struct.field(default_factory=dict)
+    switches: Mapping[Pair, Switch] = struct.field(default_factory=dict)
+    freeze_paused_stats: bool = struct.field(default=False, pytree_node=False)
+
+
+MethodFn = Callable[[Outputs, jax.Array, Topology, Any], Decision]

@@ -1,0 +1,77 @@
+"""Switchable Online Knowledge Distillation on any topology.
+
+Source: Qian et al., ECCV 2022 (arXiv 2209.04996), equations 1 to 8 and the public code. Each gated pair
+decides with its own distances (the public multi-network scripts reuse the first pair's: a slip).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from switokd_jax import fields
+from switokd_jax.losses import kl_divergence
+from switokd_jax.methods.protocol import Decision, Outputs
+from switokd_jax.switching import Switch, switch
+from switokd_jax.topology import Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparameters:
+    """Attributes:
+
+    temperature: tau of the softened distributions, above 0.
+    alpha: weight of a student's distillation term, put on the edges by the topology builders.
+    beta: weight of a teacher's distillation term, likewise.
+    epsilon: 'adaptive' or a number in [0, 1]: 1 gives the threshold's lower bound, 0 its upper.
+    threshold: 'adaptive' or a number in place of delta.
+    mode: 'switch', or 'learning' or 'expert' in every step.
+    paused_batch_stats: whether a paused network's BatchNorm running statistics move ('update', as in
+      the public code, whose forward pass runs in train mode) or not ('freeze').
+    """
+
+    temperature: float = fields.number(1.0, above=0.0)
+    alpha: float = fields.number(1.0, low=0.0)
+    beta: float = fields.number(1.0, low=0.0)
+    epsilon: float | None = fields.adaptive(low=0.0, high=1.0)
+    threshold: float | None = fields.adaptive()
+    mode: str = fields.choice("switch", "switch", "learning", "expert")
+    paused_batch_stats: str = fields.choice("update", "update", "freeze")
+
+
+def switokd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:
+    """L_i = CE(z_i, y) + sum over edges into i of weight * tau^2 * KL(sg p_j || p_i) * [its gate learns].
+
+    The teacher of gated pairs takes its step while at least one of them is in learning mode; every other
+    network, and a relay node, takes every step.
+    """
+    tau = hyperparameters.temperature
+    switches = {
+        (teacher, student): _decide(outputs.logits[student], outputs.logits[teacher], labels, hyperparameters)
+        for teacher, student in topology.pairs
+    }
+    losses = dict(outputs.cross_entropy)
+    for edge in topology.edges:
+        term = (
+            edge.weight
+            * tau**2
+            * jnp.mean(kl_divergence(outputs.logits[edge.source], outputs.logits[edge.learner], tau))
+        )
+        losses[edge.learner] += term if edge.gate is None else jnp.where(switches[edge.gate].expert, 0.0, term)
+
+    learn = {
+        node: functools.reduce(jnp.logical_or, (~switches[pair].expert for pair in topology.pairs if pair[0] == node))
+        for node in topology.nodes
+        if node in {teacher for teacher, _ in topology.pairs} - topology.relay
+    }
+    return Decision(losses, learn, switches, hyperparameters.paused_batch_stats == "freeze")
+
+
+def _decide(student: jax.Array, teacher: jax.Array, labels: jax.Array, h: Hyperparameters) -> Switch:
+    decision = switch(student, teacher, labels, temperature=h.temperature, epsilon=h.epsilon, threshold=h.threshold)
+    if h.mode == "switch":
+        return decision
+    return decision._replace(expert=jnp.full_like(decision.expert, h.mode == "expert"))

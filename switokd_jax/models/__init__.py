@@ -1,0 +1,50 @@
+"""Networks by name: `create('wrn_16_2', num_classes=100)`."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+from flax import linen as nn
+
+from switokd_jax.fields import nearest
+from switokd_jax.models.mobilenet import MobileNet, MobileNetV2
+from switokd_jax.models.resnet import ResNet
+from switokd_jax.models.wide_resnet import WideResNet
+
+__all__ = ["MODELS", "create"]
+
+# Names as users write them; D, K and W stand for numbers.
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "wrn_D_K": WideResNet,
+    **{f"resnet{depth}": functools.partial(ResNet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    "mobilenetv2_W": MobileNetV2,
+    "mobilenet": MobileNet,
+}
+
+
+def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
+    """Makes the network of that name.
+
+    Args:
+      name: a key of `MODELS` with its capital letters replaced by numbers: wrn_16_2, mobilenetv2_0.5.
+      num_classes: number of logits.
+      **overrides: attributes of the module (dtype, param_dtype, axis_name).
+
+    Raises:
+      ValueError: if there is no such network, or its depth or width is not legal.
+    """
+    if name in MODELS and not re.search("_[A-Z]", name):
+        return MODELS[name](num_classes=num_classes, **overrides)
+    if match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
+        depth, width = int(match[1]), int(match[2])
+        if depth < 10 or (depth - 4) % 6 or width < 1:
+            raise ValueError(f"model {name!r}: a WRN's depth is 10, 16, 22, 28, ... and its width at least 1")
+        return WideResNet(depth, width, num_classes, **overrides)
+    if match := re.fullmatch(r"mobilenetv2_(\d+(?:\.\d+)?)", name):
+        if int(16 * float(match[1])) < 1:
+            raise ValueError(f"model {name!r}: the width must leave at least one channel (1/16 or more)")
+        return MobileNetV2(float(match[1]), num_classes, **overrides)
+    raise ValueError(f"model {name!r} is unknown; {nearest(name, MODELS)}")

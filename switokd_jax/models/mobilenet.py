@@ -1,0 +1,126 @@
+"""MobileNet and MobileNetV2 for small images.
+
+Sources: Howard et al. 2017 (arXiv 1704.04861) and Sandler et al. 2018 (arXiv 1801.04381), both in the form
+of the public SwitOKD code: MobileNet's first convolution has stride 1 and its weights start with standard
+deviation 1 / fan_in; MobileNetV2's stem has stride 2, its second stage stride 1, it has ReLU in place of
+ReLU6, no dropout and unrounded widths (812,836 parameters at width 0.5 and 100 classes).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from switokd_jax.models import layers
+
+# (features, stride) of MobileNet's blocks; (expansion, features, blocks, stride) of MobileNetV2's stages.
+BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+class SeparableBlock(nn.Module):
+    """Depthwise 3x3 and pointwise convolution, each with norm and relu."""
+
+    features: int
+    stride: int
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs = x.shape[-1]
+        x = self.conv(inputs, 3, self.stride, groups=inputs, name="conv1")(x)
+        x = nn.relu(self.norm(name="bn1")(x))
+        return nn.relu(self.norm(name="bn2")(self.conv(self.features, 1, name="conv2")(x)))
+
+
+class MobileNet(nn.Module):
+    """[batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`."""
+
+    num_classes: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = functools.partial(layers.conv, kernel_init=layers.inverse_fan_in, **kinds)
+        norm = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
+        x = nn.relu(norm(name="bn1")(conv(32, 3, name="conv1")(x.astype(self.dtype))))
+        for index, (features, stride) in enumerate(BLOCKS):
+            x = SeparableBlock(features, stride, conv, norm, name=f"layers_{index}")(x)
+        return layers.classifier(x, self.num_classes, name="linear", kernel_init=layers.inverse_fan_in, **kinds)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project; the input is added where the shape stays. The names are torch's indices."""
+
+    features: int
+    stride: int
+    expansion: int
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.shape[-1] * self.expansion
+        out = nn.relu(self.norm(name="conv_1")(self.conv(wide, 1, name="conv_0")(x)))
+        out = self.conv(wide, 3, self.stride, groups=wide, name="conv_3")(out)
+        out = nn.relu(self.norm(name="conv_4")(out))
+        out = self.norm(name="conv_7")(self.conv(self.features, 1, name="conv_6")(out))
+        return out + x if x.shape == out.shape and self.stride == 1 else out
+
+
+class MobileNetV2(nn.Module):
+    """[batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
+
+    Attributes:
+      width: multiplies all channel counts, which are cut to whole numbers.
+    """
+
+    width: float
+    num_classes: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = functools.partial(layers.conv, kernel_init=layers.kaiming_normal_fan_out, **kinds)
+        norm = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
+        x = conv(int(32 * self.width), 3, 2, name="conv1_0")(x.astype(self.dtype))
+        x = nn.relu(norm(name="conv1_1")(x))
+        for stage, (expansion, features, blocks, stride) in enumerate(STAGES):
+            for block in range(blocks):
+                x = InvertedResidual(
+                    features=int(features * self.width),
+                    stride=stride if block == 0 else 1,
+                    expansion=expansion,
+                    conv=conv,
+                    norm=norm,
+                    name=f"blocks_{stage}_{block}",
+                )(x)
+        last = int(1280 * max(self.width, 1.0))
+        x = nn.relu(norm(name="conv2_1")(conv(last, 1, name="conv2_0")(x)))
+        return layers.classifier(
+            x,
+            self.num_classes,
+            name="classifier_0",
+            kernel_init=nn.initializers.normal(0.01),
+            bias_init=nn.initializers.zeros_init(),
+            **kinds,
+        )

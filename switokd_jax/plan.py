@@ -1,0 +1,154 @@
+"""From a config and a data set to a run plan: topology, networks, method and step, checked before anything
+compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from switokd_jax import distribution, models, optim, topology
+from switokd_jax.config import Config, ConfigError
+from switokd_jax.data import resident, sources
+from switokd_jax.methods import METHODS, Method
+from switokd_jax.step import Across, Network, train_step
+from switokd_jax.topology import Topology
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that a run is, before its first step.
+
+    Attributes:
+      config: the validated config.
+      topology: who learns from whom.
+      networks: what does not change, by name, in the topology's order.
+      method: the distillation method.
+      devices: how they work together.
+      preprocess: of the data set.
+      steps_per_epoch: the last partial batch included.
+      total_steps: of the whole run.
+    """
+
+    config: Config
+    topology: Topology
+    networks: Mapping[str, Network]
+    method: Method
+    devices: distribution.Distribution
+    preprocess: sources.Preprocess
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def pairs(self) -> tuple[topology.Pair, ...]:
+        """The gated pairs whose mode this method decides in every step."""
+        return self.topology.pairs if self.method.switches else ()
+
+    def epoch(self, step: int) -> float:
+        """Epochs behind a global step."""
+        return step / self.steps_per_epoch
+
+
+def make_topology(config: Config) -> Topology:
+    """The topology that the config names; alpha and beta of the method weight its edges.
+
+    Raises:
+      ConfigError: naming the node, edge or field at fault.
+    """
+    spec = config.topology
+    weights = {key: getattr(config.hyperparameters, key, 1.0) for key in ("alpha", "beta")}
+    try:
+        made = _topology(spec, [*config.networks], weights)
+    except ValueError as error:
+        raise ConfigError(f"config.topology: {error}") from None
+    if unknown := [name for name in made.nodes if name not in config.networks]:
+        raise ConfigError(
+            f"config.topology names the unknown network {unknown[0]!r}; config.networks has "
+            f"{', '.join(config.networks)}"
+        )
+    if unused := [name for name in config.networks if name not in made.nodes]:
+        raise ConfigError(f"config.networks.{unused[0]} takes no part in config.topology; remove it or name it there")
+    return made
+
+
+def _topology(spec: Any, names: list[str], weights: dict[str, float]) -> Topology:
+    if spec.kind == "pair":
+        if len(spec.teachers) != 1 or len(spec.students) != 1:
+            raise ValueError("a pair has one name in teachers and one in students")
+        return topology.pair(spec.teachers[0], spec.students[0], **weights)
+    if spec.kind == "star":
+        return topology.star(spec.teachers, spec.students, **weights)
+    if spec.kind == "chain":
+        return topology.chain(spec.names, relay=spec.relay, **weights)
+    if spec.kind == "complete":
+        return topology.complete(spec.names or names)
+    return topology.custom(spec.names or names, spec.edges, relay=spec.relay)
+
+
+def make(config: Config, num_classes: int, train_examples: int, preprocess: sources.Preprocess) -> Plan:
+    """Builds the plan.
+
+    Raises:
+      ConfigError: naming the field at fault.
+    """
+    graph = make_topology(config)
+    devices = distribution.create(config.parallelism, config.batch_norm, config.batch_size)
+    per_epoch = resident.steps_per_epoch(train_examples, config.batch_size)
+    total = config.steps or max(round(config.epochs * per_epoch), 1)
+    networks = {name: _network(config, name, num_classes, devices.norm_axis, per_epoch, total) for name in graph.nodes}
+    return Plan(config, graph, networks, METHODS[config.method], devices, preprocess, per_epoch, total)
+
+
+def _network(config: Config, name: str, num_classes: int, axis_name: str | None, per_epoch: int, total: int) -> Network:
+    spec, dtype = config.networks[name], DTYPES[config.dtype]
+    try:
+        module = models.create(
+            spec.model,
+            num_classes,
+            dtype=dtype,
+            param_dtype=jnp.promote_types(dtype, jnp.float32),
+            axis_name=axis_name,
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.networks.{name}.model: {error}") from None
+    return Network(
+        module=module,
+        optimizer=optim.optimizer(spec),
+        schedule=optim.schedule(spec, per_epoch, total),
+        label_smoothing=spec.label_smoothing,
+        ema=spec.ema,
+        frozen=spec.frozen,
+    )
+
+
+def make_step(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
+    """The train step of a plan, for `Distribution.compile`: (state, data, indices) -> (state, metrics)."""
+    inputs = resident.train_inputs(
+        plan.preprocess,
+        augmented=plan.config.data.augment,
+        steps_in_epoch=plan.steps_per_epoch,
+        dtype=DTYPES[plan.config.dtype],
+    )
+
+    def for_devices(across: Across) -> Callable[..., Any]:
+        def step(state: Any, data: resident.Resident, indices: jax.Array) -> Any:
+            images, labels = inputs(data, indices, state.rng, state.step)
+            return train_step(
+                state,
+                images,
+                labels,
+                networks=plan.networks,
+                method=plan.method.apply,
+                hyperparameters=plan.config.hyperparameters,
+                topology=plan.topology,
+                across=across,
+            )
+
+        return step
+
+    return for_devices

@@ -1,0 +1,97 @@
+"""Every example scored exactly once: padded and masked batches, metrics as sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from switokd_jax.data import augment
+from switokd_jax.data.resident import Resident
+from switokd_jax.data.sources import Preprocess
+from switokd_jax.losses import correct, cross_entropy
+from switokd_jax.step import Across
+
+Sums = dict[str, dict[str, jax.Array]]
+
+
+def score_step(
+    modules: Mapping[str, Any], preprocess: Preprocess, num_classes: int, dtype: Any
+) -> Callable[[Across], Callable[..., Sums]]:
+    """Makes the step that scores all networks on one padded batch.
+
+    The step takes (variables by name, data, indices [batch], mask [batch]) and returns, by network, sums
+    over the global batch: loss and top1, top5 (counts), count, and per class class_top1 and class_count.
+    """
+
+    def make(across: Across) -> Callable[..., Sums]:
+        def step(variables: Mapping[str, Any], data: Resident, indices: jax.Array, mask: jax.Array) -> Sums:
+            images = augment.normalise(data.images[indices], preprocess, dtype)
+            labels = data.labels[indices]
+            classes = jax.nn.one_hot(labels, num_classes, dtype=mask.dtype)
+
+            def score(name: str) -> dict[str, jax.Array]:
+                logits = modules[name].apply(variables[name], images, train=False)
+                top1 = correct(logits, labels) * mask
+                return {
+                    "loss": jnp.sum(cross_entropy(logits, labels) * mask),
+                    "top1": jnp.sum(top1),
+                    "top5": jnp.sum(correct(logits, labels, 5) * mask),
+                    "count": jnp.sum(mask),
+                    "class_top1": top1 @ classes,
+                    "class_count": mask @ classes,
+                }
+
+            return across.total({name: score(name) for name in modules})
+
+        return step
+
+    return make
+
+
+def padded(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices [batches, batch_size] that cover 0 .. n - 1 once, and a mask that is 0 on the padding."""
+    count = -(-n // batch_size)
+    flat = np.arange(count * batch_size, dtype=np.int32)
+    mask = (flat < n).astype(np.float32)
+    return np.minimum(flat, n - 1).reshape(count, batch_size), mask.reshape(count, batch_size)
+
+
+def score(
+    call: Callable[..., Sums],
+    one: Callable[[Any], Any],
+    variables: Any,
+    data: Any,
+    examples: int,
+    batch_size: int,
+) -> dict[str, dict[str, Any]]:
+    """Scores a split: by network loss, top1 and top5 (percent), class_top1 [classes] (percent, NaN for a
+    class without examples) and count.
+
+    Args:
+      call: the compiled score step.
+      one: takes equal copies on devices to the single value (`Distribution.one`).
+      variables: by network, placed on the devices.
+      data: the split, placed on the devices.
+      examples: its size.
+      batch_size: global batch, divisible by the device count.
+    """
+    # The sums stay on the devices until the end; float64 on the host keeps them exact.
+    parts = [one(call(variables, data, *batch)) for batch in zip(*padded(examples, batch_size), strict=True)]
+    host = jax.device_get(parts)
+    total = jax.tree.map(lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *host)
+    out = {}
+    for name, sums in total.items():
+        with np.errstate(invalid="ignore"):
+            per_class = 100.0 * sums["class_top1"] / sums["class_count"]
+        out[name] = {
+            "loss": float(sums["loss"] / sums["count"]),
+            "top1": float(100.0 * sums["top1"] / sums["count"]),
+            "top5": float(100.0 * sums["top5"] / sums["count"]),
+            "class_top1": per_class,
+            "count": int(sums["count"]),
+        }
+    return out

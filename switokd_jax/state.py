@@ -1,0 +1,111 @@
+"""The state of a run: a pure value, one `NetworkState` per network."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+Tree = Any
+
+
+@struct.dataclass
+class NetworkState:
+    """Everything of one network that training changes.
+
+    Attributes:
+      params: parameters, float32 (float64 in float64 runs).
+      batch_stats: BatchNorm running means and variances.
+      opt_state: the optimizer's state, its counters included.
+      ema: averaged parameters, or None where the network keeps none.
+      updates: int32, optimizer steps really taken.
+    """
+
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    ema: Tree
+    updates: jax.Array
+
+    @property
+    def evaluated(self) -> dict[str, Tree]:
+        """The variables that are scored: averaged parameters where there are some."""
+        return {"params": self.params if self.ema is None else self.ema, "batch_stats": self.batch_stats}
+
+
+@struct.dataclass
+class TrainState:
+    """Attributes:
+
+    networks: `NetworkState` by name.
+    expert_steps: int32 by 'teacher->student', steps in expert mode so far.
+    step: int32, global steps taken.
+    rng: raw PRNG key of the run; what is random in a step folds into it what it depends on.
+    """
+
+    networks: dict[str, NetworkState]
+    expert_steps: dict[str, jax.Array]
+    step: jax.Array
+    rng: jax.Array
+
+
+def pair_name(pair: tuple[str, str]) -> str:
+    """'teacher->student', as in metrics and summaries."""
+    return f"{pair[0]}->{pair[1]}"
+
+
+def initial_variables(module: Any, name: str, seed: int, image_shape: tuple[int, ...]) -> dict[str, Tree]:
+    """Initial parameters and running statistics; the key is the seed folded with crc32 of the name.
+
+    They are drawn in float32 and cast, so that a float64 run starts where the float32 run does.
+
+    Args:
+      module: a network of `models.create`.
+      name: the network's name in the run.
+      seed: the run's seed.
+      image_shape: (height, width, channels).
+    """
+    drawn = module.clone(dtype=jnp.float32, param_dtype=jnp.float32, axis_name=None)
+    key = jax.random.fold_in(jax.random.PRNGKey(seed), np.uint32(zlib.crc32(name.encode())))
+    image = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = jax.jit(lambda k: drawn.init(k, image, train=False))(key)
+    cast = jax.tree.map(lambda x: x.astype(module.param_dtype), variables)
+    return {"params": cast["params"], "batch_stats": cast.get("batch_stats", {})}
+
+
+def initial_state(
+    networks: Mapping[str, Any],
+    variables: Mapping[str, dict[str, Tree]],
+    pairs: tuple[tuple[str, str], ...],
+    seed: int,
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      networks: `step.Network` by name.
+      variables: {'params', 'batch_stats'} by name.
+      pairs: the gated pairs whose expert steps are counted.
+      seed: of the run's key.
+    """
+
+    def start(name: str) -> NetworkState:
+        params = variables[name]["params"]
+        return NetworkState(
+            params=params,
+            batch_stats=variables[name]["batch_stats"],
+            opt_state=networks[name].optimizer.init(params),
+            ema=jax.tree.map(jnp.array, params) if networks[name].ema else None,
+            updates=jnp.zeros((), jnp.int32),
+        )
+
+    return TrainState(
+        networks={name: start(name) for name in networks},
+        expert_steps={pair_name(pair): jnp.zeros((), jnp.int32) for pair in pairs},
+        step=jnp.zeros((), jnp.int32),
+        rng=jax.random.PRNGKey(seed),
+    )

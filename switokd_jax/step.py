@@ -1,0 +1,171 @@
+"""One training step, written once for N networks on any topology.
+
+Forward of every network under `jax.vjp`; the method makes losses and decisions of the logits; one cheap
+gradient at the logits gives every network its cotangent, since a loss depends on the other networks only
+through stop_gradient; then each network pulls its cotangent back and takes its optimizer step, inside a
+`lax.cond` where it can be paused. The skipped branch holds no convolution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from switokd_jax.losses import correct, cross_entropy
+from switokd_jax.methods import Decision, MethodFn, Outputs
+from switokd_jax.optim import Schedule
+from switokd_jax.state import NetworkState, TrainState, Tree, pair_name
+from switokd_jax.topology import Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What of one network does not change in a run."""
+
+    module: nn.Module
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    label_smoothing: float = 0.0
+    ema: float = 0.0
+    frozen: bool = False
+
+
+def _same(tree: Tree) -> Tree:
+    return tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Across:
+    """What the step has to know of the devices, as functions; the default is one that sees everything.
+
+    Attributes:
+      gather: per-example array of this device to that of the global batch.
+      scatter: its inverse.
+      total: sums gradients over the devices.
+      average: averages running statistics over the devices (differs only for local BatchNorm).
+    """
+
+    gather: Callable[[Tree], Tree] = _same
+    scatter: Callable[[Tree], Tree] = _same
+    total: Callable[[Tree], Tree] = _same
+    average: Callable[[Tree], Tree] = _same
+
+
+class _Forward(NamedTuple):
+    logits: jax.Array
+    batch_stats: Tree
+    pullback: Callable[[jax.Array], tuple[Tree]]
+
+
+def train_step(
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    networks: Mapping[str, Network],
+    method: MethodFn,
+    hyperparameters: Any,
+    topology: Topology,
+    across: Across,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """All networks see the batch once; each that may learn takes one optimizer step.
+
+    Args:
+      state: the state before; donate it.
+      images: [batch, height, width, channels], normalised, this device's share of the batch.
+      labels: [batch], integer, likewise.
+      networks: what does not change, by name.
+      method: a pure function of `methods.METHODS`.
+      hyperparameters: the method's own.
+      topology: who learns from whom.
+      across: how the devices work together.
+
+    Returns:
+      The state after, and scalar metrics: NAME/loss, NAME/cross_entropy (the part of the loss that the
+      labels make), NAME/top1 (percent of the batch), NAME/learning_rate, and T->S/gap, T->S/threshold, T->S/epsilon, T->S/student_distance,
+      T->S/teacher_distance, T->S/expert for each gated pair of a switching method.
+    """
+    outputs = {name: _forward(networks[name], state.networks[name], images) for name in topology.nodes}
+    everyone = across.gather(labels)
+    heard = {name: across.gather(jax.lax.stop_gradient(out.logits)) for name, out in outputs.items()}
+
+    def decide(logits: Mapping[str, jax.Array]) -> tuple[jax.Array, tuple[Decision, dict[str, jax.Array]]]:
+        supervised = {
+            name: jnp.mean(cross_entropy(z, everyone, networks[name].label_smoothing)) for name, z in logits.items()
+        }
+        decision = method(Outputs(logits, supervised), everyone, topology, hyperparameters)
+        return jnp.sum(jnp.stack([*decision.losses.values()])), (decision, supervised)
+
+    cotangents, (decision, supervised) = jax.grad(decide, has_aux=True)(heard)
+
+    after: dict[str, NetworkState] = {}
+    metrics: dict[str, jax.Array] = {}
+    for name in topology.nodes:
+        rate = networks[name].schedule(state.step)
+        after[name] = _network_step(
+            networks[name],
+            state.networks[name],
+            outputs[name],
+            cotangent=across.scatter(cotangents[name]),
+            rate=rate,
+            learn=decision.learn.get(name),
+            freeze_paused_stats=decision.freeze_paused_stats,
+            across=across,
+        )
+        metrics[f"{name}/loss"] = decision.losses[name]
+        metrics[f"{name}/cross_entropy"] = supervised[name]
+        metrics[f"{name}/top1"] = 100.0 * jnp.mean(correct(heard[name], everyone))
+        metrics[f"{name}/learning_rate"] = rate
+
+    expert_steps = dict(state.expert_steps)
+    for pair, switch in decision.switches.items():
+        expert_steps[pair_name(pair)] += switch.expert.astype(jnp.int32)
+        metrics |= {f"{pair_name(pair)}/{field}": value for field, value in switch._asdict().items()}
+    return state.replace(networks=after, expert_steps=expert_steps, step=state.step + 1), metrics
+
+
+def _forward(network: Network, state: NetworkState, images: jax.Array) -> _Forward:
+    def apply(params: Tree) -> tuple[jax.Array, Tree]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        if network.frozen:
+            return network.module.apply(variables, images, train=False), state.batch_stats
+        logits, moved = network.module.apply(variables, images, train=True, mutable=["batch_stats"])
+        return logits, moved.get("batch_stats", {})
+
+    logits, pullback, batch_stats = jax.vjp(apply, state.params, has_aux=True)
+    return _Forward(logits, batch_stats, pullback)
+
+
+def _network_step(
+    network: Network,
+    before: NetworkState,
+    forward: _Forward,
+    *,
+    cotangent: jax.Array,
+    rate: jax.Array,
+    learn: jax.Array | None,
+    freeze_paused_stats: bool,
+    across: Across,
+) -> NetworkState:
+    if network.frozen:
+        return before
+    moved = before.replace(batch_stats=across.average(forward.batch_stats))
+
+    def update() -> NetworkState:
+        (gradient,) = forward.pullback(cotangent.astype(forward.logits.dtype))
+        direction, opt_state = network.optimizer.update(across.total(gradient), before.opt_state, before.params)
+        params = jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, before.params, direction)
+        ema = before.ema
+        if network.ema:
+            ema = jax.tree.map(lambda e, p: network.ema * e + (1.0 - network.ema) * p, ema, params)
+        return moved.replace(params=params, opt_state=opt_state, ema=ema, updates=before.updates + 1)
+
+    if learn is None:
+        return update()
+    return jax.lax.cond(learn, update, lambda: before if freeze_paused_stats else moved)

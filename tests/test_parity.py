@@ -1,0 +1,116 @@
+"""The recorded runs of the public PyTorch code, rebuilt with the product's own step in float64."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from switokd_jax import config, models, plan
+from switokd_jax.data import augment, resident, sources
+from switokd_jax.interop import pytorch
+from switokd_jax.state import initial_state
+
+FOLDERS = [Path(__file__).parent / "data" / "parity"]
+if extra := os.environ.get("SWITOKD_PARITY_DIR"):
+    FOLDERS.append(Path(extra))
+RECORDINGS = sorted(path for folder in FOLDERS for path in folder.glob("*.npz"))
+
+# Roles of the networks, in the recording's order.
+KINDS = {
+    "pair": (["t"], ["s"]),
+    "2t1s": (["t1", "t2"], ["s"]),
+    "1t2s": (["t"], ["s1", "s2"]),
+}
+
+
+def build(meta: dict[str, Any], parallelism: str) -> plan.Plan:
+    """The plan of a recording: nothing but a config and the recording's normalisation."""
+    teachers, students = KINDS[meta["kind"]]
+    c = config.default()
+    c.dtype, c.parallelism, c.steps, c.batch_size = "float64", parallelism, meta["steps"], meta["batch_size"]
+    c.data.augment = False
+    c.switokd.temperature = float(meta["temperature"])
+    c.topology.kind = "pair" if meta["kind"] == "pair" else "star"
+    c.topology.teachers, c.topology.students = tuple(teachers), tuple(students)
+    c.networks = {
+        name: config.network(
+            model=model, learning_rate=rate, weight_decay=decay, momentum=meta["momentum"], schedule="constant"
+        )
+        for name, model, rate, decay in zip(
+            teachers + students, meta["networks"], meta["learning_rate"], meta["weight_decay"], strict=True
+        )
+    }
+    preprocess = sources.Preprocess(tuple(meta["mean"]), tuple(meta["std"]))
+    return plan.make(config.parse(c), meta["num_classes"], meta["steps"] * meta["batch_size"], preprocess)
+
+
+@pytest.mark.parametrize("parallelism", ["jit", "pmap"])
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
+def test_recording(path: Path, parallelism: str) -> None:
+    with np.load(path) as file, jax.enable_x64(True):
+        recorded = {name: file[name] for name in file.files}
+        check(recorded, json.loads(str(recorded["meta"])), parallelism)
+
+
+def check(recorded: dict[str, np.ndarray], meta: dict[str, Any], parallelism: str) -> None:
+    run = build(meta, parallelism)
+    names = run.topology.nodes
+    variables = {}
+    for i, name in enumerate(names):
+        prefix = f"init/{i}/"
+        official = {k.removeprefix(prefix): v for k, v in recorded.items() if k.startswith(prefix)}
+        made = pytorch.variables(meta["networks"][i], official, meta["num_classes"])
+        variables[name] = jax.tree.map(lambda x: x.astype(np.float64), made)
+    state = run.devices.place(initial_state(run.networks, variables, run.pairs, seed=0))
+    flat = recorded["images"].reshape(-1, *recorded["images"].shape[2:])
+    data = run.devices.place(resident.Resident(flat, recorded["labels"].reshape(-1).astype(np.int32)))
+    step = run.devices.compile(plan.make_step(run), donate=True)
+
+    for index in range(meta["steps"]):
+        batch = np.arange(index * meta["batch_size"], (index + 1) * meta["batch_size"], dtype=np.int32)
+        before = {name: int(run.devices.one(state).networks[name].updates) for name in names}
+        state, metrics = step.call(state, data, batch)
+        metrics = jax.device_get(run.devices.one(metrics))
+        for p, (teacher, student) in enumerate(run.pairs):
+            pair = f"{teacher}->{student}"
+            for ours, theirs in [
+                ("gap", "gap"),
+                ("threshold", "threshold"),
+                ("epsilon", "epsilon"),
+                ("student_distance", "student_dist"),
+                ("teacher_distance", "teacher_dist"),
+            ]:
+                expected = recorded[f"switch/{theirs}"][index, p]
+                np.testing.assert_allclose(metrics[f"{pair}/{ours}"], expected, rtol=1e-9, err_msg=f"{index} {pair}")
+            assert bool(metrics[f"{pair}/expert"]) == bool(recorded["switch/expert"][index, p]), (index, pair)
+        for i, name in enumerate(names):
+            took_step = int(run.devices.one(state).networks[name].updates) > before[name]
+            if took_step:
+                np.testing.assert_allclose(metrics[f"{name}/loss"], recorded["losses"][index, i], rtol=1e-9)
+
+    final = jax.device_get(run.devices.one(state))
+    for i, name in enumerate(names):
+        ours = pytorch.state_dict(final.networks[name].evaluated)
+        for tensor, value in ours.items():
+            running_var = tensor.endswith("running_var")  # torch's is the unbiased one
+            close = {"rtol": 2e-2, "atol": 2e-2} if running_var else {"rtol": 1e-8, "atol": 1e-10}
+            expected = recorded[f"final_norm/{i}/{tensor}"]
+            np.testing.assert_allclose(np.linalg.norm(value.ravel()), expected, **close, err_msg=tensor)
+            head = recorded[f"final_head/{i}/{tensor}"]
+            np.testing.assert_allclose(value.ravel()[: len(head)], head, **close, err_msg=tensor)
+        check_eval(recorded, meta, run, final, i, name)
+
+
+def check_eval(
+    recorded: dict[str, np.ndarray], meta: dict[str, Any], run: plan.Plan, final: Any, i: int, name: str
+) -> None:
+    module = models.create(meta["networks"][i], meta["num_classes"], dtype=np.float64, param_dtype=np.float64)
+    images = augment.normalise(recorded["eval_images"], run.preprocess, np.float64)
+    logits = module.apply(final.networks[name].evaluated, images, train=False)
+    np.testing.assert_allclose(logits, recorded[f"eval_logits/{i}"], rtol=2e-2, atol=2e-2)
