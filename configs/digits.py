@@ -3,10 +3,12 @@
 python -m switokd_jax.main --config=configs/digits.py --workdir=runs/digits
 """
 
+from ml_collections import ConfigDict
+
 from switokd_jax import config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     c = config.default()
     c.networks.teacher = config.network(model="wrn_16_2", milestones=(11, 16))
     c.networks.student = config.network(model="wrn_10_1", milestones=(11, 16))

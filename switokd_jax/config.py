@@ -20,6 +20,9 @@ __all__ = ["Config", "ConfigError", "default", "network", "parse"]
 class AdaptiveOrNumber(abc.ABC):
     """Type of the fields that hold 'adaptive' or a number; the command line gives text for both."""
 
+    @abc.abstractmethod
+    def __str__(self) -> str: ...
+
 
 for _kind in (str, int, float):
     AdaptiveOrNumber.register(_kind)

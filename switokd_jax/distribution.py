@@ -10,7 +10,7 @@ always of equal size.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -130,13 +130,15 @@ class Distribution:
         return jax.tree.map(lambda x: jax.lax.pmean(x, AXIS), tree)
 
 
-def create(parallelism: str, batch_norm: str, batch_size: int) -> Distribution:
-    """All devices that JAX sees, in one axis.
+def create(
+    parallelism: str, batch_norm: str, batch_size: int, devices: Sequence[jax.Device] | None = None
+) -> Distribution:
+    """The given devices, or all that JAX sees, in one axis.
 
     Raises:
       ConfigError: if the batch cannot be split into equal shares.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else list(devices)
     if batch_size % len(devices):
         near = max(batch_size // len(devices), 1) * len(devices)
         raise ConfigError(

@@ -151,7 +151,5 @@ def _bounded(value: Any, path: str, low: float, high: float, above: float) -> fl
     bounds = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
     bounds += [f"above {above:g}"] * (above > -math.inf)
     if not math.isfinite(value) or value < low or value > high or value <= above:
-        raise ConfigError(
-            f"{path} is {value!r}; it must be a finite number{' ' if bounds else ''}{' and '.join(bounds)}"
-        )
+        raise ConfigError(f"{path} is {value!r}; it must be {' and '.join(['a finite number', *bounds])}")
     return float(value)

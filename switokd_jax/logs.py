@@ -75,6 +75,37 @@ def open_writer(workdir: Path, tensorboard: bool) -> Writer:
     return Writer(path, metric_writers.SummaryWriter(str(workdir)))
 
 
+@dataclasses.dataclass
+class Clock:
+    """Training time [seconds] and examples of all restarts; compilation and evaluation are left out."""
+
+    seconds: float = 0.0
+    examples: int = 0
+    _since: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.examples / self.seconds if self.seconds else 0.0
+
+    def start(self) -> None:
+        """Runs from now on, unless it runs already."""
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def stop(self) -> None:
+        """Adds the time since `start`."""
+        if self._since is not None:
+            self.seconds += time.monotonic() - self._since
+            self._since = None
+
+    def lap(self) -> None:
+        """Brings `seconds` up to now; goes on if it runs."""
+        if self._since is not None:
+            self.stop()
+            self.start()
+
+
 class Progress:
     """A live bar on a terminal, plain lines elsewhere; one line for each evaluation either way."""
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +12,25 @@ import numpy as np
 from flax import serialization
 from ml_collections import ConfigDict
 
-from switokd_jax import checkpoint, distribution, figures, logs, plan, report, scoring, state
+from switokd_jax import checkpoint, distribution, figures, initialise, logs, plan, report, scoring
 from switokd_jax import config as configs
 from switokd_jax.data import resident, sources
-from switokd_jax.fields import ConfigError
 from switokd_jax.files import write_json
-from switokd_jax.interop import pytorch
+from switokd_jax.state import TrainState, pair_name
+from switokd_jax.workdir import open_workdir
 
-# A run may go on with other values of these; anything else would make it another run.
-MAY_CHANGE = ("log", "checkpoint", "data.dir", "parallelism", "sharding")
+Best = dict[str, dict[str, float]]
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train_and_evaluate(
+    config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None
+) -> dict[str, Any]:
     """Trains the networks of a config, or goes on where an earlier call with the same workdir stopped.
 
     Args:
       config: as `config.default()` makes it.
       workdir: a folder for config.json, metrics.jsonl, summary.json, checkpoints/, figures/.
+      devices: the devices to use; all that JAX sees unless given.
 
     Returns:
       The summary, as it stands in summary.json.
@@ -41,280 +40,184 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     """
     parsed = configs.parse(config)
     with jax.enable_x64(parsed.dtype == "float64"):
-        dataset, run = prepare(parsed)
-        folder = open_workdir(Path(workdir), config)
-        return _Run(run, dataset, folder).train()
+        dataset, run = prepare(parsed, devices)
+        return _train(_open(run, dataset, open_workdir(Path(workdir), config)))
 
 
-def prepare(parsed: configs.Config) -> tuple[sources.Dataset, plan.Plan]:
-    """Loads the data set and builds the plan; nothing is written or compiled."""
-    plan.make_topology(parsed)  # before the data is read: it is the likelier mistake
-    dataset = sources.load(parsed.data.name, parsed.data.dir, parsed.data.validation_fraction, parsed.seed)
-    return dataset, plan.make(parsed, dataset.num_classes, len(dataset.train), dataset.preprocess)
-
-
-def dry_run(parsed: configs.Config) -> str:
-    """The plan of a run as text: networks, shapes, steps, memory; trains nothing."""
+def dry_run(config: ConfigDict) -> str:
+    """The plan of a run as text: networks, shapes, steps, memory. Trains and writes nothing."""
+    parsed = configs.parse(config)
     with jax.enable_x64(parsed.dtype == "float64"):
         dataset, run = prepare(parsed)
-        start = initial(run, dataset)
-        return report.describe(run, dataset, start) + "\n" + report.parameter_tables(run, start)
+        return report.describe(run, dataset, initialise.initial(run))
 
 
-def initial(run: plan.Plan, dataset: sources.Dataset) -> state.TrainState:
-    """The state before the first step, from the seed and from `init_from` where a network has one."""
-    made = {}
-    for name, network in run.networks.items():
-        spec = run.config.networks[name]
-        made[name] = state.initial_variables(network.module, name, run.config.seed, dataset.image_shape)
-        if spec.init_from:
-            made[name] = _initialised_from(spec.init_from, spec.model, dataset.num_classes, made[name])
-    return state.initial_state(run.networks, made, run.pairs, run.config.seed)
+def prepare(parsed: configs.Config, devices: Sequence[jax.Device] | None = None) -> tuple[sources.Dataset, plan.Plan]:
+    """Loads the data set and builds the plan; nothing is written or compiled."""
+    plan.make_topology(parsed)  # before the data is read: it is the likelier mistake
+    data = parsed.data
+    dataset = sources.load(data.name, data.dir, data.validation_fraction, parsed.seed)
+    run = plan.make(parsed, dataset.num_classes, dataset.image_shape, len(dataset.train), dataset.preprocess, devices)
+    return dataset, run
 
 
-def open_workdir(folder: Path, config: ConfigDict) -> Path:
-    """Makes the folder with its config.json, or checks that it holds a run of the same config.
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays while a run trains: the plan, the compiled steps, the data on the devices."""
 
-    Raises:
-      ConfigError: if it cannot be written, or another run lives there.
-    """
-    text = json.loads(config.to_json_best_effort())
-    path = folder / "config.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _check_same(_flat(json.loads(path.read_text())), _flat(text), folder)
-        write_json(path, text)
-    except OSError as error:
-        raise ConfigError(f"--workdir {folder} cannot be written ({error.strerror}); choose another folder") from None
-    except json.JSONDecodeError:
-        raise ConfigError(f"{path} is not JSON; choose another --workdir or remove that file") from None
-    return folder
-
-
-def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    for name in sorted(old.keys() | new.keys()):
-        if name.startswith(MAY_CHANGE) or old.get(name) == new.get(name):
-            continue
-        raise ConfigError(
-            f"--workdir {folder} holds a run with config.{name} = {old.get(name)!r}, not {new.get(name)!r}; "
-            "choose another folder, or the old config to go on with that run"
-        )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return out
-
-
-@dataclasses.dataclass
-class _Clock:
-    """Training time and examples of all restarts; compilation and evaluation are left out."""
-
-    seconds: float = 0.0
-    examples: int = 0
-    _since: float | None = None
+    plan: plan.Plan
+    dataset: sources.Dataset
+    folder: Path
+    step: distribution.Compiled
+    score: distribution.Compiled
+    train: resident.Resident
+    scored: Mapping[str, tuple[resident.Resident, int]]  # split: (data, examples)
+    checkpoints: checkpoint.Checkpoints
+    writer: logs.Writer
 
     @property
-    def rate(self) -> float:
-        """Images per second."""
-        return self.examples / self.seconds if self.seconds else 0.0
-
-    def start(self) -> None:
-        """Runs from now on."""
-        self._since = time.monotonic()
-
-    def stop(self) -> None:
-        """Adds the time since `start`."""
-        if self._since is not None:
-            self.seconds += time.monotonic() - self._since
-            self._since = None
-
-    def lap(self) -> None:
-        """Brings `seconds` up to now and goes on."""
-        self.stop()
-        self.start()
+    def selected_on(self) -> str:
+        """The split whose best epoch counts: validation where there is one."""
+        return next(iter(self.scored))
 
 
-class _Run:
-    """What one call of `train_and_evaluate` holds: the plan, the compiled steps, the placed data."""
+def _open(run: plan.Plan, dataset: sources.Dataset, folder: Path) -> _Run:
+    config, place = run.config, run.devices.place
+    splits = {"validation": dataset.validation, "test": dataset.test}
+    return _Run(
+        plan=run,
+        dataset=dataset,
+        folder=folder,
+        step=run.devices.compile(plan.make_step(run), donate=True),
+        score=run.devices.compile(plan.make_score(run), donate=False),
+        train=place(resident.resident(dataset.train)),
+        scored={name: (place(resident.resident(split)), len(split)) for name, split in splits.items() if len(split)},
+        checkpoints=checkpoint.open_checkpoints(folder, run.topology.nodes, config.checkpoint, run.steps_per_epoch),
+        writer=logs.open_writer(folder, config.log.tensorboard and distribution.is_main_process()),
+    )
 
-    def __init__(self, run: plan.Plan, dataset: sources.Dataset, folder: Path):
-        self.plan, self.config, self.folder, self.dataset = run, run.config, folder, dataset
-        self.names = run.topology.nodes
-        self.clock = _Clock()
-        self.best: dict[str, dict[str, float]] = {}
-        self.compiled_for: set[int] = set()  # batch sizes
-        devices = run.devices
-        self.step = devices.compile(plan.make_step(run), donate=True)
-        modules = {name: network.module for name, network in run.networks.items()}
-        dtype = plan.DTYPES[self.config.dtype]
-        self.score = devices.compile(
-            scoring.score_step(modules, dataset.preprocess, dataset.num_classes, dtype), donate=False
-        )
-        splits = {"validation": dataset.validation, "test": dataset.test}
-        self.scored = {name: split for name, split in splits.items() if len(split)}
-        self.data = {name: devices.place(resident.resident(split)) for name, split in self.scored.items()}
-        self.train_data = devices.place(resident.resident(dataset.train))
-        self.selected_on = next(iter(self.scored))  # validation where there is one
 
-    def train(self) -> dict[str, Any]:
-        config, run, main = self.config, self.plan, distribution.is_main_process()
-        checkpoints = checkpoint.open_checkpoints(self.folder, self.names, config.checkpoint, run.steps_per_epoch)
-        host = initial(run, self.dataset)
-        template = run.devices.template(serialization.to_state_dict(host))
-        if restored := checkpoints.restore(host, template):
-            host, progress = restored
-            self.clock = _Clock(progress["seconds"], progress["examples"])
-            self.best = progress["best"]
-        first = int(host.step)
-        if main:
-            logs.drop_beyond(self.folder / "metrics.jsonl", first)
-        writer = logs.open_writer(self.folder, config.log.tensorboard and main)
-        shown = config.log.progress and main
-        bar = logs.Progress(run.total_steps, first, run.epoch(run.total_steps), shown=shown)
-        bar.say(report.describe(run, self.dataset, host) + "\n" + report.parameter_tables(run, host))
-        if first:
-            bar.say(f"resuming {self.folder} at step {first} of {run.total_steps}")
-        current = run.devices.place(host)
-        events = self._events(first)
-        indices = resident.batches(config.seed, len(self.dataset.train), config.batch_size, first)
-        for stop, evaluate, save in events:
-            current = self._steps(current, indices, first, stop, writer, bar)
-            first = stop
-            if evaluate:
-                self._evaluate(current, stop, writer, bar, checkpoints)
-            if save:
-                progress = {"seconds": self.clock.seconds, "examples": self.clock.examples, "best": self.best}
-                checkpoints.save_latest(stop, run.devices.one(current), progress)
-        checkpoints.close()
-        writer.close()
-        bar.close()
-        return self._finish(run.devices.one(current), bar)
+def _train(run: _Run) -> dict[str, Any]:
+    config, devices, total = run.plan.config, run.plan.devices, run.plan.total_steps
+    host, clock, best = initialise.initial(run.plan), logs.Clock(), Best()
+    if restored := run.checkpoints.restore(host, devices.template(serialization.to_state_dict(host))):
+        host, progress = restored
+        clock, best = logs.Clock(progress["seconds"], progress["examples"]), progress["best"]
+    first = int(host.step)
+    main = distribution.is_main_process()
+    if main:
+        logs.drop_beyond(run.folder / "metrics.jsonl", first)
+    bar = logs.Progress(total, first, run.plan.epoch(total), shown=config.log.progress and main)
+    bar.say(report.describe(run.plan, run.dataset, host))
+    if first:
+        bar.say(f"resuming {run.folder} at step {first} of {total}")
+    indices = resident.batches(config.seed, len(run.dataset.train), config.batch_size, first)
+    state, timed = devices.place(host), _timed(run.step, clock)
+    for stop, evaluate, save in _events(run.plan, first):
+        for after, lines in _steps(run, timed, state, indices, range(first, stop)):
+            state = after
+            clock.lap()
+            _write(run, lines)
+            bar.step(lines[-1]["step"], lines[-1], clock.rate, _share(lines))
+        clock.stop()
+        first = stop
+        if evaluate:
+            best = _evaluate(run, state, stop, best, bar, clock.rate)
+        if save:
+            progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best}
+            run.checkpoints.save_latest(stop, devices.one(state), progress)
+    run.checkpoints.close()
+    run.writer.close()
+    bar.close()
+    summary = report.summary(run.plan, devices.one(state), run.selected_on, best, clock, run.folder)
+    if main:
+        write_json(run.folder / "summary.json", summary)
+        drawn = figures.draw_run(run.folder)
+        bar.say(report.closing(summary, run.folder, drawn))
+    return summary
 
-    def _events(self, first: int) -> list[tuple[int, bool, bool]]:
-        """(step, evaluate, save) after `first`, in order; the last step does both."""
-        total, per_epoch = self.plan.total_steps, self.plan.steps_per_epoch
-        evaluations = _marks(self.config.eval_every * per_epoch, total)
-        saves = _marks(self.config.checkpoint.every * per_epoch, total)
-        return [(s, s in evaluations, s in saves) for s in sorted(evaluations | saves) if s > first]
 
-    def _steps(
-        self,
-        current: state.TrainState,
-        indices: Iterator[np.ndarray],
-        first: int,
-        stop: int,
-        writer: logs.Writer,
-        bar: logs.Progress,
-    ) -> state.TrainState:
-        waiting: list[Any] = []
-        self.clock.start()
-        for step in range(first, stop):
-            batch = next(indices)
-            fresh = len(batch) not in self.compiled_for
-            if fresh:  # this call compiles: it tells nothing of the speed
-                jax.block_until_ready(current)
-                self.clock.stop()
-            current, metrics = self.step.call(current, self.train_data, batch)
-            waiting.append(metrics)
-            if fresh:
-                jax.block_until_ready(current)
-                self.compiled_for.add(len(batch))
-                self.clock.start()
-            else:
-                self.clock.examples += len(batch)
-            if (step + 1) % self.config.log.every == 0 or step + 1 == stop:
-                lines = self._lines(step + 1, waiting)
-                waiting = []
-                self.clock.lap()
-                if distribution.is_main_process():
-                    writer.write(lines)
-                bar.step(step + 1, lines[-1], self.clock.rate, _share(lines))
-        self.clock.stop()
-        return current
-
-    def _lines(self, last: int, waiting: list[Any]) -> list[logs.Line]:
-        host = jax.device_get([self.plan.devices.one(metrics) for metrics in waiting])
-        steps = range(last - len(host) + 1, last + 1)
-        return [
-            {"split": "train", "epoch": round(self.plan.epoch(step), 6), "step": step, **_numbers(metrics)}
-            for step, metrics in zip(steps, host, strict=True)
-        ]
-
-    def _evaluate(
-        self,
-        current: state.TrainState,
-        step: int,
-        writer: logs.Writer,
-        bar: logs.Progress,
-        checkpoints: checkpoint.Checkpoints,
-    ) -> None:
-        variables = {name: current.networks[name].evaluated for name in self.names}
-        one = self.plan.devices.one
-        scores = {
-            split: scoring.score(
-                self.score.call, one, variables, self.data[split], len(examples), self.config.batch_size
-            )
-            for split, examples in self.scored.items()
-        }
-        lines = []
-        for split, by_name in scores.items():
-            line: logs.Line = {"split": split, "epoch": round(self.plan.epoch(step), 6), "step": step}
-            for name in self.names:
-                line |= {f"{name}/{key}": by_name[name][key] for key in ("loss", "top1", "top5")}
-                line[f"{name}/class_top1"] = [None if math.isnan(x) else x for x in by_name[name]["class_top1"]]
-            lines.append(line)
-        if distribution.is_main_process():
-            writer.write(lines)
-        shares = logs.expert_shares(jax.device_get(one(current.expert_steps)), step)
-        share = sum(shares.values()) / len(shares) if shares else None
-        for line in lines:
-            bar.evaluated(step, line, self.clock.rate, share)
-        for name in self.names:
-            score = scores[self.selected_on][name]["top1"]
-            if name not in self.best or score > self.best[name]["score"]:
-                self.best[name] = {"score": score, "step": step, "top1": scores["test"][name]["top1"]}
-                checkpoints.save_best(name, step, jax.tree.map(np.array, jax.device_get(one(variables[name]))))
-
-    def _finish(self, final: state.TrainState, bar: logs.Progress) -> dict[str, Any]:
-        tests = [line for line in logs.read_metrics(self.folder / "metrics.jsonl") if line["split"] == "test"]
-        updates = {name: int(network.updates) for name, network in final.networks.items()}
-        shares = logs.expert_shares({k: int(v) for k, v in final.expert_steps.items()}, int(final.step))
-        parameters = {name: report.count(network.params) for name, network in final.networks.items()}
-        summary = {
-            "steps": int(final.step),
-            "epochs": self.plan.epoch(int(final.step)),
-            "seconds": round(self.clock.seconds, 3),
-            "examples_per_second": round(self.clock.rate, 1),
-            "best_selected_on": self.selected_on,
-            "networks": {
-                name: {
-                    "model": self.config.networks[name].model,
-                    "parameters": parameters[name],
-                    "final_top1": tests[-1][f"{name}/top1"],
-                    "best_top1": self.best[name]["top1"],
-                    "best_epoch": self.plan.epoch(int(self.best[name]["step"])),
-                    "final_loss": tests[-1][f"{name}/loss"],
-                    "updates": updates[name],
-                }
-                for name in self.names
-            },
-            "switch": {pair: {"expert_fraction": share} for pair, share in shares.items()},
-        }
-        if distribution.is_main_process():
-            write_json(self.folder / "summary.json", summary)
-            drawn = figures.draw_run(self.folder)
-            bar.say(report.closing(summary, [path.relative_to(self.folder) for path in drawn], self.folder))
-        return summary
+def _events(run: plan.Plan, first: int) -> list[tuple[int, bool, bool]]:
+    """(step, evaluate, save) after `first`, in order; the last step does both."""
+    evaluations = _marks(run.config.eval_every * run.steps_per_epoch, run.total_steps)
+    saves = _marks(run.config.checkpoint.every * run.steps_per_epoch, run.total_steps)
+    return [(s, s in evaluations, s in saves) for s in sorted(evaluations | saves) if s > first]
 
 
 def _marks(every: float, total: int) -> set[int]:
-    """Whole steps nearest to the multiples of `every`, and the last one."""
-    marks = set() if every <= 0 else {max(round(i * every), 1) for i in range(1, int(total / every) + 1)}
-    return {step for step in marks if step <= total} | {total}
+    """The whole steps nearest to the multiples of `every`, and the last one."""
+    multiples = range(1, int(total / every) + 1) if every > 0 else range(0)
+    return {min(max(round(i * every), 1), total) for i in multiples} | {total}
+
+
+def _timed(step: distribution.Compiled, clock: logs.Clock) -> Callable[..., Any]:
+    """The step with its examples counted and its time taken, but for calls that compile."""
+    seen: set[int] = set()
+
+    def call(state: TrainState, data: resident.Resident, batch: np.ndarray) -> Any:
+        if len(batch) in seen:
+            clock.start()
+            clock.examples += len(batch)
+            return step.call(state, data, batch)
+        jax.block_until_ready(state)
+        clock.stop()
+        seen.add(len(batch))
+        return jax.block_until_ready(step.call(state, data, batch))
+
+    return call
+
+
+def _steps(
+    run: _Run, step: Callable[..., Any], state: TrainState, indices: Iterator[np.ndarray], steps: range
+) -> Iterator[tuple[TrainState, list[logs.Line]]]:
+    """Takes the steps; yields at each log interval with the lines since the last one."""
+    waiting: list[Any] = []
+    for number in steps:
+        state, metrics = step(state, run.train, next(indices))
+        waiting.append(metrics)
+        done = number + 1
+        if done % run.plan.config.log.every == 0 or done == steps.stop:
+            host = jax.device_get([run.plan.devices.one(metrics) for metrics in waiting])
+            yield (
+                state,
+                [
+                    {**_head("train", run.plan, done - len(host) + 1 + i), **_numbers(run.plan, metrics)}
+                    for i, metrics in enumerate(host)
+                ],
+            )
+            waiting = []
+
+
+def _evaluate(run: _Run, state: TrainState, step: int, best: Best, bar: logs.Progress, rate: float) -> Best:
+    """Scores all networks on all splits, writes the lines and saves each network that is better than before."""
+    one, names = run.plan.devices.one, run.plan.topology.nodes
+    variables = {name: state.networks[name].evaluated for name in names}
+    scores = {
+        split: scoring.score(run.score.call, one, variables, data, examples, run.plan.config.batch_size)
+        for split, (data, examples) in run.scored.items()
+    }
+    lines = [{**_head(split, run.plan, step), **scoring.as_line(by_name, names)} for split, by_name in scores.items()]
+    _write(run, lines)
+    shares = logs.expert_shares(jax.device_get(one(state.expert_steps)), step)
+    for line in lines:
+        bar.evaluated(step, line, rate, sum(shares.values()) / len(shares) if shares else None)
+    better = {
+        name: {"score": score["top1"], "step": step, "top1": scores["test"][name]["top1"]}
+        for name, score in scores[run.selected_on].items()
+        if name not in best or score["top1"] > best[name]["score"]
+    }
+    for name in better:
+        run.checkpoints.save_best(name, step, jax.tree.map(np.array, jax.device_get(one(variables[name]))))
+    return best | better
+
+
+def _write(run: _Run, lines: list[logs.Line]) -> None:
+    if distribution.is_main_process():
+        run.writer.write(lines)
+
+
+def _head(split: str, run: plan.Plan, step: int) -> logs.Line:
+    return {"split": split, "epoch": round(run.epoch(step), 6), "step": step}
 
 
 def _share(lines: list[logs.Line]) -> float | None:
@@ -322,16 +225,8 @@ def _share(lines: list[logs.Line]) -> float | None:
     return float(np.mean([[line[key] for key in keys] for line in lines])) if keys else None
 
 
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float | bool]:
-    return {name: bool(x) if x.dtype == bool else float(x) for name, x in metrics.items()}
-
-
-def _initialised_from(source: str, model: str, num_classes: int, like: dict[str, Any]) -> dict[str, Any]:
-    try:
-        if source.endswith((*pytorch.TORCH_SUFFIXES, ".safetensors")):
-            read = pytorch.variables(model, pytorch.read(source), num_classes)
-        else:
-            read = checkpoint.read_network(source)
-        return jax.tree.map(lambda old, new: np.asarray(new, old.dtype).reshape(old.shape), like, read)
-    except ValueError as error:
-        raise ConfigError(f"init_from {source!r} does not fit {model}: {error}") from None
+def _numbers(run: plan.Plan, metrics: Mapping[str, Any]) -> dict[str, float | bool]:
+    # JAX sorts the keys of a dict; people read the networks in the topology's order.
+    owners = [*run.topology.nodes, *map(pair_name, run.pairs)]
+    ordered = sorted(metrics, key=lambda name: owners.index(name.partition("/")[0]))
+    return {name: bool(metrics[name]) if metrics[name].dtype == bool else float(metrics[name]) for name in ordered}

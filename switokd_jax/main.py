@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from switokd_jax import loop
-from switokd_jax.config import ConfigError, parse
+from switokd_jax.config import ConfigError
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="A config file, such as configs/digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics, summary and figures.")
@@ -19,13 +19,13 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan of the run and tr
 
 
 def main(argv: list[str]) -> None:
-    """Runs one config; a setting that cannot be used ends it with one line and status 2."""
+    """Runs one config; a setting that cannot be used ends it with one line and status 1."""
     if len(argv) > 1:
         raise ConfigError(f"{argv[1]!r} is not a flag; flags begin with --config, --workdir or --dry_run")
     if _CONFIG.value is None:
         raise ConfigError("--config is missing; give a file, such as --config=configs/digits.py")
     if _DRY_RUN.value:
-        print(loop.dry_run(parse(_CONFIG.value)))
+        print(loop.dry_run(_CONFIG.value))
         return
     if not _WORKDIR.value:
         raise ConfigError("--workdir is missing; give a folder, such as --workdir=runs/digits")
@@ -57,5 +57,4 @@ def cli() -> None:
 
 
 if __name__ == "__main__":
-    app  # noqa
     cli()

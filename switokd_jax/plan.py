@@ -4,18 +4,18 @@ compiles."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from switokd_jax import distribution, models, optim, topology
+from switokd_jax import distribution, models, optim, scoring, topology
 from switokd_jax.config import Config, ConfigError
 from switokd_jax.data import resident, sources
 from switokd_jax.methods import METHODS, Method
 from switokd_jax.step import Across, Network, train_step
-from switokd_jax.topology import Topology
+from switokd_jax.topology import Pair, Topology
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
@@ -30,6 +30,8 @@ class Plan:
       networks: what does not change, by name, in the topology's order.
       method: the distillation method.
       devices: how they work together.
+      num_classes: of the data set.
+      image_shape: (height, width, channels).
       preprocess: of the data set.
       steps_per_epoch: the last partial batch included.
       total_steps: of the whole run.
@@ -40,12 +42,14 @@ class Plan:
     networks: Mapping[str, Network]
     method: Method
     devices: distribution.Distribution
+    num_classes: int
+    image_shape: tuple[int, int, int]
     preprocess: sources.Preprocess
     steps_per_epoch: int
     total_steps: int
 
     @property
-    def pairs(self) -> tuple[topology.Pair, ...]:
+    def pairs(self) -> tuple[Pair, ...]:
         """The gated pairs whose mode this method decides in every step."""
         return self.topology.pairs if self.method.switches else ()
 
@@ -90,18 +94,26 @@ def _topology(spec: Any, names: list[str], weights: dict[str, float]) -> Topolog
     return topology.custom(spec.names or names, spec.edges, relay=spec.relay)
 
 
-def make(config: Config, num_classes: int, train_examples: int, preprocess: sources.Preprocess) -> Plan:
-    """Builds the plan.
+def make(
+    config: Config,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    train_examples: int,
+    preprocess: sources.Preprocess,
+    devices: Sequence[jax.Device] | None = None,
+) -> Plan:
+    """Builds the plan for a data set of that form, on the given devices or all.
 
     Raises:
       ConfigError: naming the field at fault.
     """
     graph = make_topology(config)
-    devices = distribution.create(config.parallelism, config.batch_norm, config.batch_size)
+    together = distribution.create(config.parallelism, config.batch_norm, config.batch_size, devices)
     per_epoch = resident.steps_per_epoch(train_examples, config.batch_size)
     total = config.steps or max(round(config.epochs * per_epoch), 1)
-    networks = {name: _network(config, name, num_classes, devices.norm_axis, per_epoch, total) for name in graph.nodes}
-    return Plan(config, graph, networks, METHODS[config.method], devices, preprocess, per_epoch, total)
+    networks = {name: _network(config, name, num_classes, together.norm_axis, per_epoch, total) for name in graph.nodes}
+    method = METHODS[config.method]
+    return Plan(config, graph, networks, method, together, num_classes, image_shape, preprocess, per_epoch, total)
 
 
 def _network(config: Config, name: str, num_classes: int, axis_name: str | None, per_epoch: int, total: int) -> Network:
@@ -152,3 +164,9 @@ def make_step(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
         return step
 
     return for_devices
+
+
+def make_score(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
+    """The scoring step of a plan, for `Distribution.compile`: (variables, data, indices, mask) -> sums."""
+    modules = {name: network.module for name, network in plan.networks.items()}
+    return scoring.score_step(modules, plan.preprocess, plan.num_classes, DTYPES[plan.config.dtype])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from clu import parameter_overview
 
 from switokd_jax.data.sources import Dataset
+from switokd_jax.logs import Clock, expert_shares, read_metrics
 from switokd_jax.plan import Plan
 from switokd_jax.state import TrainState
 
@@ -24,42 +27,70 @@ def describe(plan: Plan, dataset: Dataset, state: TrainState) -> str:
     height, width, channels = dataset.image_shape
     sizes = f"{len(dataset.train)} train, {len(dataset.validation)} validation, {len(dataset.test)} test"
     devices = f"{plan.devices.device_count} x {jax.devices()[0].platform}"
-    out = [
-        f"data      {dataset.name}: {sizes}, {height}x{width}x{channels}, {dataset.num_classes} classes",
-        f"devices   {devices}, parallelism {config.parallelism}, {config.dtype}",
-        f"steps     {plan.total_steps} ({plan.epoch(plan.total_steps):g} epochs of {plan.steps_per_epoch}), "
-        f"batch {config.batch_size}",
-        f"method    {config.method} {config.hyperparameters}".replace("Hyperparameters", ""),
+    rows = [
+        ("data", f"{dataset.name}: {sizes}"),
+        ("", f"{height}x{width}x{channels} pixels, {dataset.num_classes} classes"),
+        ("devices", f"{devices}, {config.parallelism}, {config.dtype}"),
+        ("steps", f"{plan.total_steps}: {plan.epoch(plan.total_steps):g} epochs of {plan.steps_per_epoch}"),
+        ("batch", f"{config.batch_size} over all devices"),
+        ("method", config.method),
     ]
+    hyperparameters = dataclasses.asdict(config.hyperparameters)
+    rows += [("", f"{name} = {'adaptive' if value is None else value}") for name, value in hyperparameters.items()]
     for edge in plan.topology.edges:
-        gate = " while that pair is in learning mode" if edge.gate else ""
-        out.append(f"edge      {edge.learner} learns from {edge.source}, weight {edge.weight:g}{gate}")
-    memory = sum(x.nbytes for x in jax.tree.leaves(state))
-    data = sum(split.images.nbytes for split in (dataset.train, dataset.validation, dataset.test))
-    out.append(f"memory    {memory / 2**20:.1f} MiB state, {data / 2**20:.1f} MiB images on each device")
-    for name, network in state.networks.items():
-        out.append(f"network   {name}: {config.networks[name].model}, {count(network.params):,} parameters")
-    return "\n".join(out)
+        gate = ", in learning mode" if edge.gate else ""
+        rows.append(("edge", f"{edge.learner} learns from {edge.source}, weight {edge.weight:g}{gate}"))
+    memory = sum(x.nbytes for x in jax.tree.leaves(state)) / 2**20
+    images = sum(split.images.nbytes for split in (dataset.train, dataset.validation, dataset.test)) / 2**20
+    rows.append(("memory", f"{memory:.1f} MiB state and {images:.1f} MiB images on each device"))
+    table = "\n".join(f"{head:<9}{row}" for head, row in rows)
+    return "\n".join([table, *(_parameters(name, plan, state.networks[name].params) for name in plan.topology.nodes)])
 
 
-def parameter_tables(plan: Plan, state: TrainState) -> str:
-    """CLU's table of every parameter, network by network."""
-    return "\n".join(
-        f"{name} ({plan.config.networks[name].model})\n"
-        + parameter_overview.get_parameter_overview(network.params, include_stats=False)
-        for name, network in state.networks.items()
-    )
+def _parameters(name: str, plan: Plan, params: Any) -> str:
+    # One row for each top-level module: a row for each array would run over several screens.
+    modules = {module: np.broadcast_to(np.float32(0), (count(tree),)) for module, tree in params.items()}
+    table = parameter_overview.get_parameter_overview(modules, include_stats=False)
+    return f"network  {name}: {plan.config.networks[name].model}, {count(params):,} parameters\n{table}"
 
 
-def closing(summary: dict[str, Any], pictures: list[Path], folder: Path) -> str:
+def summary(
+    plan: Plan, final: TrainState, selected_on: str, best: dict[str, Any], clock: Clock, folder: Path
+) -> dict[str, Any]:
+    """What summary.json holds; see the README for its fields."""
+    last = [line for line in read_metrics(folder / "metrics.jsonl") if line["split"] == "test"][-1]
+    steps = int(final.step)
+    shares = expert_shares({pair: int(count) for pair, count in final.expert_steps.items()}, steps)
+    return {
+        "steps": steps,
+        "epochs": round(plan.epoch(steps), 6),
+        "seconds": round(clock.seconds, 3),
+        "examples_per_second": round(clock.rate, 1),
+        "best_selected_on": selected_on,
+        "networks": {
+            name: {
+                "model": plan.config.networks[name].model,
+                "parameters": count(final.networks[name].params),
+                "final_top1": last[f"{name}/top1"],
+                "best_top1": best[name]["top1"],
+                "best_epoch": round(plan.epoch(int(best[name]["step"])), 6),
+                "final_loss": last[f"{name}/loss"],
+                "updates": int(final.networks[name].updates),
+            }
+            for name in plan.topology.nodes
+        },
+        "switch": {pair: {"expert_fraction": share} for pair, share in shares.items()},
+    }
+
+
+def closing(result: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
     """The last lines of a run."""
-    out = []
-    for name, scores in summary["networks"].items():
-        out.append(
-            f"{name}: final top-1 {scores['final_top1']:.2f} %, best {scores['best_top1']:.2f} % "
-            f"(selected on {summary['best_selected_on']}), {scores['updates']} of {summary['steps']} updates"
-        )
-    out += [f"{pair}: {100 * s['expert_fraction']:.1f} % expert steps" for pair, s in summary["switch"].items()]
-    out.append(f"{summary['examples_per_second']:.0f} images/s over {summary['seconds']:.1f} s of training")
-    out.append(f"{folder}: summary.json, metrics.jsonl, checkpoints/, {', '.join(map(str, pictures))}")
+    out = [
+        f"{name}: final top-1 {scores['final_top1']:.2f} %, best {scores['best_top1']:.2f} % "
+        f"({result['best_selected_on']}), {scores['updates']} of {result['steps']} updates"
+        for name, scores in result["networks"].items()
+    ]
+    out += [f"{pair}: {100 * s['expert_fraction']:.1f} % expert steps" for pair, s in result["switch"].items()]
+    out.append(f"{result['examples_per_second']:.0f} images/s over {result['seconds']:.1f} s of training")
+    out += [f"wrote {path}" for path in (folder / "summary.json", *pictures)]
     return "\n".join(out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -95,3 +95,14 @@ def score(
             "count": int(sums["count"]),
         }
     return out
+
+
+def as_line(scores: Mapping[str, dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """Scores as a line of metrics.jsonl: NAME/loss, NAME/top1, NAME/top5, NAME/class_top1 (None for NaN), in the order of
+    `names`."""
+    line: dict[str, Any] = {}
+    for name in names:
+        score = scores[name]
+        line |= {f"{name}/{key}": score[key] for key in ("loss", "top1", "top5")}
+        line[f"{name}/class_top1"] = [None if np.isnan(x) else round(float(x), 4) for x in score["class_top1"]]
+    return line

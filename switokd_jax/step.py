@@ -87,9 +87,9 @@ def train_step(
       across: how the devices work together.
 
     Returns:
-      The state after, and scalar metrics: NAME/loss, NAME/cross_entropy (the part of the loss that the
-      labels make), NAME/top1 (percent of the batch), NAME/learning_rate, and T->S/gap, T->S/threshold, T->S/epsilon, T->S/student_distance,
-      T->S/teacher_distance, T->S/expert for each gated pair of a switching method.
+      The state after, and scalar metrics: NAME/loss, NAME/cross_entropy (the labels' part of the loss),
+      NAME/top1 (percent of the batch), NAME/learning_rate, and for each gated pair of a switching method
+      T->S/gap, T->S/threshold, T->S/epsilon, T->S/student_distance, T->S/teacher_distance, T->S/expert.
     """
     outputs = {name: _forward(networks[name], state.networks[name], images) for name in topology.nodes}
     everyone = across.gather(labels)
@@ -127,11 +127,12 @@ def train_step(
     for pair, switch in decision.switches.items():
         expert_steps[pair_name(pair)] += switch.expert.astype(jnp.int32)
         metrics |= {f"{pair_name(pair)}/{field}": value for field, value in switch._asdict().items()}
-    return state.replace(networks=after, expert_steps=expert_steps, step=state.step + 1), metrics
+    step = state.step + 1
+    return dataclasses.replace(state, networks=after, expert_steps=expert_steps, step=step), metrics
 
 
 def _forward(network: Network, state: NetworkState, images: jax.Array) -> _Forward:
-    def apply(params: Tree) -> tuple[jax.Array, Tree]:
+    def apply(params: Tree) -> Any:
         variables = {"params": params, "batch_stats": state.batch_stats}
         if network.frozen:
             return network.module.apply(variables, images, train=False), state.batch_stats
@@ -155,7 +156,7 @@ def _network_step(
 ) -> NetworkState:
     if network.frozen:
         return before
-    moved = before.replace(batch_stats=across.average(forward.batch_stats))
+    moved = dataclasses.replace(before, batch_stats=across.average(forward.batch_stats))
 
     def update() -> NetworkState:
         (gradient,) = forward.pullback(cotangent.astype(forward.logits.dtype))
@@ -164,7 +165,8 @@ def _network_step(
         ema = before.ema
         if network.ema:
             ema = jax.tree.map(lambda e, p: network.ema * e + (1.0 - network.ema) * p, ema, params)
-        return moved.replace(params=params, opt_state=opt_state, ema=ema, updates=before.updates + 1)
+        updates = before.updates + 1
+        return dataclasses.replace(moved, params=params, opt_state=opt_state, ema=ema, updates=updates)
 
     if learn is None:
         return update()

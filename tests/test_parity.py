@@ -47,7 +47,8 @@ def build(meta: dict[str, Any], parallelism: str) -> plan.Plan:
         )
     }
     preprocess = sources.Preprocess(tuple(meta["mean"]), tuple(meta["std"]))
-    return plan.make(config.parse(c), meta["num_classes"], meta["steps"] * meta["batch_size"], preprocess)
+    examples = meta["steps"] * meta["batch_size"]
+    return plan.make(config.parse(c), meta["num_classes"], (32, 32, 3), examples, preprocess)
 
 
 @pytest.mark.parametrize("parallelism", ["jit", "pmap"])
@@ -79,15 +80,15 @@ def check(recorded: dict[str, np.ndarray], meta: dict[str, Any], parallelism: st
         metrics = jax.device_get(run.devices.one(metrics))
         for p, (teacher, student) in enumerate(run.pairs):
             pair = f"{teacher}->{student}"
-            for ours, theirs in [
+            for field, recorded_as in [
                 ("gap", "gap"),
                 ("threshold", "threshold"),
                 ("epsilon", "epsilon"),
                 ("student_distance", "student_dist"),
                 ("teacher_distance", "teacher_dist"),
             ]:
-                expected = recorded[f"switch/{theirs}"][index, p]
-                np.testing.assert_allclose(metrics[f"{pair}/{ours}"], expected, rtol=1e-9, err_msg=f"{index} {pair}")
+                expected = recorded[f"switch/{recorded_as}"][index, p]
+                np.testing.assert_allclose(metrics[f"{pair}/{field}"], expected, rtol=1e-9, err_msg=f"{index} {pair}")
             assert bool(metrics[f"{pair}/expert"]) == bool(recorded["switch/expert"][index, p]), (index, pair)
         for i, name in enumerate(names):
             took_step = int(run.devices.one(state).networks[name].updates) > before[name]
@@ -99,11 +100,11 @@ def check(recorded: dict[str, np.ndarray], meta: dict[str, Any], parallelism: st
         ours = pytorch.state_dict(final.networks[name].evaluated)
         for tensor, value in ours.items():
             running_var = tensor.endswith("running_var")  # torch's is the unbiased one
-            close = {"rtol": 2e-2, "atol": 2e-2} if running_var else {"rtol": 1e-8, "atol": 1e-10}
+            rtol, atol = (2e-2, 2e-2) if running_var else (1e-8, 1e-10)
             expected = recorded[f"final_norm/{i}/{tensor}"]
-            np.testing.assert_allclose(np.linalg.norm(value.ravel()), expected, **close, err_msg=tensor)
+            np.testing.assert_allclose(np.linalg.norm(value.ravel()), expected, rtol=rtol, atol=atol, err_msg=tensor)
             head = recorded[f"final_head/{i}/{tensor}"]
-            np.testing.assert_allclose(value.ravel()[: len(head)], head, **close, err_msg=tensor)
+            np.testing.assert_allclose(value.ravel()[: len(head)], head, rtol=rtol, atol=atol, err_msg=tensor)
         check_eval(recorded, meta, run, final, i, name)
 
 
@@ -112,5 +113,5 @@ def check_eval(
 ) -> None:
     module = models.create(meta["networks"][i], meta["num_classes"], dtype=np.float64, param_dtype=np.float64)
     images = augment.normalise(recorded["eval_images"], run.preprocess, np.float64)
-    logits = module.apply(final.networks[name].evaluated, images, train=False)
+    logits: Any = module.apply(final.networks[name].evaluated, images, train=False)
     np.testing.assert_allclose(logits, recorded[f"eval_logits/{i}"], rtol=2e-2, atol=2e-2)

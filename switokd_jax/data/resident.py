@@ -17,13 +17,13 @@ from switokd_jax.data import augment, sources
 class Resident:
     """images: [n, height, width, channels] uint8; labels: [n] int32; both on every device."""
 
-    images: jax.Array
-    labels: jax.Array
+    images: jax.Array | np.ndarray
+    labels: jax.Array | np.ndarray
 
 
 def resident(split: sources.Split) -> Resident:
     """A split as the tree that `Distribution.place` copies to the devices."""
-    return Resident(split.images, split.labels)  # type: ignore[arg-type]
+    return Resident(split.images, split.labels)
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:

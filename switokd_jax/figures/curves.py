@@ -32,17 +32,11 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> Path | None:
     for axes, metric, label in zip(panels, ("loss", "top1"), ("cross-entropy", "top-1 (%)"), strict=True):
         for name, colour in style.colours(names).items():
             key = f"{name}/{metric}"
-            x, y = [line["epoch"] for line in test], [line[key] for line in test]
+            x, y = np.asarray([(line["epoch"], line[key]) for line in test]).T
             axes.plot(x, y, color=colour, linewidth=1.6, marker="o", markersize=2.5, label=f"{name}, test")
             key = f"{name}/cross_entropy" if metric == "loss" else key
-            axes.plot(
-                *_epoch_means(train, key),
-                color=colour,
-                linewidth=1.0,
-                linestyle="--",
-                alpha=0.8,
-                label=f"{name}, train",
-            )
+            x, y = _epoch_means(train, key)
+            axes.plot(x, y, color=colour, linewidth=1.0, linestyle="--", alpha=0.8, label=f"{name}, train")
         style.tidy(axes, "epoch", label)
     panels[0].set_yscale("log")
     panels[1].legend(frameon=False, fontsize=8)

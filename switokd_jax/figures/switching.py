@@ -44,7 +44,7 @@ def draw_switching(lines: Sequence[dict[str, Any]], path: Path) -> Path | None:
         frameon=False,
         fontsize=8,
     )
-    style.tidy(panels[-1], "step", "L1 distance")
+    panels[-1].set_xlabel("step")
     return style.save(figure, path)
 
 

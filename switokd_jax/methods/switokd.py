@@ -55,11 +55,8 @@ def switokd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparame
     }
     losses = dict(outputs.cross_entropy)
     for edge in topology.edges:
-        term = (
-            edge.weight
-            * tau**2
-            * jnp.mean(kl_divergence(outputs.logits[edge.source], outputs.logits[edge.learner], tau))
-        )
+        divergence = kl_divergence(outputs.logits[edge.source], outputs.logits[edge.learner], tau)
+        term = edge.weight * tau**2 * jnp.mean(divergence)
         losses[edge.learner] += term if edge.gate is None else jnp.where(switches[edge.gate].expert, 0.0, term)
 
     learn = {

@@ -78,16 +78,19 @@ def classifier(
     num_classes: int,
     *,
     name: str,
-    kernel_init: Any = init.variance_scaling(1 / 3, "fan_in", "uniform"),  # torch.nn.Linear's default
+    kernel_init: Any = None,
     bias_init: Any = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
 ) -> jax.Array:
-    """Global average pooling and a linear layer: [b, h, w, c] to logits [b, classes], float32 at least."""
+    """Global average pooling and a linear layer: [b, h, w, c] to logits [b, classes], float32 at least.
+
+    The initialisers' defaults are torch.nn.Linear's.
+    """
     x = jnp.mean(x, axis=(1, 2))
     head = nn.Dense(
         num_classes,
-        kernel_init=kernel_init,
+        kernel_init=kernel_init or init.variance_scaling(1 / 3, "fan_in", "uniform"),
         bias_init=bias_init or linear_bias_init(x.shape[-1]),
         dtype=dtype,
         param_dtype=param_dtype,

@@ -40,6 +40,7 @@ class SeparableBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Features [batch, height, width, channels] of such features."""
         inputs = x.shape[-1]
         x = self.conv(inputs, 3, self.stride, groups=inputs, name="conv1")(x)
         x = nn.relu(self.norm(name="bn1")(x))
@@ -56,9 +57,10 @@ class MobileNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = functools.partial(layers.conv, kernel_init=layers.inverse_fan_in, **kinds)
-        norm = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
+        """Logits [batch, classes] of images [batch, height, width, channels]."""
+        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv: Any = functools.partial(layers.conv, kernel_init=layers.inverse_fan_in, **kinds)
+        norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
         x = nn.relu(norm(name="bn1")(conv(32, 3, name="conv1")(x.astype(self.dtype))))
         for index, (features, stride) in enumerate(BLOCKS):
             x = SeparableBlock(features, stride, conv, norm, name=f"layers_{index}")(x)
@@ -76,6 +78,7 @@ class InvertedResidual(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Features [batch, height, width, channels] of such features."""
         wide = x.shape[-1] * self.expansion
         out = nn.relu(self.norm(name="conv_1")(self.conv(wide, 1, name="conv_0")(x)))
         out = self.conv(wide, 3, self.stride, groups=wide, name="conv_3")(out)
@@ -99,9 +102,10 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = functools.partial(layers.conv, kernel_init=layers.kaiming_normal_fan_out, **kinds)
-        norm = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
+        """Logits [batch, classes] of images [batch, height, width, channels]."""
+        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv: Any = functools.partial(layers.conv, kernel_init=layers.kaiming_normal_fan_out, **kinds)
+        norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
         x = conv(int(32 * self.width), 3, 2, name="conv1_0")(x.astype(self.dtype))
         x = nn.relu(norm(name="conv1_1")(x))
         for stage, (expansion, features, blocks, stride) in enumerate(STAGES):

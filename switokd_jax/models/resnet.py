@@ -26,6 +26,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Features [batch, height, width, channels] of such features."""
         out = nn.relu(self.norm(name="bn1")(self.conv(self.features, 3, self.stride, name="conv1")(x)))
         out = self.norm(name="bn2")(self.conv(self.features, 3, name="conv2")(out))
         if self.stride != 1 or x.shape[-1] != self.features:
@@ -49,9 +50,10 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = functools.partial(layers.conv, kernel_init=layers.kaiming_normal, **kinds)
-        norm = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
+        """Logits [batch, classes] of images [batch, height, width, channels]."""
+        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv: Any = functools.partial(layers.conv, kernel_init=layers.kaiming_normal, **kinds)
+        norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
         x = nn.relu(norm(name="bn1")(conv(16, 3, name="conv1")(x.astype(self.dtype))))
         for stage, stride in enumerate((1, 2, 2)):
             for block in range((self.depth - 2) // 6):

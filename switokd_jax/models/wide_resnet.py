@@ -27,6 +27,7 @@ class WideBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Features [batch, height, width, channels] of such features."""
         out = self.conv(self.features, 3, name="conv1")(nn.relu(self.norm(name="bn1")(x)))
         out = self.conv(self.features, 3, self.stride, name="conv2")(nn.relu(self.norm(name="bn2")(out)))
         if self.stride != 1 or x.shape[-1] != self.features:
@@ -55,9 +56,10 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = functools.partial(layers.conv, use_bias=True, kernel_init=layers.xavier_uniform_sqrt2, **kinds)
-        norm = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
+        """Logits [batch, classes] of images [batch, height, width, channels]."""
+        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv: Any = functools.partial(layers.conv, use_bias=True, kernel_init=layers.xavier_uniform_sqrt2, **kinds)
+        norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
         x = conv(16, 3, name="conv1")(x.astype(self.dtype))
         for stage, stride in enumerate((1, 2, 2)):
             for block in range((self.depth - 4) // 6):

@@ -1,0 +1,46 @@
+"""The state before the first step: drawn from the seed, or read from a checkpoint of ours or of PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from switokd_jax import checkpoint
+from switokd_jax.fields import ConfigError
+from switokd_jax.interop import pytorch
+from switokd_jax.plan import Plan
+from switokd_jax.state import TrainState, initial_state, initial_variables
+
+
+def initial(plan: Plan) -> TrainState:
+    """The state before the first step.
+
+    Raises:
+      ConfigError: naming the network and the file, if an `init_from` cannot be used.
+    """
+    made = {}
+    for name, network in plan.networks.items():
+        spec = plan.config.networks[name]
+        made[name] = initial_variables(network.module, name, plan.config.seed, plan.image_shape)
+        if spec.init_from:
+            try:
+                made[name] = _read(spec.init_from, spec.model, plan.num_classes, made[name])
+            except ValueError as error:
+                raise ConfigError(f"config.networks.{name}.init_from: {error}") from None
+    return initial_state(plan.networks, made, plan.pairs, plan.config.seed)
+
+
+def _read(source: str, model: str, num_classes: int, like: dict[str, Any]) -> dict[str, Any]:
+    if source.endswith((*pytorch.TORCH_SUFFIXES, ".safetensors")):
+        read = pytorch.variables(model, pytorch.read(source), num_classes)
+    else:
+        read = checkpoint.read_network(source)
+    if str(jax.tree.structure(read)) != str(jax.tree.structure(like)):
+        raise ValueError(f"{source!r} holds another network than {model}")
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(read), strict=True):
+        if old.shape != new.shape:
+            where = jax.tree_util.keystr(path)
+            raise ValueError(f"{source!r} has shape {new.shape} at {where}, and {model} here has {old.shape}")
+    return jax.tree.map(lambda old, new: np.asarray(new, old.dtype), like, read)
