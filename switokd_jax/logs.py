@@ -70,6 +70,7 @@ def open_writer(workdir: Path, tensorboard: bool) -> Writer:
     if not tensorboard:
         return Writer(path)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow announces it; only files are written with it
     from clu import metric_writers
 
     return Writer(path, metric_writers.SummaryWriter(str(workdir)))

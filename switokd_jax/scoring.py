@@ -98,8 +98,7 @@ def score(
 
 
 def as_line(scores: Mapping[str, dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """Scores as a line of metrics.jsonl: NAME/loss, NAME/top1, NAME/top5, NAME/class_top1 (None for NaN), in the order of
-    `names`."""
+    """Scores as a line of metrics.jsonl, network by network: loss, top1, top5, class_top1 (None for NaN)."""
     line: dict[str, Any] = {}
     for name in names:
         score = scores[name]

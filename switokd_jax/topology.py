@@ -137,7 +137,7 @@ def _as_edge(raw: Edge | Sequence[object]) -> Edge:
     if isinstance(raw, str) or not isinstance(raw, Sequence) or not 2 <= len(raw) <= 4:
         raise ValueError(f"edge {raw!r} is not (learner, source, gate or None, weight)")
     learner, source, *rest = raw
-    gate, weight = (*rest, None, 1.0)[:2] if len(rest) < 2 else rest
+    gate, weight = (*rest, *(None, 1.0)[len(rest) :])
     if not isinstance(learner, str) or not isinstance(source, str):
         raise ValueError(f"edge {raw!r}: learner and source are names of networks")
     if gate is not None:

@@ -1,0 +1,139 @@
+"""Published parameter counts, image sizes, and the layers against lax and torch's conventions."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from switokd_jax import models
+from switokd_jax.models.layers import convolution
+
+# (model, classes): parameters here, and the figure that the papers or the public code give for them.
+PUBLISHED = {
+    ("wrn_16_1", 10): (175_626, "0.18"),
+    ("wrn_16_2", 100): (704_420, "0.70"),
+    ("wrn_16_2", 200): (717_320, "0.72"),
+    ("wrn_16_8", 10): (10_965_866, "11.0"),
+    ("wrn_40_2", 100): (2_258_084, "2.26"),
+    ("resnet20", 10): (269_722, "0.27"),
+    ("resnet20", 200): (282_072, "0.28"),
+    ("resnet32", 100): (470_004, "0.47"),
+    ("resnet44", 10): (658_586, "0.66"),
+    ("resnet56", 10): (853_018, "0.85"),
+    ("resnet110", 10): (1_727_962, "1.7"),
+    ("mobilenetv2_0.5", 100): (812_836, "0.812836"),
+    ("mobilenet", 100): (3_309_476, "3.3"),
+}
+
+
+def count(name: str, classes: int) -> int:
+    module = models.create(name, classes)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    tree = jax.eval_shape(lambda x: module.init(jax.random.PRNGKey(0), x, train=False), image)
+    return sum(leaf.size for leaf in jax.tree.leaves(tree["params"]))
+
+
+@pytest.mark.parametrize(("name", "classes"), PUBLISHED)
+def test_parameter_count(name: str, classes: int) -> None:
+    here, published = PUBLISHED[name, classes]
+    assert count(name, classes) == here
+    places = len(published.partition(".")[2])
+    assert abs(here / 1e6 - float(published)) <= 1.01 * 10**-places  # some papers cut, others round
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    list(
+        itertools.product(
+            ["wrn_10_1", "resnet8", "resnet14", "mobilenetv2_0.25", "mobilenet"],
+            [(8, 8, 1), (28, 28, 1), (32, 32, 3), (64, 64, 3)],
+        )
+    ),
+)
+def test_image_sizes(name: str, shape: tuple[int, int, int]) -> None:
+    module = models.create(name, 7)
+    image = jnp.zeros((2, *shape))
+
+    def run() -> jax.Array:
+        variables = module.init(jax.random.PRNGKey(0), image, train=False)
+        logits, _ = module.apply(variables, image, train=True, mutable=["batch_stats"])
+        return logits
+
+    out = jax.eval_shape(run)
+    assert out.shape == (2, 7)
+    assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "name", ["wrn_12_2", "wrn_16", "wrn_16_0", "resnet21", "resnet", "mobilenetv2_0.01", "vgg", ""]
+)
+def test_unknown_model(name: str) -> None:
+    with pytest.raises(ValueError, match=f"model '{name}'"):
+        models.create(name, 10)
+
+
+def test_bfloat16_keeps_float32_parameters_and_logits() -> None:
+    module = models.create("wrn_10_1", 5, dtype=jnp.bfloat16)
+    image = jax.random.normal(jax.random.PRNGKey(0), (4, 8, 8, 3))
+    variables = module.init(jax.random.PRNGKey(1), image, train=False)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits, moved = module.apply(variables, image, train=True, mutable=["batch_stats"])
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(moved)} == {jnp.dtype("float32")}
+    full: Any = models.create("wrn_10_1", 5).apply(variables, image, train=False)
+    half: Any = module.apply(variables, image, train=False)
+    np.testing.assert_allclose(half, full, atol=0.15)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "side", "groups"),
+    list(itertools.product([1, 3], [1, 2], [1, 2, 7, 8], [1, 4])),
+)
+def test_convolution_and_gradients(size: int, stride: int, side: int, groups: int) -> None:
+    """Our form and XLA's own: the same numbers, forward and in both gradients."""
+    rng = np.random.default_rng(0)
+    pads = ((size // 2, size // 2),) * 2
+    numbers = ("NHWC", "HWIO", "NHWC")
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.normal(size=(2, side, side, 4)))
+        kernel = jnp.asarray(rng.normal(size=(size, size, 4 // groups, 4 if groups > 1 else 3)))
+
+        def ours(x: jax.Array, k: jax.Array) -> jax.Array:
+            return convolution(x, k, (stride, stride), pads, dimension_numbers=numbers, feature_group_count=groups)
+
+        def lax_own(x: jax.Array, k: jax.Array) -> jax.Array:
+            return lax.conv_general_dilated(
+                x, k, (stride, stride), pads, dimension_numbers=numbers, feature_group_count=groups
+            )
+
+        y, pull = jax.vjp(ours, x, kernel)
+        y_lax, pull_lax = jax.vjp(lax_own, x, kernel)
+        np.testing.assert_allclose(y, y_lax, rtol=1e-12, atol=1e-12)
+        g = jnp.asarray(rng.normal(size=y.shape))
+        for mine, theirs in zip(pull(g), pull_lax(g), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-11, atol=1e-12)
+
+
+# Standard deviation of the first convolution and the head as the public code initialises them.
+INITIAL = {
+    "wrn_16_2": ("conv1", (2 * 2 / (27 + 9 * 16)) ** 0.5, "linear", (1 / 3 / 128) ** 0.5),
+    "resnet20": ("conv1", (2 / 27) ** 0.5, "linear", (2 / 64) ** 0.5),
+    "mobilenetv2_1.0": ("conv1_0", (2 / (9 * 32)) ** 0.5, "classifier_0", 0.01),
+    "mobilenet": ("conv1", 1 / 27, "linear", 1 / 1024),
+}
+
+
+@pytest.mark.parametrize("name", INITIAL)
+def test_initialisation(name: str) -> None:
+    stem, stem_std, head, head_std = INITIAL[name]
+    module = models.create(name, 100)
+    init = jax.jit(lambda key: module.init(key, jnp.zeros((1, 32, 32, 3)), train=False))
+    params = init(jax.random.PRNGKey(0))["params"]
+    assert float(params[stem]["kernel"].std()) == pytest.approx(stem_std, rel=0.15)
+    assert float(params[head]["kernel"].std()) == pytest.approx(head_std, rel=0.05)
