@@ -136,8 +136,9 @@ def _as_edge(raw: Edge | Sequence[object]) -> Edge:
         return raw
     if isinstance(raw, str) or not isinstance(raw, Sequence) or not 2 <= len(raw) <= 4:
         raise ValueError(f"edge {raw!r} is not (learner, source, gate or None, weight)")
-    learner, source, *rest = raw
-    gate, weight = (*rest, *(None, 1.0)[len(rest) :])
+    learner, source = raw[:2]
+    gate = raw[2] if len(raw) > 2 else None
+    weight = raw[3] if len(raw) > 3 else 1.0
     if not isinstance(learner, str) or not isinstance(source, str):
         raise ValueError(f"edge {raw!r}: learner and source are names of networks")
     if gate is not None:

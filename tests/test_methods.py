@@ -30,8 +30,8 @@ def random_logits(graph: topology.Topology, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     # Sharper from the last node to the first, so that both modes come up over the seeds.
     return {
-        name: (rng.normal(size=(BATCH, CLASSES)) + sharp * np.eye(CLASSES)[LABELS]).astype(np.float64)
-        for sharp, name in zip(rng.permutation(3)[: len(graph.nodes)] * 1.0, graph.nodes, strict=True)
+        name: (2 * rng.normal(size=(BATCH, CLASSES)) + sharp * np.eye(CLASSES)[LABELS]).astype(np.float64)
+        for sharp, name in zip(rng.permutation(3)[: len(graph.nodes)] * 2.0, graph.nodes, strict=True)
     }
 
 

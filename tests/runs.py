@@ -1,0 +1,53 @@
+"""Tiny runs that tests share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from switokd_jax import config, initialise, plan
+from switokd_jax.data import resident, sources
+from switokd_jax.state import TrainState
+
+SHAPE = (8, 8, 1)
+PREPROCESS = sources.KNOWN["digits"]
+
+
+def tiny_config(model: str = "resnet8", student: str = "resnet8", **changes: Any) -> ConfigDict:
+    """Two small networks on digits, nothing on the console, no TensorBoard."""
+    c = config.default()
+    c.networks.teacher = config.network(model=model, schedule="constant")
+    c.networks.student = config.network(model=student, schedule="constant")
+    c.log.tensorboard = c.log.progress = False
+    c.update_from_flattened_dict(changes)
+    return c
+
+
+def tiny_plan(c: ConfigDict, examples: int, devices: int = 1) -> plan.Plan:
+    """The plan of a config for so many 8x8 images, on the first devices."""
+    return plan.make(config.parse(c), 10, SHAPE, examples, PREPROCESS, jax.devices()[:devices])
+
+
+def random_split(examples: int, seed: int = 0) -> sources.Split:
+    """Images and labels that mean nothing."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 17, (examples, *SHAPE)).astype(np.uint8)
+    return sources.Split(images, rng.integers(0, 10, examples).astype(np.int32))
+
+
+def start(run: plan.Plan, split: sources.Split) -> tuple[TrainState, resident.Resident]:
+    """The initial state and the data, placed."""
+    return run.devices.place(initialise.initial(run)), run.devices.place(resident.resident(split))
+
+
+def assert_same_bits(a: Any, b: Any) -> None:
+    """Every array of two trees is equal to the last bit."""
+    left, right = jax.tree_util.tree_leaves_with_path(a), jax.tree_util.tree_leaves_with_path(b)
+    assert len(left) == len(right)
+    for (path, x), (_, y) in zip(left, right, strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert x.dtype == y.dtype, path
+        assert x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)

@@ -1,0 +1,93 @@
+"""The same numbers on 1, 2, 4 and 8 devices, under jit and pmap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from switokd_jax import fields, plan
+from switokd_jax.data import resident, sources
+
+EPOCHS = 3
+BATCH = 192
+
+
+def digits() -> sources.Dataset:
+    return sources.load("digits", "", 0.0, 0)
+
+
+def train(parallelism: str, devices: int, dtype: str, steps: int | None = None) -> list[dict[str, Any]]:
+    """Metrics of every step."""
+    dataset = digits()
+    c = runs.tiny_config(batch_size=BATCH, dtype=dtype, parallelism=parallelism)
+    with jax.enable_x64(dtype == "float64"):
+        run = runs.tiny_plan(c, len(dataset.train), devices)
+        state, data = runs.start(run, dataset.train)
+        step = run.devices.compile(plan.make_step(run), donate=True)
+        indices = resident.batches(0, len(dataset.train), BATCH, 0)
+        metrics = []
+        for _ in range(steps or EPOCHS * run.steps_per_epoch):
+            state, seen = step.call(state, data, next(indices))
+            metrics.append(jax.device_get(run.devices.one(seen)))
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def alone64() -> list[dict[str, Any]]:
+    return train("jit", 1, "float64")
+
+
+@pytest.fixture(scope="module")
+def alone32() -> list[dict[str, Any]]:
+    return train("jit", 1, "float32", steps=3)
+
+
+CASES = [(kind, n) for kind in ("jit", "pmap") for n in (1, 2, 4, 8)][1:]
+
+
+@pytest.mark.parametrize(("parallelism", "devices"), CASES)
+def test_float64_is_the_same_run(parallelism: str, devices: int, alone64: list[dict[str, Any]]) -> None:
+    """Three epochs with a partial last batch (1437 = 7 * 192 + 93): every mode, every number."""
+    assert len(digits().train) % BATCH
+    got = train(parallelism, devices, "float64")
+    modes = [bool(line["teacher->student/expert"]) for line in alone64]
+    assert [bool(line["teacher->student/expert"]) for line in got] == modes
+    assert 0 < sum(modes) < len(modes)
+    for here, there in zip(got, alone64, strict=True):
+        for name, value in there.items():
+            np.testing.assert_allclose(here[name], value, rtol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize(("parallelism", "devices"), CASES)
+def test_float32_agrees_for_three_steps(parallelism: str, devices: int, alone32: list[dict[str, Any]]) -> None:
+    for here, there in zip(train(parallelism, devices, "float32", steps=3), alone32, strict=True):
+        for name in ("teacher/loss", "student/loss", "teacher->student/gap"):
+            np.testing.assert_allclose(here[name], there[name], rtol=1e-5, err_msg=name)
+
+
+def test_local_batch_norm_is_another_run(alone64: list[dict[str, Any]]) -> None:
+    """Per-device statistics, as data-parallel PyTorch has them; replicas stay equal all the same."""
+    split = runs.random_split(64)
+    c = runs.tiny_config(batch_size=64, parallelism="pmap", batch_norm="local")
+    run = runs.tiny_plan(c, 64, devices=4)
+    state, data = runs.start(run, split)
+    step = run.devices.compile(plan.make_step(run), donate=True)
+    state, metrics = step.call(state, data, np.arange(64, dtype=np.int32))
+    for leaf in jax.tree.leaves(jax.device_get(state)):
+        for copy in leaf[1:]:
+            np.testing.assert_array_equal(copy, leaf[0])
+    whole = runs.tiny_plan(runs.tiny_config(batch_size=64), 64)
+    state, data = runs.start(whole, split)
+    _, other = whole.devices.compile(plan.make_step(whole), donate=True).call(
+        state, data, np.arange(64, dtype=np.int32)
+    )
+    assert float(metrics["student/loss"][0]) != pytest.approx(float(other["student/loss"]), rel=1e-6)
+
+
+def test_batch_has_to_be_divisible() -> None:
+    with pytest.raises(fields.ConfigError, match=r"config.batch_size is 20, which 8 devices do not divide; use 16"):
+        runs.tiny_plan(runs.tiny_config(batch_size=20), 100, devices=8)

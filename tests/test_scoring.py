@@ -1,0 +1,47 @@
+"""Every example scored exactly once, whatever the device count."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from switokd_jax import initialise, plan, scoring
+from switokd_jax.data import augment, resident
+
+
+def test_padding_covers_once() -> None:
+    indices, mask = scoring.padded(7, 3)
+    assert indices.shape == mask.shape == (3, 3)
+    np.testing.assert_array_equal(indices[mask > 0], np.arange(7))
+
+
+@pytest.mark.parametrize("parallelism", ["jit", "pmap"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_counts_are_numpys(parallelism: str, devices: int) -> None:
+    """k * batch + 1 examples against NumPy on the same logits."""
+    split = runs.random_split(3 * 16 + 1)
+    run = runs.tiny_plan(runs.tiny_config(batch_size=16, parallelism=parallelism), len(split), devices)
+    start = initialise.initial(run)
+    data = run.devices.place(resident.resident(split))
+    variables = {name: network.evaluated for name, network in start.networks.items()}
+    call = run.devices.compile(plan.make_score(run), donate=False).call
+    scores = scoring.score(call, run.devices.one, run.devices.place(variables), data, len(split), 16)
+    for name, network in run.networks.items():
+        images = augment.normalise(split.images, run.preprocess, np.float32)
+        module = network.module.clone(axis_name=None)
+        logits = np.asarray(module.apply(variables[name], images, train=False), np.float64)
+        right = logits.argmax(1) == split.labels
+        rank = (logits > logits[np.arange(len(split)), split.labels][:, None]).sum(1)
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        got = scores[name]
+        assert got["count"] == 49
+        assert got["top1"] == pytest.approx(100 * right.mean(), abs=1e-9)
+        assert got["top5"] == pytest.approx(100 * (rank < 5).mean(), abs=1e-9)
+        assert got["loss"] == pytest.approx(-log_p[np.arange(49), split.labels].mean(), rel=1e-5)
+        per_class = [100 * right[split.labels == k].mean() if (split.labels == k).any() else np.nan for k in range(10)]
+        np.testing.assert_allclose(got["class_top1"], per_class, atol=1e-4)
+    line = scoring.as_line(scores, run.topology.nodes)
+    assert [*line][:3] == ["teacher/loss", "teacher/top1", "teacher/top5"]
+    assert jax.tree.leaves(line)

@@ -1,0 +1,152 @@
+"""The production step: pausing bit for bit, what stands inside the conditional, and how often it compiles."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from switokd_jax import plan
+from switokd_jax.state import TrainState
+
+BATCH = 16
+SPLIT = runs.random_split(11 * BATCH)
+
+
+def batch(step: int) -> np.ndarray:
+    return np.arange(step * BATCH, (step + 1) * BATCH, dtype=np.int32)
+
+
+def take(c: Any, state: TrainState | None, steps: range) -> tuple[TrainState, dict[str, Any]]:
+    """Takes steps from a state on the host, or from the start; returns it to the host."""
+    run = runs.tiny_plan(c, len(SPLIT))
+    first, data = runs.start(run, SPLIT)
+    current = first if state is None else run.devices.place(state)
+    step = run.devices.compile(plan.make_step(run), donate=True)
+    metrics: dict[str, Any] = {}
+    for number in steps:
+        current, metrics = step.call(current, data, batch(number))
+    return jax.tree.map(np.array, jax.device_get(current)), jax.device_get(metrics)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_pause_is_bit_for_bit(optimizer: str) -> None:
+    """Five learning steps, five forced expert steps, one learning step."""
+    c = runs.tiny_config(batch_size=BATCH)
+    for network in (c.networks.teacher, c.networks.student):
+        network.optimizer, network.learning_rate, network.weight_decay, network.ema = optimizer, 0.01, 5e-3, 0.9
+    learning, expert = c.copy_and_resolve_references(), c.copy_and_resolve_references()
+    learning.switokd.mode, expert.switokd.mode = "learning", "expert"
+
+    fifth, _ = take(learning, None, range(5))
+    tenth, _ = take(expert, fifth, range(5, 10))
+    for part in ("params", "opt_state", "ema", "updates"):
+        runs.assert_same_bits(getattr(fifth.networks["teacher"], part), getattr(tenth.networks["teacher"], part))
+    assert int(tenth.networks["teacher"].updates) == 5
+    assert int(tenth.networks["student"].updates) == 10
+    assert int(tenth.expert_steps["teacher->student"]) == 5
+    moved = (
+        jax.tree.leaves(tenth.networks["teacher"].batch_stats),
+        jax.tree.leaves(fifth.networks["teacher"].batch_stats),
+    )
+    assert any(np.any(a != b) for a, b in zip(*moved, strict=True))  # the default is 'update'
+
+    # A teacher straight from the fifth learning step, beside the student and the step count of the tenth.
+    straight = TrainState(
+        networks={"teacher": fifth.networks["teacher"], "student": tenth.networks["student"]},
+        expert_steps=tenth.expert_steps,
+        step=tenth.step,
+        rng=tenth.rng,
+    )
+    after_pause, metrics = take(learning, tenth, range(10, 11))
+    after_straight, metrics_straight = take(learning, straight, range(10, 11))
+    for part in ("params", "opt_state", "ema", "updates"):
+        runs.assert_same_bits(
+            getattr(after_pause.networks["teacher"], part), getattr(after_straight.networks["teacher"], part)
+        )
+    runs.assert_same_bits(metrics, metrics_straight)
+
+
+def test_freeze_keeps_running_statistics() -> None:
+    c = runs.tiny_config(batch_size=BATCH)
+    c.switokd.mode, c.switokd.paused_batch_stats = "expert", "freeze"
+    before, _ = take(c, None, range(0))
+    after, _ = take(c, None, range(2))
+    runs.assert_same_bits(before.networks["teacher"], after.networks["teacher"])
+
+
+def test_frozen_network_stays_and_speaks_in_evaluation_mode() -> None:
+    c = runs.tiny_config(batch_size=BATCH, method="dml")
+    c.networks.teacher.frozen = True
+    before, _ = take(c, None, range(0))
+    after, _ = take(c, None, range(2))
+    runs.assert_same_bits(before.networks["teacher"], after.networks["teacher"])
+    assert int(after.networks["student"].updates) == 2
+
+
+def computations(hlo: str) -> dict[str, str]:
+    """Name to body of every computation of an HLO module."""
+    found = re.findall(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", hlo, re.MULTILINE | re.DOTALL)
+    return dict(found)
+
+
+def reachable(parts: dict[str, str], root: str) -> set[str]:
+    """Computations that `root` calls, directly or not."""
+    todo, seen = [root], set()
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            todo += [other for other in re.findall(r"%([\w.\-]+)", parts[name]) if other in parts]
+    return seen
+
+
+def convolutions(parts: dict[str, str], names: set[str]) -> int:
+    return sum(
+        len(re.findall(r"= \S+ convolution\(|__eigen_conv|custom_call_target=\"__onednn\$conv", parts[n]))
+        for n in names
+    )
+
+
+def test_paused_backward_stands_inside_the_conditional_only() -> None:
+    """wrn_10_1 has 8 convolutions and 1x1 shortcuts; each costs two more in the backward pass."""
+    c = runs.tiny_config("wrn_10_1", "wrn_10_1", batch_size=BATCH)
+    run = runs.tiny_plan(c, len(SPLIT))
+    state, data = runs.start(run, SPLIT)
+    step = run.devices.compile(plan.make_step(run), donate=True)
+    hlo = step.variants[True].lower(state, data, batch(0)).compile().as_text()
+    parts = computations(hlo)
+    entry = re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)
+    assert entry
+    branches = re.findall(
+        r"conditional\(.*?(?:branch_computations=\{%?([\w.\-]+), %?([\w.\-]+)\}|"
+        r"true_computation=%?([\w.\-]+), false_computation=%?([\w.\-]+))",
+        hlo,
+    )
+    names = [tuple(name for name in found if name) for found in branches]
+    assert len(names) == 1, "one conditional: the student's update has none"
+    counts = sorted(convolutions(parts, reachable(parts, name)) for name in names[0])
+    layers = 1 + 3 * 2 + 2  # stem, two for each of three blocks, two shortcuts
+    backward = 2 * layers - 1  # the stem needs no gradient at the images
+    assert counts == [0, backward]
+    # Outside: both forward passes and the student's backward pass, nothing of the teacher's.
+    outside = reachable(parts, entry[1]) - reachable(parts, names[0][0]) - reachable(parts, names[0][1])
+    assert convolutions(parts, outside) == 2 * layers + backward
+
+
+def test_compiles_once_per_batch_shape(caplog: pytest.LogCaptureFixture) -> None:
+    examples = 2 * BATCH + 5
+    run = runs.tiny_plan(runs.tiny_config(batch_size=BATCH), examples)
+    state, data = runs.start(run, SPLIT)
+    step = run.devices.compile(plan.make_step(run), donate=True)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            for first in range(0, examples, BATCH):
+                state, _metrics = step.call(state, data, np.arange(first, min(first + BATCH, examples), dtype=np.int32))
+    compiled = [r.getMessage() for r in caplog.records if re.match(r"Compiling jit\(step\)", r.getMessage())]
+    assert len(compiled) == 2, compiled
