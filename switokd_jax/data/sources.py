@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +150,7 @@ def _tfds(name: str, data_dir: str) -> tuple[Split, Split, int]:
     except tfds.core.DatasetNotFoundError:
         raise ConfigError(f"config.data.name: no data set {name!r}; {nearest(name, COMMON)}") from None
     features, splits = builder.info.features, ("train", "test")
-    if not (isinstance(features, Mapping) and {"image", "label"} <= {*features}):
+    if not (isinstance(features, tfds.features.FeaturesDict) and {"image", "label"} <= {*features.keys()}):
         raise ConfigError(f"config.data.name: {name!r} is not an image-classification set of TFDS")
     _prepare(builder, name, folder)
     if missing := [split for split in splits if split not in builder.info.splits]:

@@ -1,0 +1,123 @@
+"""Splits, order, augmentation and normalisation."""
+
+from __future__ import annotations
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from switokd_jax import fields
+from switokd_jax.data import augment, resident, sources
+
+IMAGES = np.arange(5 * 6 * 6 * 1, dtype=np.uint8).reshape(5, 6, 6, 1) + 1
+
+
+def test_digits_test_a_stratified_fifth() -> None:
+    data = sources.load("digits", "", 0.0, seed=3)
+    assert (len(data.train), len(data.validation), len(data.test)) == (1437, 0, 360)
+    shares = np.bincount(data.test.labels) / (np.bincount(data.test.labels) + np.bincount(data.train.labels))
+    np.testing.assert_allclose(shares, 0.2, atol=0.006)
+    again = sources.load("digits", "", 0.0, seed=4)
+    np.testing.assert_array_equal(data.test.images, again.test.images)  # not the run's seed
+    assert data.image_shape == (8, 8, 1)
+    assert data.train.images.max() == 16
+
+
+def test_validation_is_stratified_and_fixed_by_the_seed() -> None:
+    one, same, other = (sources.load("digits", "", 0.1, seed=s) for s in (0, 0, 1))
+    assert len(one.validation) == 144
+    assert len(one.train) == 1437 - 144
+    assert set(np.bincount(one.validation.labels)) <= {14, 15}
+    np.testing.assert_array_equal(one.validation.images, same.validation.images)
+    assert not np.array_equal(one.validation.images, other.validation.images)
+    everything = np.concatenate([one.train.images, one.validation.images]).reshape(1437, -1)
+    whole = sources.load("digits", "", 0.0, seed=0).train.images.reshape(1437, -1)
+    assert collections.Counter(map(bytes, everything)) == collections.Counter(map(bytes, whole))
+
+
+def test_every_example_once_an_epoch_and_from_any_step_on() -> None:
+    stream = resident.batches(seed=7, examples=10, batch_size=4, first_step=0)
+    first = [next(stream) for _ in range(6)]
+    assert [len(b) for b in first] == [4, 4, 2] * 2
+    for epoch in (first[:3], first[3:]):
+        assert sorted(np.concatenate(epoch)) == [*range(10)]
+    assert not np.array_equal(np.concatenate(first[:3]), np.concatenate(first[3:]))
+    later = resident.batches(seed=7, examples=10, batch_size=4, first_step=4)
+    np.testing.assert_array_equal(next(later), first[4])
+
+
+def keys(count: int, epoch: int = 0) -> jax.Array:
+    return augment.example_keys(jax.random.PRNGKey(0), jnp.int32(epoch), jnp.arange(count, dtype=jnp.int32))
+
+
+def test_crops_are_windows_of_the_padded_image() -> None:
+    how = sources.Preprocess((0.0,), (1.0,), padding=2, flip=True)
+    images = np.repeat(IMAGES, 40, axis=0)
+    out = np.asarray(augment.crop_and_flip(images, keys(len(images)), how))
+    offsets, mirrored = set(), set()
+    for image, got in zip(images, out, strict=True):
+        padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+        found = [
+            (r, c, flip)
+            for r in range(5)
+            for c in range(5)
+            for flip in (False, True)
+            if np.array_equal(got, padded[r : r + 6, c : c + 6][:, :: -1 if flip else 1])
+        ]
+        assert len(found) == 1
+        offsets.add(found[0][:2])
+        mirrored.add(found[0][2])
+    assert len(offsets) == 25
+    assert mirrored == {False, True}
+
+
+def test_augmentation_depends_on_what_not_on_where() -> None:
+    how = sources.Preprocess((0.0,), (1.0,), padding=1, flip=True)
+    whole = augment.crop_and_flip(IMAGES, keys(5), how)
+    some = augment.crop_and_flip(IMAGES[3:], keys(5)[3:], how)
+    np.testing.assert_array_equal(whole[3:], some)
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(whole, augment.crop_and_flip(IMAGES, keys(5), how))
+    assert not np.array_equal(keys(5), keys(5, epoch=1))
+
+
+def test_padding_is_black_before_normalisation() -> None:
+    how = sources.Preprocess((0.5,), (0.25,), padding=6, flip=False)
+    out = augment.crop_and_flip(np.full((64, 6, 6, 1), 255, np.uint8), keys(64), how)
+    assert set(np.unique(augment.normalise(out, how, np.float32))) == {-2.0, 2.0}
+
+
+def test_normalise() -> None:
+    how = sources.KNOWN["cifar100"]
+    pixels = np.asarray([0, 128, 255], np.uint8).reshape(1, 1, 1, 3)
+    expected = (np.asarray([0, 128 / 255, 1]) - how.mean) / how.std
+    np.testing.assert_allclose(augment.normalise(pixels, how, np.float32).ravel(), expected, atol=1e-6)
+    assert augment.normalise(pixels, how, jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_measured_statistics() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
+    how = sources.measured(images, flip=False)
+    np.testing.assert_allclose(how.mean, (images / 255).mean((0, 1, 2)), atol=1e-4)
+    np.testing.assert_allclose(how.std, (images / 255).std((0, 1, 2)), atol=1e-4)
+
+
+def test_unknown_data_set() -> None:
+    with pytest.raises(fields.ConfigError, match="no data set 'cifar1000'; did you mean 'cifar100'"):
+        sources.load("cifar1000", "", 0.0, 0)
+
+
+def test_data_dir_that_is_no_folder(tmp_path: object) -> None:
+    with pytest.raises(fields.ConfigError, match=r"config.data.dir '.*nowhere' is not a folder"):
+        sources.load("cifar100", f"{tmp_path}/nowhere", 0.0, 0)
+
+
+def test_not_prepared_and_no_network(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the command that prepares the set where there is network."""
+    for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    with pytest.raises(fields.ConfigError, match=r"run: tfds build cifar10 --file_format=array_record --data_dir="):
+        sources.load("cifar10", str(tmp_path), 0.0, 0)
