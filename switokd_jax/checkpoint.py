@@ -40,6 +40,8 @@ class Checkpoints:
           state: single values (no copies per device).
           progress: JSON values that the host keeps (training time, best scores).
         """
+        self.latest.wait_until_finished()
+        self._drop_superseded()
         # Copied first: the next step reuses the donated buffers while Orbax is still writing.
         tree = jax.tree.map(jnp.copy, serialization.to_state_dict(state))
         self.latest.save(
@@ -74,9 +76,17 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for what is being written."""
+        self.latest.wait_until_finished()
+        self._drop_superseded()
         for manager in (self.latest, *self.best.values()):
-            manager.wait_until_finished()
             manager.close()
+
+    def _drop_superseded(self) -> None:
+        """Deletes what was best before the best that `latest` knows of: until then a restart may need it."""
+        saved = self.latest.latest_step() or 0
+        for manager in self.best.values():
+            for older in sorted(s for s in manager.all_steps() if s <= saved)[:-1]:
+                manager.delete(older)
 
 
 def open_checkpoints(workdir: Path, networks: tuple[str, ...], spec: Checkpoint, steps_per_epoch: int) -> Checkpoints:
@@ -86,11 +96,9 @@ def open_checkpoints(workdir: Path, networks: tuple[str, ...], spec: Checkpoint,
         shutil.rmtree(unfinished, ignore_errors=True)
     period = spec.keep_every_epochs * steps_per_epoch or None
     options = ocp.CheckpointManagerOptions(max_to_keep=spec.keep, keep_period=period)
-    # Two, not one: until `latest` knows of a new best, a restart needs the one before.
-    best = ocp.CheckpointManagerOptions(max_to_keep=2)
     return Checkpoints(
         ocp.CheckpointManager(root / "latest", options=options),
-        {name: ocp.CheckpointManager(root / "best" / name, options=best) for name in networks},
+        {name: ocp.CheckpointManager(root / "best" / name) for name in networks},
     )
 
 

@@ -18,7 +18,7 @@ __all__ = ["Config", "ConfigError", "default", "network", "parse"]
 
 
 class AdaptiveOrNumber(abc.ABC):
-    """Type of the fields that hold 'adaptive' or a number; the command line gives text for both."""
+    """Type of the fields that hold 'adaptive' or a number."""
 
     @abc.abstractmethod
     def __str__(self) -> str: ...
@@ -26,7 +26,20 @@ class AdaptiveOrNumber(abc.ABC):
 
 for _kind in (str, int, float):
     AdaptiveOrNumber.register(_kind)
-config_flags.register_flag_parser_for_type(AdaptiveOrNumber, flags.ArgumentParser())
+
+
+class _AdaptiveOrNumberParser(flags.ArgumentParser[Any]):
+    """Text of the command line to a number where it is one, so that config files and flags compare equal."""
+
+    def parse(self, argument: Any) -> Any:
+        """A float, or the argument as it is; `parse` below judges it."""
+        try:
+            return float(argument)
+        except ValueError:
+            return argument
+
+
+config_flags.register_flag_parser_for_type(AdaptiveOrNumber, _AdaptiveOrNumberParser())
 
 
 @dataclasses.dataclass(frozen=True)

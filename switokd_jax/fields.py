@@ -126,11 +126,11 @@ def settable(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """'did you mean ...?' with the nearest option and, where there are few, all of them."""
+    """'did you mean ...?' with the nearest option, and all of them in their order."""
     options = list(options)
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(sorted(options))}"
+    return f"{hint}known: {', '.join(options)}"
 
 
 def _text(value: Any, path: str) -> str:

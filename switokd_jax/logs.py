@@ -16,6 +16,7 @@ from tqdm import tqdm
 from switokd_jax.files import write_whole
 
 Line = dict[str, Any]
+LABELS = {"train": "now", "validation": "val", "test": "test"}
 
 
 def read_metrics(path: Path) -> list[Line]:
@@ -107,13 +108,26 @@ class Clock:
             self.start()
 
 
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """rate: images per second; left: seconds of training to go; expert: share of expert steps, or None."""
+
+    rate: float
+    left: float
+    expert: float | None
+
+
 class Progress:
-    """A live bar on a terminal, plain lines elsewhere; one line for each evaluation either way."""
+    """Rows of a table, 80 columns wide for up to four networks: one for each evaluation, and on a terminal a
+    live one for the step before a bar.
+
+    Each network has its loss and its top-1 in percent; exp% is the share of expert steps, img/s training
+    images per second, left the training time to go.
+    """
 
     def __init__(self, total_steps: int, first_step: int, epochs: float, *, shown: bool, to: TextIO | None = None):
         self._to = to or sys.stdout
-        self._shown, self._epochs, self._total = shown, epochs, total_steps
-        live = shown and self._to.isatty()
+        self._shown, self._epochs = shown, epochs
         self._bar = (
             tqdm(
                 total=total_steps,
@@ -121,53 +135,52 @@ class Progress:
                 file=self._to,
                 dynamic_ncols=True,
                 leave=False,
-                bar_format="{desc}|{bar}| {remaining} left",
+                bar_format="{desc} {bar}",
             )
-            if live
+            if shown and self._to.isatty()
             else None
         )
-        self._first, self._started = first_step, time.monotonic()
 
-    def step(self, step: int, line: Line, rate: float, expert_share: float | None) -> None:
-        """Moves the live bar: the latest training losses and top-1 of the batch."""
-        if self._bar is not None:
-            self._bar.set_description_str(self._text("", line, rate, expert_share), refresh=False)
-            self._bar.update(step - self._bar.n)
+    def head(self, names: Sequence[str]) -> None:
+        """Prints the head of the table."""
+        self.say(f"{'':4} {'epoch':>7}{''.join(f' {name[:11]:>11}' for name in names)} exp%  img/s    left")
 
-    def evaluated(self, step: int, line: Line, rate: float, expert_share: float | None) -> None:
-        """Prints one line with the test scores."""
-        if not self._shown:
-            return
-        done = max(step - self._first, 1)
-        left = (time.monotonic() - self._started) / done * (self._total - step)
-        text = self._text(f"{line['split']} ", line, rate, expert_share) + f" {clock(left)} left"
+    def step(self, line: Line, pace: Pace) -> None:
+        """Moves the live row: the latest training losses and top-1 of the batch."""
         if self._bar is not None:
-            self._bar.write(text, file=self._to)
-        else:
-            print(text, file=self._to, flush=True)
+            self._bar.set_description_str(self._row(line, pace), refresh=False)
+            self._bar.update(line["step"] - self._bar.n)
+
+    def evaluated(self, line: Line, pace: Pace) -> None:
+        """Prints the row of an evaluation."""
+        self.say(self._row(line, pace))
 
     def say(self, text: str) -> None:
-        """Prints lines without disturbing the bar."""
-        if self._shown:
-            (self._bar.write(text, file=self._to) if self._bar is not None else print(text, file=self._to, flush=True))
+        """Prints lines without disturbing the live row."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._to)
+        elif self._shown:
+            print(text, file=self._to, flush=True)
 
     def close(self) -> None:
-        """Removes the bar."""
+        """Removes the live row."""
         if self._bar is not None:
             self._bar.close()
 
-    def _text(self, head: str, line: Line, rate: float, expert_share: float | None) -> str:
+    def _row(self, line: Line, pace: Pace) -> str:
         names = [key.removesuffix("/loss") for key in line if key.endswith("/loss")]
-        parts = [f"{name} {line[f'{name}/loss']:.3f} {line[f'{name}/top1']:.1f}%" for name in names]
-        share = [] if expert_share is None else [f"expert {100 * expert_share:.0f}%"]
-        start = f"{head}{line['epoch']:g}/{self._epochs:g} {rate:.0f} img/s"
-        return " ".join([start, *parts, *share])
+        scores = "".join(f" {line[f'{name}/loss']:5.3f} {line[f'{name}/top1']:5.1f}" for name in names)
+        expert = "   -" if pace.expert is None else f"{100 * pace.expert:4.0f}"
+        epoch = f"{line['epoch']:.3g}/{self._epochs:.3g}"
+        return f"{LABELS[line['split']]:4} {epoch:>7}{scores} {expert} {pace.rate:6.0f} {clock(pace.left):>7}"
 
 
 def clock(seconds: float) -> str:
-    """m:ss or h:mm:ss."""
-    minutes, rest = divmod(int(seconds), 60)
+    """m:ss, h:mm:ss, or 12h34m from ten hours on."""
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 10:
+        return f"{hours}h{minutes:02}m"
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 

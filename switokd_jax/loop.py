@@ -17,7 +17,7 @@ from switokd_jax import config as configs
 from switokd_jax.data import resident, sources
 from switokd_jax.files import write_json
 from switokd_jax.state import TrainState, pair_name
-from switokd_jax.workdir import open_workdir
+from switokd_jax.workdir import check_workdir, open_workdir
 
 Best = dict[str, dict[str, float]]
 
@@ -38,10 +38,12 @@ def train_and_evaluate(
     Raises:
       ConfigError: one line that names the field, file or network at fault; nothing has been trained.
     """
-    parsed = configs.parse(config)
+    parsed, folder = configs.parse(config), Path(workdir)
     with jax.enable_x64(parsed.dtype == "float64"):
+        check_workdir(folder, config)
         dataset, run = prepare(parsed, devices)
-        return _train(_open(run, dataset, open_workdir(Path(workdir), config)))
+        open_workdir(folder, config)
+        return _train(_open(run, dataset, folder))
 
 
 def dry_run(config: ConfigDict) -> str:
@@ -111,6 +113,7 @@ def _train(run: _Run) -> dict[str, Any]:
     bar.say(report.describe(run.plan, run.dataset, host))
     if first:
         bar.say(f"resuming {run.folder} at step {first} of {total}")
+    bar.head(run.plan.topology.nodes)
     indices = resident.batches(config.seed, len(run.dataset.train), config.batch_size, first)
     state, timed = devices.place(host), _timed(run.step, clock)
     for stop, evaluate, save in _events(run.plan, first):
@@ -118,11 +121,11 @@ def _train(run: _Run) -> dict[str, Any]:
             state = after
             clock.lap()
             _write(run, lines)
-            bar.step(lines[-1]["step"], lines[-1], clock.rate, _share(lines))
+            bar.step(lines[-1], _pace(run, clock, lines[-1]["step"], _share(lines)))
         clock.stop()
         first = stop
         if evaluate:
-            best = _evaluate(run, state, stop, best, bar, clock.rate)
+            best = _evaluate(run, state, stop, best, bar, clock)
         if save:
             progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best}
             run.checkpoints.save_latest(stop, devices.one(state), progress)
@@ -188,7 +191,7 @@ def _steps(
             waiting = []
 
 
-def _evaluate(run: _Run, state: TrainState, step: int, best: Best, bar: logs.Progress, rate: float) -> Best:
+def _evaluate(run: _Run, state: TrainState, step: int, best: Best, bar: logs.Progress, clock: logs.Clock) -> Best:
     """Scores all networks on all splits, writes the lines and saves each network that is better than before."""
     one, names = run.plan.devices.one, run.plan.topology.nodes
     variables = {name: state.networks[name].evaluated for name in names}
@@ -198,9 +201,9 @@ def _evaluate(run: _Run, state: TrainState, step: int, best: Best, bar: logs.Pro
     }
     lines = [{**_head(split, run.plan, step), **scoring.as_line(by_name, names)} for split, by_name in scores.items()]
     _write(run, lines)
-    shares = logs.expert_shares(jax.device_get(one(state.expert_steps)), step)
+    shares = [*logs.expert_shares(jax.device_get(one(state.expert_steps)), step).values()]
     for line in lines:
-        bar.evaluated(step, line, rate, sum(shares.values()) / len(shares) if shares else None)
+        bar.evaluated(line, _pace(run, clock, step, float(np.mean(shares)) if shares else None))
     better = {
         name: {"score": score["top1"], "step": step, "top1": scores["test"][name]["top1"]}
         for name, score in scores[run.selected_on].items()
@@ -218,6 +221,11 @@ def _write(run: _Run, lines: list[logs.Line]) -> None:
 
 def _head(split: str, run: plan.Plan, step: int) -> logs.Line:
     return {"split": split, "epoch": round(run.epoch(step), 6), "step": step}
+
+
+def _pace(run: _Run, clock: logs.Clock, step: int, expert: float | None) -> logs.Pace:
+    examples = (run.plan.total_steps - step) * len(run.dataset.train) / run.plan.steps_per_epoch
+    return logs.Pace(clock.rate, examples / clock.rate if clock.rate else 0.0, expert)
 
 
 def _share(lines: list[logs.Line]) -> float | None:

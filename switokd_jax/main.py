@@ -8,28 +8,60 @@ from pathlib import Path
 
 import jax
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from switokd_jax import loop
 from switokd_jax.config import ConfigError
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="A config file, such as configs/digits.py.")
+# New fields are let in here, because `config.parse` names them better than the flag library does.
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="A config file, such as configs/digits.py.", lock_config=False, accept_new_attributes=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics, summary and figures.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan of the run and train nothing.")
 
 
-def main(argv: list[str]) -> None:
-    """Runs one config; a setting that cannot be used ends it with one line and status 1."""
-    if len(argv) > 1:
-        raise ConfigError(f"{argv[1]!r} is not a flag; flags begin with --config, --workdir or --dry_run")
-    if _CONFIG.value is None:
-        raise ConfigError("--config is missing; give a file, such as --config=configs/digits.py")
-    if _DRY_RUN.value:
-        print(loop.dry_run(_CONFIG.value))
+def main(config: ConfigDict, workdir: str | None, dry_run: bool) -> None:
+    """Runs one config.
+
+    Raises:
+      ConfigError: for a setting that cannot be used.
+    """
+    if dry_run:
+        print(loop.dry_run(config))
         return
-    if not _WORKDIR.value:
+    if not workdir:
         raise ConfigError("--workdir is missing; give a folder, such as --workdir=runs/digits")
-    loop.train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+    loop.train_and_evaluate(config, workdir)
+
+
+def parse_flags(argv: list[str]) -> ConfigDict:
+    """Reads all flags and returns the config.
+
+    Raises:
+      ConfigError: for a flag, file or value that cannot be used.
+    """
+    try:
+        rest = flags.FLAGS(argv)[1:]
+        config = _CONFIG.value
+        if config is not None and not isinstance(config, ConfigDict):
+            config = config.get()  # a file that could not be loaded says so at the first touch
+    # What absl and ml_collections raise for flags, files and values; a config file's own errors of other
+    # kinds keep their traceback, which names its line.
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        where = "" if isinstance(error, flags.Error) else "--config: "
+        raise ConfigError(where + _last_line(error)) from error
+    if rest:
+        raise ConfigError(f"{rest[0]!r} is not a flag; flags are --config, --config.FIELD, --workdir, --dry_run")
+    if config is None:
+        raise ConfigError("--config is missing; give a file, such as --config=configs/digits.py")
+    return config
+
+
+def _last_line(error: BaseException) -> str:
+    # ml_collections puts a config file's whole traceback into the message; its end says what happened.
+    message = str(error.args[0] if isinstance(error, KeyError) else error)
+    return [line.strip() for line in message.splitlines() if line.strip()][-1]
 
 
 def use_compilation_cache() -> None:
@@ -40,20 +72,16 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _one_line(error: BaseException) -> str:
-    return f"switokd_jax: {' '.join(str(error).split())}"
-
-
 def cli() -> None:
-    """Entry point: flags first, so that a bad one is answered like any other bad setting."""
+    """Entry point; a setting that cannot be used ends it with one line and status 1."""
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
     try:
-        argv = flags.FLAGS(sys.argv)
+        config = parse_flags(sys.argv)
         use_compilation_cache()
-        main(argv)
-    except (ConfigError, flags.Error, AttributeError, TypeError, OSError) as error:
-        sys.exit(_one_line(error))
+        main(config, _WORKDIR.value, _DRY_RUN.value)
+    except ConfigError as error:
+        sys.exit(f"switokd_jax: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -16,23 +16,43 @@ from switokd_jax.files import write_json
 MAY_CHANGE = ("log", "checkpoint", "data.dir", "parallelism", "sharding")
 
 
-def open_workdir(folder: Path, config: ConfigDict) -> Path:
-    """Makes the folder with its config.json, or checks that it holds a run of the same config.
+def check_workdir(folder: Path, config: ConfigDict) -> None:
+    """Checks, without writing, that a folder is free or holds a run of the same config.
 
     Raises:
-      ConfigError: if it cannot be written, or another run lives there; nothing in it has changed then.
+      ConfigError: if another run, or something else, lives there.
     """
-    new, path = json.loads(config.to_json_best_effort()), folder / "config.json"
+    path = folder / "config.json"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--workdir {folder} is a file; choose a folder")
+    if path.exists():
+        try:
+            old = json.loads(path.read_text())
+        except ValueError:
+            raise ConfigError(f"{path} is not JSON; choose another --workdir or remove that file") from None
+        _check_same(_flat(old), _flat(_as_json(config)), folder)
+    elif (folder / "checkpoints").exists():
+        raise ConfigError(
+            f"--workdir {folder} holds checkpoints and no config.json, so nobody knows of which run; "
+            "choose another folder"
+        )
+
+
+def open_workdir(folder: Path, config: ConfigDict) -> None:
+    """Makes the folder with its config.json, after `check_workdir`.
+
+    Raises:
+      ConfigError: if it cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _check_same(_flat(json.loads(path.read_text())), _flat(new), folder)
-        write_json(path, new)
+        write_json(folder / "config.json", _as_json(config))
     except OSError as error:
         raise ConfigError(f"--workdir {folder} cannot be written ({error.strerror}); choose another folder") from None
-    except json.JSONDecodeError:
-        raise ConfigError(f"{path} is not JSON; choose another --workdir or remove that file") from None
-    return folder
+
+
+def _as_json(config: ConfigDict) -> Any:
+    return json.loads(config.to_json_best_effort())
 
 
 def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import urllib.error
+import urllib.request
 import warnings
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ KNOWN: dict[str, Preprocess] = {
     "cifar100": Preprocess((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
 }
 # Named in the message for an unknown set; TFDS has many more.
-COMMON = ("digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "svhn_cropped", "and any other of TFDS")
+COMMON = ("digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "svhn_cropped")
 # A mirrored digit or letter is another one, or none.
 NOT_MIRRORED = ("mnist", "emnist", "kmnist", "binarized_mnist", "svhn_cropped", "omniglot", "cmaterdb")
 
@@ -148,7 +150,7 @@ def _tfds(name: str, data_dir: str) -> tuple[Split, Split, int]:
     try:
         builder = tfds.builder(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError:
-        raise ConfigError(f"config.data.name: no data set {name!r}; {nearest(name, COMMON)}") from None
+        raise ConfigError(f"config.data.name: no data set {name!r}; {nearest(name, COMMON)}, and all of TFDS") from None
     features, splits = builder.info.features, ("train", "test")
     if not (isinstance(features, tfds.features.FeaturesDict) and {"image", "label"} <= {*features.keys()}):
         raise ConfigError(f"config.data.name: {name!r} is not an image-classification set of TFDS")
@@ -168,6 +170,7 @@ def _prepare(builder: Any, name: str, folder: str | None) -> None:
     if Path(builder.data_dir).is_dir():
         return
     try:
+        _check_network(builder)
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # of the network, the disk or the archive: TFDS has no common type for them
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -177,6 +180,18 @@ def _prepare(builder: Any, name: str, folder: str | None) -> None:
         ) from error
 
 
+def _check_network(builder: Any) -> None:
+    """Asks once for the first file to download: TFDS itself tries for minutes before it gives up."""
+    if any((parent / "downloads").is_dir() for parent in [*Path(builder.data_dir).parents][1:3]):
+        return  # it may lie there already
+    for url in [*(builder.url_infos or ())][:1]:
+        if url.startswith("http"):
+            try:
+                urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
+            except urllib.error.HTTPError:
+                return  # somebody answered; some servers refuse HEAD
+
+
 def _command(name: str, folder: str | None) -> str:
     where = f" --data_dir={folder}" if folder else ""
     return f"tfds build {name} --file_format=array_record{where}"
@@ -184,7 +199,7 @@ def _command(name: str, folder: str | None) -> str:
 
 def _read(source: Any, title: str) -> Split:
     images, labels = [], []
-    for example in tqdm(source, desc=f"reading {title}", unit=" images", leave=False, delay=2.0):
+    for example in tqdm(source, desc=f"reading {title}", unit=" images", leave=False, delay=2.0, disable=None):
         images.append(example["image"])
         labels.append(example["label"])
     shapes = {image.shape for image in images}

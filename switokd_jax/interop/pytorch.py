@@ -29,6 +29,7 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
+CHANNELS = 3
 TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt", ".tar", ".ckpt")
 
 
@@ -52,9 +53,12 @@ def variables(model_name: str, state_dict: StateDict, num_classes: int) -> dict[
         for name, value in state_dict.items()
         if not name.endswith("num_batches_tracked")
     }
-    stems = [value for value in given.values() if value.ndim == 4]
-    channels = stems[0].shape[1] if stems else 3
-    wanted = shapes(model_name, num_classes, channels)
+    wanted = shapes(model_name, num_classes)
+    # The images' channels are the checkpoint's: only the stem knows them.
+    stem = next(path for path, shape in wanted.items() if len(shape) == 4 and shape[2] == CHANNELS)
+    found = given.get(torch_name(stem))
+    if found is not None and found.ndim == 4:
+        wanted[stem] = (*wanted[stem][:2], found.shape[1], wanted[stem][3])
     made = {}
     for path, shape in wanted.items():
         name = torch_name(path)
@@ -78,10 +82,10 @@ def state_dict(flax_variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {torch_name(path): _to_torch(np.asarray(value)) for path, value in flat.items()}
 
 
-def shapes(model_name: str, num_classes: int, channels: int) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Flax path to shape of every variable of a model, nothing computed."""
+def shapes(model_name: str, num_classes: int) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Flax path to shape of every variable of a model for colour images, nothing computed."""
     module = models.create(model_name, num_classes)
-    image = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, 32, 32, CHANNELS), jnp.float32)
     tree = jax.eval_shape(lambda x: module.init(jax.random.PRNGKey(0), x, train=False), image)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(dict(tree)).items()}
 

@@ -1,0 +1,179 @@
+"""PyTorch checkpoints in and out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+from safetensors.numpy import save_file
+
+from switokd_jax import fields, initialise, models
+from switokd_jax.interop import pytorch
+
+NETWORKS = ["wrn_16_2", "wrn_10_1", "resnet20", "mobilenetv2_0.5", "mobilenet"]
+
+
+def made(name: str, classes: int = 7) -> dict[str, np.ndarray]:
+    """An official-layout state_dict of random numbers, in alphabetical order as safetensors files are."""
+    rng = np.random.default_rng(0)
+    official = {}
+    for path, shape in pytorch.shapes(name, classes).items():
+        value = rng.normal(size=shape).astype(np.float32)
+        layouts = {4: (3, 2, 0, 1), 2: (1, 0)}
+        official[pytorch.torch_name(path)] = value.transpose(layouts.get(value.ndim, (0,)))
+    return dict(sorted(official.items()))
+
+
+def grey(official: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {**official, "conv1.weight": official["conv1.weight"][:, :1]}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_round_trip(name: str) -> None:
+    official = made(name)
+    back = pytorch.state_dict(pytorch.variables(name, official, 7))
+    assert back.keys() == official.keys()
+    for tensor, value in official.items():
+        np.testing.assert_array_equal(back[tensor], value, err_msg=tensor)
+
+
+def test_official_names() -> None:
+    assert {"layer1.0.shortcut.0.weight", "bn1.running_var", "linear.bias"} <= made("wrn_16_2").keys()
+    assert {"blocks.3.0.conv.4.running_mean", "conv2.0.weight", "classifier.0.bias"} <= made("mobilenetv2_0.5").keys()
+    assert {"layers.12.conv2.weight", "layers.0.bn1.weight"} <= made("mobilenet").keys()
+
+
+def test_data_parallel_prefix_and_counters_are_passed_over() -> None:
+    official = {f"module.{name}": value for name, value in made("resnet8").items()}
+    official["module.bn1.num_batches_tracked"] = np.asarray(7)
+    assert pytorch.variables("resnet8", official, 7).keys() == {"params", "batch_stats"}
+
+
+def test_grey_images_by_their_stem() -> None:
+    official = grey(made("resnet8"))
+    assert pytorch.variables("resnet8", official, 7)["params"]["conv1"]["kernel"].shape == (3, 3, 1, 16)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    official = made("resnet8")
+    with pytest.raises(ValueError, match=r"resnet8: the checkpoint has no tensor 'bn1.weight'"):
+        pytorch.variables("resnet8", {k: v for k, v in official.items() if k != "bn1.weight"}, 7)
+    with pytest.raises(ValueError, match=r"tensor 'linear.\w+' has shape .* 10 classes"):
+        pytorch.variables("resnet8", official, 10)
+    with pytest.raises(ValueError, match="resnet8 has no tensor 'extra'"):
+        pytorch.variables("resnet8", {**official, "extra": np.zeros(3)}, 7)
+
+
+def test_safetensors_both_ways(tmp_path: Path) -> None:
+    flax = pytorch.variables("resnet8", made("resnet8"), 7)
+    pytorch.write(tmp_path / "net.safetensors", flax)
+    again = pytorch.variables("resnet8", pytorch.read(tmp_path / "net.safetensors"), 7)
+    runs.assert_same_bits(flax, again)
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x08" + b"\0" * 7 + b"{}"])
+def test_broken_safetensors(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(content)
+    with pytest.raises((fields.ConfigError, ValueError), match=r"net.safetensors|no tensor"):
+        pytorch.variables("resnet8", pytorch.read(path), 7)
+
+
+def test_missing_file() -> None:
+    with pytest.raises(fields.ConfigError, match=r"nowhere.safetensors is not a file"):
+        pytorch.read("nowhere.safetensors")
+
+
+def test_init_from_a_file(tmp_path: Path) -> None:
+    """A config starts a network from a file; another network's file is refused by name."""
+    official = grey(made("resnet8", classes=10))
+    save_file({k: np.ascontiguousarray(v) for k, v in official.items()}, tmp_path / "net.safetensors")
+    c = runs.tiny_config()
+    c.networks.teacher.init_from = str(tmp_path / "net.safetensors")
+    state = initialise.initial(runs.tiny_plan(c, 64)).networks["teacher"]
+    runs.assert_same_bits(state.params, pytorch.variables("resnet8", official, 10)["params"])
+    c.networks.teacher.model = "resnet14"
+    with pytest.raises(fields.ConfigError, match=r"config.networks.teacher.init_from: resnet14: .* no tensor"):
+        initialise.initial(runs.tiny_plan(c, 64))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_of_a_plain_torch_network(name: str, tmp_path: Path) -> None:
+    import torch
+    import torch_networks
+
+    official = torch_networks.create(name, 7).eval()
+    path = tmp_path / "net.pth.tar"
+    torch.save({"state_dict": official.state_dict(), "best_acc": 67.2, "epoch": 3}, path)
+    variables = pytorch.variables(name, pytorch.read(path), 7)
+    images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+    ours: Any = models.create(name, 7).apply(variables, jnp.asarray(images), train=False)
+    with torch.no_grad():
+        theirs = official(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+@pytest.mark.torch
+def test_back_to_torch(tmp_path: Path) -> None:
+    """What we write loads into the plain torch network, strictly."""
+    import torch
+    import torch_networks
+
+    variables = pytorch.variables("wrn_10_1", made("wrn_10_1"), 7)
+    variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
+    pytorch.write(tmp_path / "net.pth", variables)
+    official = torch_networks.create("wrn_10_1", 7).eval()
+    loaded = torch.load(tmp_path / "net.pth", weights_only=True)["state_dict"]
+    counters = {k: v for k, v in official.state_dict().items() if k.endswith("num_batches_tracked")}
+    official.load_state_dict({**loaded, **counters}, strict=True)
+    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
+    ours: Any = models.create("wrn_10_1", 7).apply(variables, jnp.asarray(images), train=False)
+    with torch.no_grad():
+        theirs = official(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+class Payload:
+    """A pickle that would run a command."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.torch
+def test_malicious_pickle_is_refused(tmp_path: Path) -> None:
+    import torch
+
+    proof = tmp_path / "executed"
+    torch.save({"state_dict": Payload(proof)}, tmp_path / "evil.pth.tar")
+    with pytest.raises(fields.ConfigError, match=r"evil.pth.tar was refused by torch.load\(weights_only=True\)"):
+        pytorch.read(tmp_path / "evil.pth.tar")
+    assert not proof.exists()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"text"])
+def test_broken_torch_files(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "net.pth").write_bytes(content)
+    with pytest.raises(fields.ConfigError, match=r"net.pth was refused"):
+        pytorch.read(tmp_path / "net.pth")
+
+
+@pytest.mark.torch
+def test_a_file_without_a_state_dict(tmp_path: Path) -> None:
+    import torch
+
+    torch.save([1, 2, 3], tmp_path / "list.pth")
+    with pytest.raises(fields.ConfigError, match="holds no state_dict"):
+        pytorch.read(tmp_path / "list.pth")
