@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
@@ -120,15 +121,28 @@ def read_network(source: str) -> dict[str, Tree]:
     folder = root / "best" / name if which == "best" else root / "latest"
     if not folder.is_dir():
         raise ConfigError(f"init_from {source!r}: there is no {folder}; train it first or mend the path")
+    if which == "best":
+        return dict(_newest(folder, "variables", source))
+    networks = read_state(Path(workdir).expanduser())["networks"]
+    if name not in networks:
+        raise ConfigError(f"init_from {source!r}: that run has the networks {', '.join(networks)}")
+    network = networks[name]
+    return {"params": network["ema"] or network["params"], "batch_stats": network["batch_stats"]}
+
+
+def read_state(workdir: Path) -> dict[str, Tree]:
+    """The newest whole state of a run as a nested dict of NumPy arrays.
+
+    Raises:
+      ConfigError: if there is none.
+    """
+    return _newest(workdir.resolve() / "checkpoints" / "latest", "state", str(workdir))
+
+
+def _newest(folder: Path, item: str, source: str) -> Any:
     with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
         step = manager.latest_step()
         if step is None:
-            raise ConfigError(f"init_from {source!r}: {folder} holds no finished checkpoint")
-        item = "variables" if which == "best" else "state"
-        tree = manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore()}))[item]
-    if which == "best":
-        return dict(tree)
-    if name not in tree["networks"]:
-        raise ConfigError(f"init_from {source!r}: that run has the networks {', '.join(tree['networks'])}")
-    network = tree["networks"][name]
-    return {"params": network["ema"] or network["params"], "batch_stats": network["batch_stats"]}
+            raise ConfigError(f"{source!r}: {folder} holds no finished checkpoint")
+        read = manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore()}))[item]
+    return jax.tree.map(np.asarray, read)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 # Before JAX is imported: the flag is read once.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+import runs
 
-CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_compilation_cache_dir", str(runs.CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from switokd_jax import config, initialise, plan
 from switokd_jax.data import resident, sources
 from switokd_jax.state import TrainState
 
+CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 SHAPE = (8, 8, 1)
 PREPROCESS = sources.KNOWN["digits"]
 
@@ -51,3 +53,11 @@ def assert_same_bits(a: Any, b: Any) -> None:
         x, y = np.asarray(x), np.asarray(y)
         assert x.dtype == y.dtype, path
         assert x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
+
+
+def default_json() -> str:
+    """configs/digits.py as a workdir records it."""
+    c = config.default()
+    c.networks.teacher = config.network(model="wrn_16_2", milestones=(11, 16))
+    c.networks.student = config.network(model="wrn_10_1", milestones=(11, 16))
+    return c.to_json_best_effort()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import urllib.error
 import urllib.request
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +202,26 @@ def _command(name: str, folder: str | None) -> str:
 
 def _read(source: Any, title: str) -> Split:
     images, labels = [], []
-    for example in tqdm(source, desc=f"reading {title}", unit=" images", leave=False, delay=2.0, disable=None):
-        images.append(example["image"])
-        labels.append(example["label"])
+    with _without_advice():
+        for example in tqdm(source, desc=f"reading {title}", unit=" images", leave=False, delay=2.0, disable=None):
+            images.append(example["image"])
+            labels.append(example["label"])
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
         raise ConfigError(f"{title}: the images have {len(shapes)} sizes; config.data.pipeline 'resident' needs one")
     return Split(np.stack(images), np.asarray(labels, np.int32))
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """TFDS recommends OpenCV in a warning; Pillow decodes a whole CIFAR in seconds."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "OpenCV" not in record.getMessage()
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)

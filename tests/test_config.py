@@ -1,0 +1,118 @@
+"""Configs: defaults, overrides, validation messages, and every file in configs/."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from switokd_jax import config, fields, initialise, plan
+from switokd_jax.data import sources
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(path: Path) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_builds_its_plan(path: Path) -> None:
+    """Networks are made in shape only: wrn_16_10 would take seconds to draw."""
+    c = config.parse(load(path))
+    classes, shape = {"digits": (10, (8, 8, 1)), "cifar10": (10, (32, 32, 3)), "cifar100": (100, (32, 32, 3))}[
+        c.data.name
+    ]
+    run = plan.make(c, classes, shape, 1000, sources.KNOWN[c.data.name], jax.devices()[:1])
+    assert set(run.networks) == set(c.networks)
+    states = jax.eval_shape(lambda: initialise.initial(run))
+    assert set(states.networks) == set(c.networks)
+    command = f"python -m switokd_jax.main --config=configs/{path.name} "
+    assert command in path.read_text(), "the docstring gives the command"
+
+
+def test_default_parses_to_frozen_values() -> None:
+    c = config.parse(config.default())
+    assert c.method == "switokd"
+    assert c.hyperparameters.epsilon is None
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        c.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("given", "expected"), [("adaptive", None), ("0.25", 0.25), (1, 1.0)])
+def test_epsilon_is_adaptive_or_a_number(given: Any, expected: float | None) -> None:
+    c = config.default()
+    c.switokd.epsilon = given
+    assert config.parse(c).hyperparameters.epsilon == expected
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "field": ({"sede": 1}, r"config.sede is not a field; did you mean 'seed'\?"),
+    "nested field": ({"networks.teacher.learning_rte": 1.0}, r"networks.teacher.learning_rte .* 'learning_rate'"),
+    "method": ({"method": "switokt"}, r"config.method is 'switokt'; did you mean 'switokd'\?"),
+    "type": ({"batch_size": "many"}, r"config.batch_size is 'many'; it must be a number"),
+    "whole": ({"batch_size": 2.5}, r"config.batch_size is 2.5; it must be a whole number"),
+    "zero": ({"batch_size": 0}, r"config.batch_size is 0; it must be .* at least 1"),
+    "nan": ({"epochs": float("nan")}, r"config.epochs is nan; it must be a finite number"),
+    "temperature": ({"switokd.temperature": -1.0}, r"config.switokd.temperature is -1.0; .* above 0"),
+    "epsilon": ({"switokd.epsilon": 1.5}, r"config.switokd.epsilon is 1.5; .* at most 1"),
+    "epsilon word": ({"switokd.epsilon": "high"}, r"config.switokd.epsilon is 'high'; .* 'adaptive' or a number"),
+    "flag": ({"data.augment": "yes"}, r"config.data.augment is 'yes'; it must be True or False"),
+    "sequence": ({"topology.teachers": "teacher"}, r"config.topology.teachers is 'teacher'; it must be a tuple"),
+    "milestone": ({"networks.student.milestones": (0,)}, r"config.networks.student.milestones holds 0; epochs"),
+    "local norm": ({"batch_norm": "local"}, r"config.batch_norm is 'local', which needs .* 'pmap'"),
+    "block": ({"data": 3}, r"config.data is 3; it is a block of fields"),
+    "no networks": ({"networks": {}}, r"config.networks is empty"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_values(changes: dict[str, Any], message: str) -> None:
+    raw = config.default().to_dict()
+    for name, value in changes.items():
+        *blocks, leaf = name.split(".")
+        target = raw
+        for block in blocks:
+            target = target[block]
+        target[leaf] = value
+    with pytest.raises(fields.ConfigError, match=message) as error:
+        config.parse(raw)
+    assert "\n" not in str(error.value)
+
+
+def test_network_refuses_unknown_fields() -> None:
+    with pytest.raises(fields.ConfigError, match=r"network field 'lr' is not a field; .*learning_rate"):
+        config.network(lr=0.1)
+
+
+TOPOLOGY: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown": ({"topology.students": ("pupil",)}, "unknown network 'pupil'; config.networks has"),
+    "unused": ({"topology.kind": "complete", "topology.names": ("teacher",)}, "config.networks.student takes no part"),
+    "two pairs": ({"topology.teachers": ("teacher", "student")}, "a pair has one name in teachers"),
+    "relay": ({"topology.kind": "chain", "topology.names": ("teacher",)}, "a chain needs two or more"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), TOPOLOGY.values(), ids=TOPOLOGY.keys())
+def test_topologies_that_do_not_fit_the_networks(changes: dict[str, Any], message: str) -> None:
+    c = config.default()
+    c.update_from_flattened_dict(changes)
+    with pytest.raises(fields.ConfigError, match=message):
+        plan.make_topology(config.parse(c))
+
+
+def test_alpha_and_beta_weight_the_edges() -> None:
+    c = config.default()
+    c.switokd.alpha, c.switokd.beta = 0.5, 2.0
+    made = plan.make_topology(config.parse(c))
+    assert {(e.learner, e.weight) for e in made.edges} == {("student", 0.5), ("teacher", 2.0)}

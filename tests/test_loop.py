@@ -1,0 +1,225 @@
+"""Whole runs: what they leave behind, resuming, and being killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from switokd_jax import checkpoint, config, fields, initialise, logs, loop
+
+ROOT = Path(__file__).parents[1]
+SWITCH = ("gap", "threshold", "epsilon", "student_distance", "teacher_distance", "expert")
+
+
+def two_epochs() -> Any:
+    c = runs.tiny_config(batch_size=160, epochs=2.0)
+    c.data.validation_fraction = 0.1
+    c.checkpoint.every = 1.0
+    c.log.every = 4
+    c.log.tensorboard = True
+    return c
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs with a validation slice: 1293 examples are 8 full batches and one of 13."""
+    folder = tmp_path_factory.mktemp("run") / "made" / "on demand"
+    loop.train_and_evaluate(two_epochs(), folder, jax.devices()[:1])
+    return folder
+
+
+def test_files_of_a_run(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "figures"} <= names
+    assert [name for name in names if name.startswith("events.out.tfevents")]
+    assert {path.name for path in (finished / "figures").iterdir()} == {"curves.png", "switching.png"}
+    assert not [path for path in finished.rglob("*") if "tmp" in path.name or path.name.startswith(".")]
+
+
+def test_metrics_of_every_step(finished: Path) -> None:
+    lines = logs.read_metrics(finished / "metrics.jsonl")
+    train = [line for line in lines if line["split"] == "train"]
+    assert [line["step"] for line in train] == [*range(1, 19)]
+    assert train[8]["epoch"] == 1.0
+    assert train[-1]["epoch"] == 2.0
+    for name in ("teacher", "student"):
+        assert {f"{name}/{field}" for field in ("loss", "top1", "learning_rate")} <= train[0].keys()
+    assert {f"teacher->student/{field}" for field in SWITCH} <= train[0].keys()
+    assert [*train[0]][:3] == ["split", "epoch", "step"]
+    assert isinstance(train[0]["teacher->student/expert"], bool)
+    scored = [(line["split"], line["step"]) for line in lines if line["split"] != "train"]
+    assert scored == [("validation", 9), ("test", 9), ("validation", 18), ("test", 18)]
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+
+
+def test_summary(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    lines = logs.read_metrics(finished / "metrics.jsonl")
+    train = [line for line in lines if line["split"] == "train"]
+    test = [line for line in lines if line["split"] == "test"]
+    validation = [line for line in lines if line["split"] == "validation"]
+    expert = sum(line["teacher->student/expert"] for line in train)
+    assert summary["steps"] == 18
+    assert summary["epochs"] == 2.0
+    assert summary["best_selected_on"] == "validation"
+    assert summary["switch"] == {"teacher->student": {"expert_fraction": expert / 18}}
+    assert summary["seconds"] > 0
+    assert summary["examples_per_second"] > 0
+    for name, updates in (("teacher", 18 - expert), ("student", 18)):
+        got = summary["networks"][name]
+        best = int(np.argmax([line[f"{name}/top1"] for line in validation]))
+        assert got["model"] == "resnet8"
+        assert got["parameters"] == 75_002
+        assert got["updates"] == updates
+        assert got["final_top1"] == test[-1][f"{name}/top1"]
+        assert got["best_top1"] == test[best][f"{name}/top1"]
+        assert got["final_loss"] == test[-1][f"{name}/loss"]
+
+
+def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
+    before = (finished / "metrics.jsonl").read_text()
+    summary = json.loads((finished / "summary.json").read_text())
+    again = loop.train_and_evaluate(two_epochs(), finished, jax.devices()[:1])
+    assert (finished / "metrics.jsonl").read_text() == before
+    assert again == summary
+
+
+@pytest.mark.parametrize("which", ["best", "latest"])
+def test_init_from_a_run(finished: Path, which: str) -> None:
+    c = runs.tiny_config()
+    c.networks.teacher.init_from = f"{finished}:student@{which}"
+    state = initialise.initial(runs.tiny_plan(c, 64)).networks["teacher"]
+    read = checkpoint.read_network(f"{finished}:student@{which}")
+    runs.assert_same_bits(state.params, read["params"])
+    runs.assert_same_bits(state.batch_stats, read["batch_stats"])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{run}:pupil@best", "there is no .*pupil"),
+        ("{run}:pupil@latest", "that run has the networks"),
+        ("{run}:student@worst", "'best' or 'latest', not 'worst'"),
+        ("{run}x:student@best", "train it first or mend the path"),
+    ],
+)
+def test_init_from_nowhere(finished: Path, source: str, message: str) -> None:
+    c = runs.tiny_config()
+    c.networks.teacher.init_from = source.format(run=finished)
+    with pytest.raises(fields.ConfigError, match=f"config.networks.teacher.init_from: .*{message}"):
+        initialise.initial(runs.tiny_plan(c, 64))
+
+
+def test_init_from_another_model(finished: Path) -> None:
+    c = runs.tiny_config("resnet14")
+    c.networks.teacher.init_from = f"{finished}:student@best"
+    with pytest.raises(fields.ConfigError, match="holds another network than resnet14"):
+        initialise.initial(runs.tiny_plan(c, 64))
+
+
+def test_another_config_is_refused_and_changes_nothing(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    c = two_epochs()
+    c.networks.student.learning_rate = 0.05
+    with pytest.raises(fields.ConfigError, match=r"config.networks.student.learning_rate = 0.1, not 0.05"):
+        loop.train_and_evaluate(c, finished, jax.devices()[:1])
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_checkpoints_of_nobody_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(fields.ConfigError, match=r"holds checkpoints and no config.json"):
+        loop.train_and_evaluate(two_epochs(), tmp_path)
+
+
+def test_best_stays_until_latest_knows_a_better_one(tmp_path: Path) -> None:
+    """A kill between two saves must leave the best of the saved step behind."""
+    c = runs.tiny_config()
+    state = initialise.initial(runs.tiny_plan(c, 64))
+    spec = config.parse(c).checkpoint
+    opened = checkpoint.open_checkpoints(tmp_path, ("student",), spec, 1)
+    variables = jax.tree.map(np.asarray, state.networks["student"].evaluated)
+    opened.save_best("student", 1, variables)
+    opened.save_latest(1, state, {"best": 1})
+    for step in (2, 3, 4):
+        opened.save_best("student", step, variables)
+    assert opened.best["student"].all_steps() == [1, 2, 3, 4]
+    opened.save_latest(5, state, {"best": 4})
+    opened.close()
+    assert opened.best["student"].all_steps() == [4]
+
+
+class Killed:
+    """The command of a small run with a save each quarter of an epoch, and ways to end it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.command = [
+            *(sys.executable, "-m", "switokd_jax.main", "--config=configs/digits.py", f"--workdir={folder}"),
+            *(f"--config.networks.{name}.model=resnet8" for name in ("teacher", "student")),
+            *("--config.epochs=4", "--config.checkpoint.every=0.25", "--config.log.tensorboard=False"),
+            "--config.log.every=5",
+        ]
+        self.environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.CACHE)}
+
+    def start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self.command, cwd=ROOT, env=self.environment, stdout=subprocess.DEVNULL)
+
+    def finish(self) -> None:
+        assert self.start().wait(300) == 0
+
+    def kill_after_first_save(self, delay: float) -> bool:
+        """SIGKILL so many seconds after a save is there; False if the run was over by then."""
+        process = self.start()
+        saves = self.folder / "checkpoints" / "latest"
+        while process.poll() is None and not (saves.is_dir() and any(p.name.isdigit() for p in saves.iterdir())):
+            time.sleep(0.02)
+        time.sleep(delay)
+        if process.poll() is not None:
+            return False
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        return True
+
+
+def test_killed_run_ends_as_the_one_that_was_not(tmp_path: Path) -> None:
+    """Bit for bit: parameters, statistics, optimizer, counters, every line of metrics."""
+    undisturbed, killed = Killed(tmp_path / "undisturbed"), Killed(tmp_path / "killed")
+    undisturbed.finish()
+    seed = random.randrange(10**6)
+    delay = random.Random(seed).uniform(0.0, 1.5)
+    assert killed.kill_after_first_save(delay), f"over before the kill (delay {delay:.3f} s)"
+    assert not (killed.folder / "summary.json").exists()
+    killed.finish()
+    same_run(undisturbed.folder, killed.folder, f"delay {delay:.3f} s")
+
+
+def same_run(one: Path, other: Path, hint: str) -> None:
+    assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text(), hint
+    assert saved(one / "latest") == saved(other / "latest")
+    for which in ("best", "latest"):
+        for name in ("teacher", "student"):
+            read = [checkpoint.read_network(f"{folder}:{name}@{which}") for folder in (one, other)]
+            runs.assert_same_bits(*read)
+    runs.assert_same_bits(*(checkpoint.read_state(folder) for folder in (one, other)))
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
+    for summary in summaries:
+        del summary["seconds"], summary["examples_per_second"]
+    assert summaries[0] == summaries[1], hint
+    assert not [*other.rglob("*tmp*")]
+
+
+def saved(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*"))

@@ -1,0 +1,131 @@
+"""The command line as a user meets it: real processes, their last line, their status, what they leave behind."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import runs
+
+ROOT = Path(__file__).parents[1]
+DIGITS = "--config=configs/digits.py"
+
+
+def command(
+    *flags: str, devices: int = 1, start: tuple[str, str] = ("-m", "switokd_jax.main")
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.run(
+        [sys.executable, *start, *flags],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+CUSTOM = ("--config.topology.kind=custom", "--config.topology.edges=(('teacher','student',('teacher','student')),)")
+TWO_AND_TWO = (
+    "--config.topology.kind=star",
+    "--config.topology.teachers=('teacher','a')",
+    "--config.topology.students=('student','b')",
+)
+BAD: dict[str, tuple[tuple[str, ...], str]] = {
+    "unknown config field": ((DIGITS, "--config.sede=1"), "config.sede is not a field; did you mean 'seed'?"),
+    "unknown model": (
+        (DIGITS, "--config.networks.teacher.model=wrn_17_2"),
+        "config.networks.teacher.model: model 'wrn_17_2'",
+    ),
+    "unknown data set": ((DIGITS, "--config.data.name=cifar1000"), "no data set 'cifar1000'; did you mean 'cifar100'?"),
+    "batch and devices": ((DIGITS, "--config.batch_size=65"), "config.batch_size is 65, which 2 devices do not divide"),
+    "unknown node": ((DIGITS, "--config.topology.students=('pupil',)"), "unknown network 'pupil'"),
+    "gate without its edge": ((DIGITS, *CUSTOM), "add the edge student <- teacher without a gate"),
+    "two and two in a star": ((DIGITS, *TWO_AND_TWO), "a star has one teacher or one student, not 2 teachers"),
+    "negative temperature": ((DIGITS, "--config.switokd.temperature=-1"), "config.switokd.temperature is -1.0"),
+    "unwritable workdir": ((DIGITS, "--workdir=/proc/run"), "--workdir /proc/run cannot be written"),
+    "another run": ((DIGITS, "--workdir={another}"), "holds a run with config.seed = 7, not 0; choose another folder"),
+    "no such config": (("--config=configs/nope.py",), "No such file or directory: 'configs/nope.py'"),
+    "no config": ((), "--config is missing"),
+    "no such flag": ((DIGITS, "--workdri=x"), "Unknown command line flag 'workdri'. Did you mean: workdir ?"),
+    "not a number": ((DIGITS, "--config.seed=x"), "flag --config.seed=x: invalid literal for int()"),
+    "not a flag": ((DIGITS, "digits"), "'digits' is not a flag"),
+    "folder that is a file": ((DIGITS, "--workdir=setup.cfg"), "--workdir setup.cfg is a file; choose a folder"),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.CompletedProcess[str], list[str]]]:
+    """Every bad input's process, with what it left in its folder; two at a time."""
+
+    def run(name: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        folder = tmp_path_factory.mktemp("bad")
+        (folder / "another").mkdir()
+        config = json.loads(runs.default_json())
+        (folder / "another" / "config.json").write_text(json.dumps(config | {"seed": 7}))
+        flags = [flag.format(another=folder / "another") for flag in BAD[name][0]]
+        if not any(flag.startswith("--workdir") for flag in flags):
+            flags.append(f"--workdir={folder / 'new'}")
+        done = command(*flags, devices=2)
+        return done, sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return dict(zip(BAD, pool.map(run, BAD), strict=True))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_answered_in_one_line(
+    name: str, answers: dict[str, tuple[subprocess.CompletedProcess[str], list[str]]]
+) -> None:
+    done, left = answers[name]
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("switokd_jax: ")
+    assert BAD[name][1] in lines[0]
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert left == ["another", "another/config.json"]
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
+    done = command(DIGITS, "--dry_run", f"--workdir={tmp_path / 'run'}", "--config.switokd.epsilon=0.5")
+    assert done.returncode == 0, done.stderr
+    for line in ("460: 20 epochs of 23", "epsilon = 0.5", "wrn_16_2, 692,522 parameters", "1437 train"):
+        assert line in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert not (tmp_path / "run").exists()
+
+
+def test_trains_from_prepared_tfds_without_tensorflow(tmp_path: Path) -> None:
+    """The process itself says which modules it has seen."""
+    script = (
+        "import sys, pathlib\n"
+        "from switokd_jax import main\n"
+        "main.cli()\n"
+        "pathlib.Path(sys.argv[-1].partition('=')[2], 'modules').write_text('\\n'.join(sys.modules))\n"
+    )
+    done = command(
+        DIGITS,
+        "--config.data.name=tiny_images",
+        f"--config.data.dir={ROOT / 'tests/data/tfds'}",
+        "--config.networks.teacher.model=resnet8",
+        "--config.networks.student.model=resnet8",
+        "--config.batch_size=25",
+        "--config.steps=2",
+        "--config.log.tensorboard=False",
+        f"--workdir={tmp_path / 'run'}",
+        start=("-c", script),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == 2
+    modules = (tmp_path / "run" / "modules").read_text().splitlines()
+    assert "tensorflow_datasets" in modules
+    assert not [name for name in modules if name.split(".")[0] in ("tensorflow", "torch")]
