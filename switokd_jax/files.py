@@ -21,4 +21,4 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, indented, whole or not there."""
-    write_whole(path, lambda p: p.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n"))
+    write_whole(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n"))

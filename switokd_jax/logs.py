@@ -149,7 +149,8 @@ class Progress:
         """Moves the live row: the latest training losses and top-1 of the batch."""
         if self._bar is not None:
             self._bar.set_description_str(self._row(line, pace), refresh=False)
-            self._bar.update(line["step"] - self._bar.n)
+            self._bar.n = line["step"]
+            self._bar.refresh()
 
     def evaluated(self, line: Line, pace: Pace) -> None:
         """Prints the row of an evaluation."""
@@ -184,6 +185,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def expert_shares(expert_steps: Mapping[str, int], steps: int) -> dict[str, float]:
-    """Share of the steps so far in expert mode, by pair."""
+def expert_shares(expert_steps: Mapping[str, Any], steps: int) -> dict[str, float]:
+    """Share of the steps so far in expert mode, by pair, from their counts."""
     return {pair: int(count) / max(steps, 1) for pair, count in expert_steps.items()}

@@ -13,7 +13,7 @@ from clu import parameter_overview
 from switokd_jax.data.sources import Dataset
 from switokd_jax.logs import Clock, expert_shares, read_metrics
 from switokd_jax.plan import Plan
-from switokd_jax.state import TrainState
+from switokd_jax.state import TrainState, pair_name
 
 
 def count(params: Any) -> int:
@@ -60,7 +60,7 @@ def summary(
     """What summary.json holds; see the README for its fields."""
     last = [line for line in read_metrics(folder / "metrics.jsonl") if line["split"] == "test"][-1]
     steps = int(final.step)
-    shares = expert_shares({pair: int(count) for pair, count in final.expert_steps.items()}, steps)
+    shares = expert_shares(final.expert_steps, steps)
     return {
         "steps": steps,
         "epochs": round(plan.epoch(steps), 6),
@@ -79,7 +79,7 @@ def summary(
             }
             for name in plan.topology.nodes
         },
-        "switch": {pair: {"expert_fraction": share} for pair, share in shares.items()},
+        "switch": {pair: {"expert_fraction": shares[pair]} for pair in map(pair_name, plan.pairs)},
     }
 
 

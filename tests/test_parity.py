@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def build(meta: dict[str, Any], parallelism: str) -> plan.Plan:
     }
     preprocess = sources.Preprocess(tuple(meta["mean"]), tuple(meta["std"]))
     examples = meta["steps"] * meta["batch_size"]
-    return plan.make(config.parse(c), meta["num_classes"], (32, 32, 3), examples, preprocess)
+    devices = jax.devices()[: math.gcd(meta["batch_size"], jax.device_count())]
+    return plan.make(config.parse(c), meta["num_classes"], (32, 32, 3), examples, preprocess, devices)
 
 
 @pytest.mark.parametrize("parallelism", ["jit", "pmap"])
@@ -115,3 +117,22 @@ def check_eval(
     images = augment.normalise(recorded["eval_images"], run.preprocess, np.float64)
     logits: Any = module.apply(final.networks[name].evaluated, images, train=False)
     np.testing.assert_allclose(logits, recorded[f"eval_logits/{i}"], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("kind", "networks"),
+    [
+        ("pair", ["wrn_10_1", "resnet8"]),
+        ("2t1s", ["resnet8", "wrn_10_1", "mobilenetv2_0.25"]),
+        ("1t2s", ["wrn_10_1", "mobilenet", "resnet8"]),
+    ],
+)
+def test_plain_torch_run(kind: str, networks: list[str]) -> None:
+    """The same against a PyTorch loop of our own: other networks, and the stars."""
+    import torch_recording
+
+    recorded = torch_recording.record(kind, networks, steps=12)
+    assert set(np.unique(recorded["switch/expert"])) == {0, 1}, "both modes"
+    with jax.enable_x64(True):
+        check(recorded, json.loads(str(recorded["meta"])), "jit")

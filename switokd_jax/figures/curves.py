@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 from switokd_jax.figures import style
 
+MARKED = 40  # evaluations that still show as separate marks
+
 
 def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> Path | None:
     """Left the loss, right the top-1: test solid with marks, training (mean of each epoch) dashed.
@@ -33,9 +35,10 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> Path | None:
         for name, colour in style.colours(names).items():
             key = f"{name}/{metric}"
             x, y = np.asarray([(line["epoch"], line[key]) for line in test]).T
-            axes.plot(x, y, color=colour, linewidth=1.6, marker="o", markersize=2.5, label=f"{name}, test")
+            marker = "o" if len(x) <= MARKED else None
+            axes.plot(x, y, color=colour, linewidth=1.6, marker=marker, markersize=2.5, label=f"{name}, test")
             key = f"{name}/cross_entropy" if metric == "loss" else key
-            x, y = _epoch_means(train, key)
+            x, y = epoch_means(train, key)
             axes.plot(x, y, color=colour, linewidth=1.0, linestyle="--", alpha=0.8, label=f"{name}, train")
         style.tidy(axes, "epoch", label)
     panels[0].set_yscale("log")
@@ -43,7 +46,8 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> Path | None:
     return style.save(figure, path)
 
 
-def _epoch_means(train: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+def epoch_means(train: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the epochs, and the mean of a metric over the steps of each."""
     epochs = np.ceil([line["epoch"] for line in train])
     values = np.asarray([line[key] for line in train])
     ends = np.unique(epochs)

@@ -54,7 +54,7 @@ def _panel(axes: Axes, train: Sequence[dict[str, Any]], pair: str) -> None:
     gap, threshold = (np.asarray([line[f"{pair}/{key}"] for line in train]) for key in ("gap", "threshold"))
     for values, colour, label in ((gap, style.GAP, "gap G"), (threshold, style.THRESHOLD, r"threshold $\delta$")):
         axes.plot(step, values, color=colour, linewidth=0.4, alpha=0.35)
-        axes.plot(step, _running_mean(values), color=colour, linewidth=1.5, label=label)
+        axes.plot(step, running_mean(values), color=colour, linewidth=1.5, label=label)
     low, high = np.percentile(np.concatenate([gap, threshold]), (0.5, 99.5))
     room = 0.08 * (high - low) or 0.1
     axes.set_ylim(low - room, high + room)
@@ -75,7 +75,7 @@ def _panel(axes: Axes, train: Sequence[dict[str, Any]], pair: str) -> None:
     axes.set_title(f"{teacher} \N{RIGHTWARDS ARROW} {student}: {100 * expert.mean():.0f} % expert", fontsize=9)
 
 
-def _running_mean(values: np.ndarray) -> np.ndarray:
+def running_mean(values: np.ndarray) -> np.ndarray:
     """Mean over about a fiftieth of the run around each step, shorter at the ends."""
     half = max(len(values) // 100, 1)
     total = np.concatenate([[0.0], np.cumsum(values)])

@@ -1,0 +1,86 @@
+"""metrics.jsonl, the clock and the table on the console."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from switokd_jax import logs
+
+
+def line(names: list[str], split: str = "test", epoch: float = 3.0) -> dict[str, Any]:
+    scores = {f"{name}/{key}": value for name in names for key, value in (("loss", 0.0384), ("top1", 99.16))}
+    return {"split": split, "epoch": epoch, "step": 7, **scores}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_lines_survive_a_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    logs.append_metrics(path, [{"step": i, "loss": 0.1 * i} for i in range(5)])
+    with path.open("a") as file:
+        file.write('{"step": 5, "lo')
+    assert [entry["step"] for entry in logs.read_metrics(path)] == [0, 1, 2, 3, 4]
+    logs.drop_beyond(path, 2)
+    logs.append_metrics(path, [{"step": 3, "loss": 0.1 * 3}])
+    assert logs.read_metrics(path) == [{"step": i, "loss": 0.1 * i} for i in range(4)]
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_no_file_yet(tmp_path: Path) -> None:
+    logs.drop_beyond(tmp_path / "metrics.jsonl", 3)
+    assert logs.read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.2, "0:00"), (59.7, "1:00"), (3599.4, "59:59"), (3661, "1:01:01"), (45296, "12h34m")]
+)
+def test_clock(seconds: float, shown: str) -> None:
+    assert logs.clock(seconds) == shown
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_table_fits_80_columns(count: int) -> None:
+    names = ["teacher", "a_name_that_is_long", "c", "d"][:count]
+    out = io.StringIO()
+    table = logs.Progress(100, 0, 299.0, shown=True, to=out)
+    table.head(names)
+    table.step(line(names, "train"), logs.Pace(1000.0, 60.0, 0.5))  # a log file has no live row
+    table.evaluated(line(names, "validation", 138.7), logs.Pace(123456.0, 45296.0, 0.438))
+    head, row = out.getvalue().splitlines()
+    assert len(head) == len(row) <= 80
+    assert row.split() == ["val", "139/299", *["0.038", "99.2"] * count, "44", "123456", "12h34m"]
+    # Each name stands over the end of its column.
+    assert head[: 12 + 12 * count].split()[1:] == [name[:11] for name in names]
+
+
+def test_no_switch_no_share() -> None:
+    out = io.StringIO()
+    logs.Progress(100, 0, 5.0, shown=True, to=out).evaluated(line(["a"]), logs.Pace(10.0, 5.0, None))
+    assert out.getvalue().split()[-3:] == ["-", "10", "0:05"]
+
+
+def test_live_row_on_a_terminal() -> None:
+    out = Terminal()
+    table = logs.Progress(10, 0, 5.0, shown=True, to=out)
+    table.head(["a"])
+    table.step(line(["a"], "train"), logs.Pace(10.0, 5.0, 0.25))
+    table.close()
+    assert "\r" in out.getvalue()
+    assert "now      3/5 0.038  99.2   25     10    0:05" in out.getvalue()
+
+
+def test_silence() -> None:
+    out = Terminal()
+    table = logs.Progress(10, 0, 5.0, shown=False, to=out)
+    table.head(["a"])
+    table.step(line(["a"]), logs.Pace(1.0, 1.0, None))
+    table.evaluated(line(["a"]), logs.Pace(1.0, 1.0, None))
+    table.close()
+    assert out.getvalue() == ""
