@@ -116,16 +116,13 @@ def read_network(source: str) -> dict[str, Tree]:
     name, _, which = rest.partition("@")
     which = which or "best"
     if which not in ("best", "latest"):
-        raise ConfigError(f"init_from {source!r}: after '@' stands 'best' or 'latest', not {which!r}")
-    root = Path(workdir).expanduser().resolve() / "checkpoints"
-    folder = root / "best" / name if which == "best" else root / "latest"
-    if not folder.is_dir():
-        raise ConfigError(f"init_from {source!r}: there is no {folder}; train it first or mend the path")
+        raise ConfigError(f"{source!r}: after '@' stands 'best' or 'latest', not {which!r}")
+    run = Path(workdir).expanduser().resolve()
     if which == "best":
-        return dict(_newest(folder, "variables", source))
-    networks = read_state(Path(workdir).expanduser())["networks"]
+        return dict(_newest(run / "checkpoints" / "best" / name, "variables", source))
+    networks = read_state(run)["networks"]
     if name not in networks:
-        raise ConfigError(f"init_from {source!r}: that run has the networks {', '.join(networks)}")
+        raise ConfigError(f"{source!r}: that run has the networks {', '.join(networks)}")
     network = networks[name]
     return {"params": network["ema"] or network["params"], "batch_stats": network["batch_stats"]}
 
@@ -140,9 +137,9 @@ def read_state(workdir: Path) -> dict[str, Tree]:
 
 
 def _newest(folder: Path, item: str, source: str) -> Any:
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise ConfigError(f"{source!r}: {folder} holds no finished checkpoint")
-        read = manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore()}))[item]
-    return jax.tree.map(np.asarray, read)
+    # Saves that a kill cut short have longer names.
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    if not steps:
+        raise ConfigError(f"{source!r}: {folder} holds no finished checkpoint; train it first or mend the path")
+    with ocp.StandardCheckpointer() as checkpointer:
+        return jax.tree.map(np.asarray, checkpointer.restore(folder / str(max(steps)) / item))

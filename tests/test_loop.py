@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +13,9 @@ import numpy as np
 import pytest
 import runs
 
+from experiments.faults import storm
 from switokd_jax import checkpoint, config, fields, initialise, logs, loop
 
-ROOT = Path(__file__).parents[1]
 SWITCH = ("gap", "threshold", "epsilon", "student_distance", "teacher_distance", "expert")
 
 
@@ -109,7 +105,7 @@ def test_init_from_a_run(finished: Path, which: str) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{run}:pupil@best", "there is no .*pupil"),
+        ("{run}:pupil@best", "pupil holds no finished checkpoint"),
         ("{run}:pupil@latest", "that run has the networks"),
         ("{run}:student@worst", "'best' or 'latest', not 'worst'"),
         ("{run}x:student@best", "train it first or mend the path"),
@@ -161,65 +157,14 @@ def test_best_stays_until_latest_knows_a_better_one(tmp_path: Path) -> None:
     assert opened.best["student"].all_steps() == [4]
 
 
-class Killed:
-    """The command of a small run with a save each quarter of an epoch, and ways to end it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.command = [
-            *(sys.executable, "-m", "switokd_jax.main", "--config=configs/digits.py", f"--workdir={folder}"),
-            *(f"--config.networks.{name}.model=resnet8" for name in ("teacher", "student")),
-            *("--config.epochs=4", "--config.checkpoint.every=0.25", "--config.log.tensorboard=False"),
-            "--config.log.every=5",
-        ]
-        self.environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.CACHE)}
-
-    def start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self.command, cwd=ROOT, env=self.environment, stdout=subprocess.DEVNULL)
-
-    def finish(self) -> None:
-        assert self.start().wait(300) == 0
-
-    def kill_after_first_save(self, delay: float) -> bool:
-        """SIGKILL so many seconds after a save is there; False if the run was over by then."""
-        process = self.start()
-        saves = self.folder / "checkpoints" / "latest"
-        while process.poll() is None and not (saves.is_dir() and any(p.name.isdigit() for p in saves.iterdir())):
-            time.sleep(0.02)
-        time.sleep(delay)
-        if process.poll() is not None:
-            return False
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        return True
-
-
 def test_killed_run_ends_as_the_one_that_was_not(tmp_path: Path) -> None:
-    """Bit for bit: parameters, statistics, optimizer, counters, every line of metrics."""
-    undisturbed, killed = Killed(tmp_path / "undisturbed"), Killed(tmp_path / "killed")
-    undisturbed.finish()
-    seed = random.randrange(10**6)
-    delay = random.Random(seed).uniform(0.0, 1.5)
-    assert killed.kill_after_first_save(delay), f"over before the kill (delay {delay:.3f} s)"
-    assert not (killed.folder / "summary.json").exists()
-    killed.finish()
-    same_run(undisturbed.folder, killed.folder, f"delay {delay:.3f} s")
-
-
-def same_run(one: Path, other: Path, hint: str) -> None:
-    assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text(), hint
-    assert saved(one / "latest") == saved(other / "latest")
-    for which in ("best", "latest"):
-        for name in ("teacher", "student"):
-            read = [checkpoint.read_network(f"{folder}:{name}@{which}") for folder in (one, other)]
-            runs.assert_same_bits(*read)
-    runs.assert_same_bits(*(checkpoint.read_state(folder) for folder in (one, other)))
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
-    for summary in summaries:
-        del summary["seconds"], summary["examples_per_second"]
-    assert summaries[0] == summaries[1], hint
-    assert not [*other.rglob("*tmp*")]
-
-
-def saved(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*"))
+    """SIGKILL at a random moment after the first save: the same bits and lines in the end."""
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.CACHE)}
+    flags = ("--config.epochs=4", "--config.checkpoint.every=0.25")
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    assert storm.start(alone, flags, environment).wait(300) == 0
+    delay = random.uniform(0.0, 0.6)
+    assert storm.kill_after_a_save(storm.start(killed, flags, environment), killed, delay), f"delay {delay}"
+    assert not (killed / "summary.json").exists()
+    assert storm.start(killed, flags, environment).wait(300) == 0
+    assert storm.differences(alone, killed) == [], f"delay {delay}"
