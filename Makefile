@@ -24,6 +24,7 @@ lint: $(VENV)/ready-dev
 	$(BIN)/mypy
 
 $(VENV)/ready: requirements.txt setup.cfg setup.py pyproject.toml
+	@echo "setting up $(VENV) with $$(grep -c == requirements.txt) packages: about a minute"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -35,7 +36,7 @@ $(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
 	touch $@
 
 $(VENV)/ready-torch: $(VENV)/ready-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --extra-index-url $(TORCH_INDEX) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --extra-index-url $(TORCH_INDEX) "$(TORCH)"
 	touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""CIFAR-100, wrn_16_2 teaches mobilenetv2_0.5: the paper's table 3, with the public code's recipe.
+"""CIFAR-100, wrn_16_2 teaches mobilenetv2_0.5: the paper's CIFAR-100 pair, with the public code's recipe.
 
 Published (mean of 3 seeds, best test epoch): student 67.24 %, teacher 73.90 %.
 

@@ -1,4 +1,4 @@
-"""CIFAR-10, wrn_16_8 teaches wrn_16_1: the paper's table 2, with the public code's recipe.
+"""CIFAR-10, wrn_16_8 teaches wrn_16_1: the paper's CIFAR-10 pair, with the public code's recipe.
 
 Published (mean of 3 seeds, best test epoch): student 92.50 %, teacher 94.76 %.
 

@@ -141,5 +141,8 @@ def _newest(folder: Path, item: str, source: str) -> Any:
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     if not steps:
         raise ConfigError(f"{source!r}: {folder} holds no finished checkpoint; train it first or mend the path")
-    with ocp.StandardCheckpointer() as checkpointer:
-        return jax.tree.map(np.asarray, checkpointer.restore(folder / str(max(steps)) / item))
+    path = folder / str(max(steps)) / item
+    handler = ocp.PyTreeCheckpointHandler()
+    # As NumPy: the devices that wrote it need not be here.
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)
+    return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))

@@ -59,6 +59,11 @@ class Distribution:
         return self.mesh.size
 
     @property
+    def platform(self) -> str:
+        """'cpu', 'gpu' or 'tpu'."""
+        return str(self.mesh.devices.flat[0].platform)
+
+    @property
     def norm_axis(self) -> str | None:
         """The axis_name of BatchNorm: under jit its batch is the global one already."""
         return AXIS if self.parallelism == "pmap" and not self.local_norm else None

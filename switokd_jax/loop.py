@@ -12,7 +12,7 @@ import numpy as np
 from flax import serialization
 from ml_collections import ConfigDict
 
-from switokd_jax import checkpoint, distribution, figures, initialise, logs, plan, report, scoring
+from switokd_jax import checkpoint, distribution, figures, initialise, logs, plan, scoring, summary
 from switokd_jax import config as configs
 from switokd_jax.data import resident, sources
 from switokd_jax.files import write_json
@@ -51,7 +51,7 @@ def dry_run(config: ConfigDict) -> str:
     parsed = configs.parse(config)
     with jax.enable_x64(parsed.dtype == "float64"):
         dataset, run = prepare(parsed)
-        return report.describe(run, dataset, initialise.initial(run))
+        return summary.describe(run, dataset, initialise.initial(run))
 
 
 def prepare(parsed: configs.Config, devices: Sequence[jax.Device] | None = None) -> tuple[sources.Dataset, plan.Plan]:
@@ -110,7 +110,7 @@ def _train(run: _Run) -> dict[str, Any]:
     if main:
         logs.drop_beyond(run.folder / "metrics.jsonl", first)
     bar = logs.Progress(total, first, run.plan.epoch(total), shown=config.log.progress and main)
-    bar.say(report.describe(run.plan, run.dataset, host))
+    bar.say(summary.describe(run.plan, run.dataset, host))
     if first:
         bar.say(f"resuming {run.folder} at step {first} of {total}")
     bar.head(run.plan.topology.nodes)
@@ -132,12 +132,12 @@ def _train(run: _Run) -> dict[str, Any]:
     run.checkpoints.close()
     run.writer.close()
     bar.close()
-    summary = report.summary(run.plan, devices.one(state), run.selected_on, best, clock, run.folder)
+    result = summary.summarise(run.plan, devices.one(state), run.selected_on, best, clock, run.folder)
     if main:
-        write_json(run.folder / "summary.json", summary)
+        write_json(run.folder / "summary.json", result)
         drawn = figures.draw_run(run.folder)
-        bar.say(report.closing(summary, run.folder, drawn))
-    return summary
+        bar.say(summary.closing(result, run.folder, drawn))
+    return result
 
 
 def _events(run: plan.Plan, first: int) -> list[tuple[int, bool, bool]]:

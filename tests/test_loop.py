@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,21 @@ def test_best_stays_until_latest_knows_a_better_one(tmp_path: Path) -> None:
     opened.save_latest(5, state, {"best": 4})
     opened.close()
     assert opened.best["student"].all_steps() == [4]
+
+
+def test_a_run_of_eight_devices_is_read_on_one(tmp_path: Path) -> None:
+    c = runs.tiny_config(batch_size=16, steps=1)
+    loop.train_and_evaluate(c, tmp_path, jax.devices())
+    read = "import sys; from switokd_jax import checkpoint; print(len(checkpoint.read_network(sys.argv[1])))"
+    done = subprocess.run(
+        [sys.executable, "-c", read, f"{tmp_path}:student@latest"],
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
 
 
 def test_killed_run_ends_as_the_one_that_was_not(tmp_path: Path) -> None:

@@ -89,6 +89,45 @@ def test_frozen_network_stays_and_speaks_in_evaluation_mode() -> None:
     assert int(after.networks["student"].updates) == 2
 
 
+def test_rates_follow_the_global_step() -> None:
+    """A teacher that never takes a step still sees its rate fall at the milestone of epoch 2."""
+    c = runs.tiny_config(batch_size=BATCH)
+    c.switokd.mode = "expert"
+    c.networks.teacher.schedule, c.networks.teacher.milestones = "multistep", (2,)
+    _, metrics = take(c, None, range(11))
+    assert float(metrics["teacher/learning_rate"]) == pytest.approx(0.1)
+    state, metrics = take(c, None, range(12))
+    assert float(metrics["teacher/learning_rate"]) == pytest.approx(0.01)
+    assert int(state.networks["teacher"].updates) == 0
+
+
+def test_averaged_weights() -> None:
+    """ema <- 0.9 ema + 0.1 params after each step, from the initial weights; they are what is evaluated."""
+    c = runs.tiny_config(batch_size=BATCH, method="vanilla")
+    c.networks.student.ema = 0.9
+    states = [take(c, None, range(n))[0].networks["student"] for n in range(3)]
+    expected = states[0].params
+    for state in states[1:]:
+        expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, expected, state.params)
+    for got, wanted in zip(jax.tree.leaves(states[2].ema), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
+    assert states[2].evaluated["params"] is states[2].ema
+
+
+@pytest.mark.parametrize("method", ["vanilla", "switokd"])
+def test_bfloat16_follows_float32(method: str) -> None:
+    """Two learning steps: parameters and optimizer stay float32, losses agree to bfloat16's 2-3 digits."""
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        c = runs.tiny_config(batch_size=BATCH, method=method, dtype=dtype)
+        state, metrics = take(c, None, range(2))
+        losses[dtype] = float(metrics["student/loss"])
+        floats = [leaf for leaf in jax.tree.leaves(state.networks) if np.issubdtype(leaf.dtype, np.floating)]
+        assert {leaf.dtype for leaf in floats} == {np.dtype("float32")}
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+    assert losses["bfloat16"] != losses["float32"]
+
+
 def computations(hlo: str) -> dict[str, str]:
     """Name to body of every computation of an HLO module."""
     found = re.findall(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}", hlo, re.MULTILINE | re.DOTALL)

@@ -67,7 +67,7 @@ def _panel(axes: Axes, train: Sequence[dict[str, Any]], pair: str) -> None:
         vmin=0,
         vmax=1,
         aspect="auto",
-        extent=(step[0], step[-1], *axes.get_ylim()),
+        extent=(step[0] - 0.5, step[-1] + 0.5, *axes.get_ylim()),
         interpolation="nearest",
         zorder=0,
     )

@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from clu import parameter_overview
 
 from switokd_jax.data.sources import Dataset
 from switokd_jax.logs import Clock, expert_shares, read_metrics
 from switokd_jax.plan import Plan
 from switokd_jax.state import TrainState, pair_name
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """One module of a network in the parameter table."""
+
+    module: str
+    arrays: int
+    parameters: int
 
 
 def count(params: Any) -> int:
@@ -26,7 +34,7 @@ def describe(plan: Plan, dataset: Dataset, state: TrainState) -> str:
     config = plan.config
     height, width, channels = dataset.image_shape
     sizes = f"{len(dataset.train)} train, {len(dataset.validation)} validation, {len(dataset.test)} test"
-    devices = f"{plan.devices.device_count} x {jax.devices()[0].platform}"
+    devices = f"{plan.devices.device_count} x {plan.devices.platform}"
     rows = [
         ("data", f"{dataset.name}: {sizes}"),
         ("", f"{height}x{width}x{channels} pixels, {dataset.num_classes} classes"),
@@ -37,7 +45,7 @@ def describe(plan: Plan, dataset: Dataset, state: TrainState) -> str:
     ]
     hyperparameters = dataclasses.asdict(config.hyperparameters)
     rows += [("", f"{name} = {'adaptive' if value is None else value}") for name, value in hyperparameters.items()]
-    for edge in plan.topology.edges:
+    for edge in plan.topology.edges if plan.method.switches else ():
         gate = ", in learning mode" if edge.gate else ""
         rows.append(("edge", f"{edge.learner} learns from {edge.source}, weight {edge.weight:g}{gate}"))
     memory = sum(x.nbytes for x in jax.tree.leaves(state)) / 2**20
@@ -49,12 +57,12 @@ def describe(plan: Plan, dataset: Dataset, state: TrainState) -> str:
 
 def _parameters(name: str, plan: Plan, params: Any) -> str:
     # One row for each top-level module: a row for each array would run over several screens.
-    modules = {module: np.broadcast_to(np.float32(0), (count(tree),)) for module, tree in params.items()}
-    table = parameter_overview.get_parameter_overview(modules, include_stats=False)
+    rows = [_Row(module, len(jax.tree.leaves(tree)), count(tree)) for module, tree in params.items()]
+    table = parameter_overview.make_table(rows)
     return f"network  {name}: {plan.config.networks[name].model}, {count(params):,} parameters\n{table}"
 
 
-def summary(
+def summarise(
     plan: Plan, final: TrainState, selected_on: str, best: dict[str, Any], clock: Clock, folder: Path
 ) -> dict[str, Any]:
     """What summary.json holds; see the README for its fields."""
