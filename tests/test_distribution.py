@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import runs
 
+import runs
 from switokd_jax import fields, plan
 from switokd_jax.data import resident, sources
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
 from safetensors.numpy import save_file
 
+import runs
 from switokd_jax import fields, initialise, models
 from switokd_jax.interop import pytorch
 
@@ -108,6 +108,7 @@ def test_init_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_of_a_plain_torch_network(name: str, tmp_path: Path) -> None:
     import torch
+
     import torch_networks
 
     official = torch_networks.create(name, 7).eval()
@@ -125,6 +126,7 @@ def test_logits_of_a_plain_torch_network(name: str, tmp_path: Path) -> None:
 def test_back_to_torch(tmp_path: Path) -> None:
     """What we write loads into the plain torch network, strictly."""
     import torch
+
     import torch_networks
 
     variables = pytorch.variables("wrn_10_1", made("wrn_10_1"), 7)

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import runs
 
+import runs
 from experiments.faults import storm
 from switokd_jax import checkpoint, config, fields, initialise, logs, loop
 

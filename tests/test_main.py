@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import runs
 
 ROOT = Path(__file__).parents[1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-import runs
 
+import runs
 from switokd_jax import initialise, plan, scoring
 from switokd_jax.data import augment, resident
 

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import runs
 
+import runs
 from switokd_jax import plan
 from switokd_jax.state import TrainState
 

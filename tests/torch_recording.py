@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch_networks
 from torch import Tensor, nn
 from torch.nn import functional
+
+import torch_networks
 
 CLASSES, BATCH = 5, 12
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
