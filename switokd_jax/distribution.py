@@ -124,7 +124,7 @@ class Distribution:
         average = self._mean if self.local_norm else (lambda tree: tree)
         if not split:
             return Across(average=average)
-        return Across(gather=_gather, scatter=self._scatter, total=_sum, average=average)
+        return Across(gather=_gather, scatter=self._scatter, total=_sum, average=average, first=_first)
 
     def _scatter(self, x: jax.Array) -> jax.Array:
         size = x.shape[0] // self.device_count
@@ -151,6 +151,10 @@ def create(
         )
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     return Distribution(parallelism, batch_norm == "local", mesh)
+
+
+def _first(size: int) -> jax.Array:
+    return jax.lax.axis_index(AXIS) * size
 
 
 def _gather(x: jax.Array) -> jax.Array:

@@ -29,7 +29,8 @@ def initial(plan: Plan) -> TrainState:
                 made[name] = _read(spec.init_from, spec.model, plan.num_classes, made[name])
             except ValueError as error:
                 raise ConfigError(f"config.networks.{name}.init_from: {error}") from None
-    return initial_state(plan.networks, made, plan.pairs, plan.config.seed)
+    memory = plan.method.start(plan.config.hyperparameters, plan.topology.nodes)
+    return initial_state(plan.networks, made, plan.pairs, plan.config.seed, memory)
 
 
 def _read(source: str, model: str, num_classes: int, like: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy as np
 from flax import serialization
 from ml_collections import ConfigDict
 
-from switokd_jax import checkpoint, distribution, figures, initialise, logs, plan, scoring, summary
 from switokd_jax import config as configs
+from switokd_jax import distribution, figures, initialise, logs, plan, scoring, summary
 from switokd_jax.data import resident, sources
 from switokd_jax.files import write_json
-from switokd_jax.state import TrainState, pair_name
+from switokd_jax.session import Session, events, head, numbers, open_session
+from switokd_jax.state import TrainState
 from switokd_jax.workdir import check_workdir, open_workdir
 
 Best = dict[str, dict[str, float]]
@@ -43,7 +44,7 @@ def train_and_evaluate(
         check_workdir(folder, config)
         dataset, run = prepare(parsed, devices)
         open_workdir(folder, config)
-        return _train(_open(run, dataset, folder))
+        return _train(open_session(run, dataset, folder))
 
 
 def dry_run(config: ConfigDict) -> str:
@@ -63,43 +64,7 @@ def prepare(parsed: configs.Config, devices: Sequence[jax.Device] | None = None)
     return dataset, run
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    """What stays while a run trains: the plan, the compiled steps, the data on the devices."""
-
-    plan: plan.Plan
-    dataset: sources.Dataset
-    folder: Path
-    step: distribution.Compiled
-    score: distribution.Compiled
-    train: resident.Resident
-    scored: Mapping[str, tuple[resident.Resident, int]]  # split: (data, examples)
-    checkpoints: checkpoint.Checkpoints
-    writer: logs.Writer
-
-    @property
-    def selected_on(self) -> str:
-        """The split whose best epoch counts: validation where there is one."""
-        return next(iter(self.scored))
-
-
-def _open(run: plan.Plan, dataset: sources.Dataset, folder: Path) -> _Run:
-    config, place = run.config, run.devices.place
-    splits = {"validation": dataset.validation, "test": dataset.test}
-    return _Run(
-        plan=run,
-        dataset=dataset,
-        folder=folder,
-        step=run.devices.compile(plan.make_step(run), donate=True),
-        score=run.devices.compile(plan.make_score(run), donate=False),
-        train=place(resident.resident(dataset.train)),
-        scored={name: (place(resident.resident(split)), len(split)) for name, split in splits.items() if len(split)},
-        checkpoints=checkpoint.open_checkpoints(folder, run.topology.nodes, config.checkpoint, run.steps_per_epoch),
-        writer=logs.open_writer(folder, config.log.tensorboard and distribution.is_main_process()),
-    )
-
-
-def _train(run: _Run) -> dict[str, Any]:
+def _train(run: Session) -> dict[str, Any]:
     config, devices, total = run.plan.config, run.plan.devices, run.plan.total_steps
     host, clock, best = initialise.initial(run.plan), logs.Clock(), Best()
     if restored := run.checkpoints.restore(host, devices.template(serialization.to_state_dict(host))):
@@ -116,16 +81,17 @@ def _train(run: _Run) -> dict[str, Any]:
     bar.head(run.plan.topology.nodes)
     indices = resident.batches(config.seed, len(run.dataset.train), config.batch_size, first)
     state, timed = devices.place(host), _timed(run.step, clock)
-    for stop, evaluate, save in _events(run.plan, first):
+    for stop, evaluate, save in events(run.plan, first):
         for after, lines in _steps(run, timed, state, indices, range(first, stop)):
             state = after
             clock.lap()
-            _write(run, lines)
-            bar.step(lines[-1], _pace(run, clock, lines[-1]["step"], _share(lines)))
+            run.write(lines)
+            bar.step(lines[-1], run.pace(clock, lines[-1]["step"], _share(lines)))
         clock.stop()
         first = stop
         if evaluate:
             best = _evaluate(run, state, stop, best, bar, clock)
+            state = _refresh(run, state)
         if save:
             progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best}
             run.checkpoints.save_latest(stop, devices.one(state), progress)
@@ -138,19 +104,6 @@ def _train(run: _Run) -> dict[str, Any]:
         drawn = figures.draw_run(run.folder)
         bar.say(summary.closing(result, run.folder, drawn))
     return result
-
-
-def _events(run: plan.Plan, first: int) -> list[tuple[int, bool, bool]]:
-    """(step, evaluate, save) after `first`, in order; the last step does both."""
-    evaluations = _marks(run.config.eval_every * run.steps_per_epoch, run.total_steps)
-    saves = _marks(run.config.checkpoint.every * run.steps_per_epoch, run.total_steps)
-    return [(s, s in evaluations, s in saves) for s in sorted(evaluations | saves) if s > first]
-
-
-def _marks(every: float, total: int) -> set[int]:
-    """The whole steps nearest to the multiples of `every`, and the last one."""
-    multiples = range(1, int(total / every) + 1) if every > 0 else range(0)
-    return {min(max(round(i * every), 1), total) for i in multiples} | {total}
 
 
 def _timed(step: distribution.Compiled, clock: logs.Clock) -> Callable[..., Any]:
@@ -171,7 +124,7 @@ def _timed(step: distribution.Compiled, clock: logs.Clock) -> Callable[..., Any]
 
 
 def _steps(
-    run: _Run, step: Callable[..., Any], state: TrainState, indices: Iterator[np.ndarray], steps: range
+    run: Session, step: Callable[..., Any], state: TrainState, indices: Iterator[np.ndarray], steps: range
 ) -> Iterator[tuple[TrainState, list[logs.Line]]]:
     """Takes the steps; yields at each log interval with the lines since the last one."""
     waiting: list[Any] = []
@@ -184,14 +137,14 @@ def _steps(
             yield (
                 state,
                 [
-                    {**_head("train", run.plan, done - len(host) + 1 + i), **_numbers(run.plan, metrics)}
+                    {**head("train", run.plan, done - len(host) + 1 + i), **numbers(run.plan, metrics)}
                     for i, metrics in enumerate(host)
                 ],
             )
             waiting = []
 
 
-def _evaluate(run: _Run, state: TrainState, step: int, best: Best, bar: logs.Progress, clock: logs.Clock) -> Best:
+def _evaluate(run: Session, state: TrainState, step: int, best: Best, bar: logs.Progress, clock: logs.Clock) -> Best:
     """Scores all networks on all splits, writes the lines and saves each network that is better than before."""
     one, names = run.plan.devices.one, run.plan.topology.nodes
     variables = {name: state.networks[name].evaluated for name in names}
@@ -199,11 +152,11 @@ def _evaluate(run: _Run, state: TrainState, step: int, best: Best, bar: logs.Pro
         split: scoring.score(run.score.call, one, variables, data, examples, run.plan.config.batch_size)
         for split, (data, examples) in run.scored.items()
     }
-    lines = [{**_head(split, run.plan, step), **scoring.as_line(by_name, names)} for split, by_name in scores.items()]
-    _write(run, lines)
+    lines = [{**head(split, run.plan, step), **scoring.as_line(by_name, names)} for split, by_name in scores.items()]
+    run.write(lines)
     shares = [*logs.expert_shares(jax.device_get(one(state.expert_steps)), step).values()]
     for line in lines:
-        bar.evaluated(line, _pace(run, clock, step, float(np.mean(shares)) if shares else None))
+        bar.evaluated(line, run.pace(clock, step, float(np.mean(shares)) if shares else None))
     better = {
         name: {"score": score["top1"], "step": step, "top1": scores["test"][name]["top1"]}
         for name, score in scores[run.selected_on].items()
@@ -214,27 +167,19 @@ def _evaluate(run: _Run, state: TrainState, step: int, best: Best, bar: logs.Pro
     return best | better
 
 
-def _write(run: _Run, lines: list[logs.Line]) -> None:
-    if distribution.is_main_process():
-        run.writer.write(lines)
-
-
-def _head(split: str, run: plan.Plan, step: int) -> logs.Line:
-    return {"split": split, "epoch": round(run.epoch(step), 6), "step": step}
-
-
-def _pace(run: _Run, clock: logs.Clock, step: int, expert: float | None) -> logs.Pace:
-    examples = (run.plan.total_steps - step) * len(run.dataset.train) / run.plan.steps_per_epoch
-    return logs.Pace(clock.rate, examples / clock.rate if clock.rate else 0.0, expert)
+def _refresh(run: Session, state: TrainState) -> TrainState:
+    """Gives a method that weighs the networks on held-out data its new weights."""
+    if run.correlate is None or run.plan.method.refresh is None:
+        return state
+    data, examples = run.scored["validation"]
+    variables = {name: state.networks[name].evaluated for name in run.plan.topology.nodes}
+    correlation = scoring.error_correlation(
+        run.correlate.call, run.plan.devices.one, variables, data, examples, run.plan.config.batch_size
+    )
+    memory = run.plan.method.refresh(jax.numpy.asarray(correlation))
+    return dataclasses.replace(state, memory=run.plan.devices.place(memory))
 
 
 def _share(lines: list[logs.Line]) -> float | None:
     keys = [key for key in lines[-1] if key.endswith("/expert")]
     return float(np.mean([[line[key] for key in keys] for line in lines])) if keys else None
-
-
-def _numbers(run: plan.Plan, metrics: Mapping[str, Any]) -> dict[str, float | bool]:
-    # JAX sorts the keys of a dict; people read the networks in the topology's order.
-    owners = [*run.topology.nodes, *map(pair_name, run.pairs)]
-    ordered = sorted(metrics, key=lambda name: owners.index(name.partition("/")[0]))
-    return {name: bool(metrics[name]) if metrics[name].dtype == bool else float(metrics[name]) for name in ordered}

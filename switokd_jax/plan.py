@@ -113,7 +113,36 @@ def make(
     total = config.steps or max(round(config.epochs * per_epoch), 1)
     networks = {name: _network(config, name, num_classes, together.norm_axis, per_epoch, total) for name in graph.nodes}
     method = METHODS[config.method]
+    _check_method(config, method, graph)
     return Plan(config, graph, networks, method, together, num_classes, image_shape, preprocess, per_epoch, total)
+
+
+def _check_method(config: Config, method: Method, graph: Topology) -> None:
+    """What a method asks of the networks and the data.
+
+    Raises:
+      ConfigError: naming the network or field that it lacks.
+    """
+    frozen = frozenset(name for name in graph.nodes if config.networks[name].frozen)
+    for name in frozen:
+        if not config.networks[name].init_from:
+            raise ConfigError(
+                f"config.networks.{name} is frozen and has no init_from: it would stay as it was drawn; "
+                "name a checkpoint there"
+            )
+    if method.offline and not graph.edges_from(frozen):
+        raise ConfigError(
+            f"config.method {config.method!r} learns from frozen networks and finds none to learn from; set "
+            f"config.networks.{graph.nodes[0]}.frozen = True and its init_from"
+        )
+    if frozen and len(frozen) == len(graph.nodes):
+        raise ConfigError("config.networks: all networks are frozen, so none would learn")
+    starts = method.start(config.hyperparameters, graph.nodes) is not None
+    if method.refresh and starts and config.data.validation_fraction == 0:
+        raise ConfigError(
+            f"config.data.validation_fraction is 0, and this form of {config.method!r} weighs the networks on "
+            "held-out images; set it to 0.1, say"
+        )
 
 
 def _network(config: Config, name: str, num_classes: int, axis_name: str | None, per_epoch: int, total: int) -> Network:
@@ -154,6 +183,7 @@ def make_step(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
                 state,
                 images,
                 labels,
+                epoch=state.step // plan.steps_per_epoch + 1,
                 networks=plan.networks,
                 method=plan.method.apply,
                 hyperparameters=plan.config.hyperparameters,
@@ -164,6 +194,12 @@ def make_step(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
         return step
 
     return for_devices
+
+
+def make_correlation(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
+    """The step behind `scoring.error_correlation`, for `Distribution.compile`."""
+    modules = {name: network.module for name, network in plan.networks.items()}
+    return scoring.correlation_step(modules, plan.preprocess, plan.num_classes, DTYPES[plan.config.dtype])
 
 
 def make_score(plan: Plan) -> Callable[[Across], Callable[..., Any]]:

@@ -52,6 +52,28 @@ def score_step(
     return make
 
 
+def correlation_step(
+    modules: Mapping[str, Any], preprocess: Preprocess, num_classes: int, dtype: Any
+) -> Callable[[Across], Callable[..., jax.Array]]:
+    """Makes the step that sums how the networks' errors go together over one padded batch.
+
+    With errors e_i = softmax(z_i) - onehot(y), the step takes what `score_step`'s does and returns the sum over
+    the global batch of e_i . e_j, [networks, networks].
+    """
+
+    def make(across: Across) -> Callable[..., jax.Array]:
+        def step(variables: Mapping[str, Any], data: Resident, indices: jax.Array, mask: jax.Array) -> jax.Array:
+            images = augment.normalise(data.images[indices], preprocess, dtype)
+            truth = jax.nn.one_hot(data.labels[indices], num_classes)
+            logits = [modules[name].apply(variables[name], images, train=False) for name in modules]
+            errors = jnp.stack([jax.nn.softmax(z) - truth.astype(z.dtype) for z in logits])
+            return across.total(jnp.einsum("ibc,jbc,b->ij", errors, errors, mask.astype(errors.dtype)))
+
+        return step
+
+    return make
+
+
 def padded(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices [batches, batch_size] that cover 0 .. n - 1 once, and a mask that is 0 on the padding."""
     count = -(-n // batch_size)
@@ -95,6 +117,19 @@ def score(
             "count": int(sums["count"]),
         }
     return out
+
+
+def error_correlation(
+    call: Callable[..., jax.Array],
+    one: Callable[[Any], Any],
+    variables: Any,
+    data: Any,
+    examples: int,
+    batch_size: int,
+) -> np.ndarray:
+    """Mean over a split of e_i . e_j, [networks, networks] float64; arguments as in `score`."""
+    parts = [one(call(variables, data, *batch)) for batch in zip(*padded(examples, batch_size), strict=True)]
+    return np.sum(np.asarray(jax.device_get(parts), np.float64), axis=0) / examples
 
 
 def as_line(scores: Mapping[str, dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:

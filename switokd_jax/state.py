@@ -46,17 +46,24 @@ class TrainState:
     expert_steps: int32 by 'teacher->student', steps in expert mode so far.
     step: int32, global steps taken.
     rng: raw PRNG key of the run; what is random in a step folds into it what it depends on.
+    memory: what the method keeps between steps, None for most.
     """
 
     networks: dict[str, NetworkState]
     expert_steps: dict[str, jax.Array]
     step: jax.Array
     rng: jax.Array
+    memory: Tree = None
 
 
 def pair_name(pair: tuple[str, str]) -> str:
     """'teacher->student', as in metrics and summaries."""
     return f"{pair[0]}->{pair[1]}"
+
+
+def fold_in_name(key: jax.Array, name: str) -> jax.Array:
+    """A key for the network of that name, whatever its place among the others: folded with the name's crc32."""
+    return jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
 
 
 def initial_variables(module: Any, name: str, seed: int, image_shape: tuple[int, ...]) -> dict[str, Tree]:
@@ -71,7 +78,7 @@ def initial_variables(module: Any, name: str, seed: int, image_shape: tuple[int,
       image_shape: (height, width, channels).
     """
     drawn = module.clone(dtype=jnp.float32, param_dtype=jnp.float32, axis_name=None)
-    key = jax.random.fold_in(jax.random.PRNGKey(seed), np.uint32(zlib.crc32(name.encode())))
+    key = fold_in_name(jax.random.PRNGKey(seed), name)
     image = jnp.zeros((1, *image_shape), jnp.float32)
     variables = jax.jit(lambda k: drawn.init(k, image, train=False))(key)
     cast = jax.tree.map(lambda x: x.astype(module.param_dtype), variables)
@@ -83,6 +90,7 @@ def initial_state(
     variables: Mapping[str, dict[str, Tree]],
     pairs: tuple[tuple[str, str], ...],
     seed: int,
+    memory: Tree = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -91,6 +99,7 @@ def initial_state(
       variables: {'params', 'batch_stats'} by name.
       pairs: the gated pairs whose expert steps are counted.
       seed: of the run's key.
+      memory: the method's, as its `start` makes it.
     """
 
     def start(name: str) -> NetworkState:
@@ -108,4 +117,5 @@ def initial_state(
         expert_steps={pair_name(pair): jnp.zeros((), jnp.int32) for pair in pairs},
         step=jnp.zeros((), jnp.int32),
         rng=jax.random.PRNGKey(seed),
+        memory=memory,
     )

@@ -20,7 +20,7 @@ from flax import linen as nn
 from switokd_jax.losses import correct, cross_entropy
 from switokd_jax.methods import Decision, MethodFn, Outputs
 from switokd_jax.optim import Schedule
-from switokd_jax.state import NetworkState, TrainState, Tree, pair_name
+from switokd_jax.state import NetworkState, TrainState, Tree, fold_in_name, pair_name
 from switokd_jax.topology import Topology
 
 
@@ -40,6 +40,11 @@ def _same(tree: Tree) -> Tree:
     return tree
 
 
+def _zero(size: int) -> int:
+    del size
+    return 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Across:
     """What the step has to know of the devices, as functions; the default is one that sees everything.
@@ -49,12 +54,14 @@ class Across:
       scatter: its inverse.
       total: sums gradients over the devices.
       average: averages running statistics over the devices (differs only for local BatchNorm).
+      first: of a per-device batch size, the place of this device's first example in the global batch.
     """
 
     gather: Callable[[Tree], Tree] = _same
     scatter: Callable[[Tree], Tree] = _same
     total: Callable[[Tree], Tree] = _same
     average: Callable[[Tree], Tree] = _same
+    first: Callable[[int], jax.Array | int] = _zero
 
 
 class _Forward(NamedTuple):
@@ -68,6 +75,7 @@ def train_step(
     images: jax.Array,
     labels: jax.Array,
     *,
+    epoch: jax.Array | int,
     networks: Mapping[str, Network],
     method: MethodFn,
     hyperparameters: Any,
@@ -80,6 +88,7 @@ def train_step(
       state: the state before; donate it.
       images: [batch, height, width, channels], normalised, this device's share of the batch.
       labels: [batch], integer, likewise.
+      epoch: int32 scalar, from 1.
       networks: what does not change, by name.
       method: a pure function of `methods.METHODS`.
       hyperparameters: the method's own.
@@ -91,15 +100,21 @@ def train_step(
       NAME/top1 (percent of the batch), NAME/learning_rate, and for each gated pair of a switching method
       T->S/gap, T->S/threshold, T->S/epsilon, T->S/student_distance, T->S/teacher_distance, T->S/expert.
     """
-    outputs = {name: _forward(networks[name], state.networks[name], images) for name in topology.nodes}
+    first, key = across.first(len(images)), jax.random.fold_in(state.rng, state.step)
+    outputs = {
+        name: _forward(networks[name], state.networks[name], images, first, fold_in_name(key, name))
+        for name in topology.nodes
+    }
     everyone = across.gather(labels)
+    frozen = frozenset(name for name, network in networks.items() if network.frozen)
     heard = {name: across.gather(jax.lax.stop_gradient(out.logits)) for name, out in outputs.items()}
 
     def decide(logits: Mapping[str, jax.Array]) -> tuple[jax.Array, tuple[Decision, dict[str, jax.Array]]]:
         supervised = {
             name: jnp.mean(cross_entropy(z, everyone, networks[name].label_smoothing)) for name, z in logits.items()
         }
-        decision = method(Outputs(logits, supervised), everyone, topology, hyperparameters)
+        said = Outputs(logits, supervised, frozen=frozen, epoch=epoch, memory=state.memory)
+        decision = method(said, everyone, topology, hyperparameters)
         return jnp.sum(jnp.stack([*decision.losses.values()])), (decision, supervised)
 
     cotangents, (decision, supervised) = jax.grad(decide, has_aux=True)(heard)
@@ -131,12 +146,15 @@ def train_step(
     return dataclasses.replace(state, networks=after, expert_steps=expert_steps, step=step), metrics
 
 
-def _forward(network: Network, state: NetworkState, images: jax.Array) -> _Forward:
+def _forward(
+    network: Network, state: NetworkState, images: jax.Array, first: jax.Array | int, dropout: jax.Array
+) -> _Forward:
     def apply(params: Tree) -> Any:
-        variables = {"params": params, "batch_stats": state.batch_stats}
+        variables = {"params": params, "batch_stats": state.batch_stats, "batch": {"first": first}}
         if network.frozen:
             return network.module.apply(variables, images, train=False), state.batch_stats
-        logits, moved = network.module.apply(variables, images, train=True, mutable=["batch_stats"])
+        rngs = {"dropout": dropout}
+        logits, moved = network.module.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
         return logits, moved.get("batch_stats", {})
 
     logits, pullback, batch_stats = jax.vjp(apply, state.params, has_aux=True)

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from switokd_jax.losses import at_least_float32
 
 Mean = Callable[[jax.Array], jax.Array]
+# (student distance, teacher distance) to the coefficient of the teacher's distance in the threshold.
+Epsilon = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Switch(NamedTuple):
@@ -55,7 +57,7 @@ def switch(
     *,
     temperature: float = 1.0,
     mean: Mean = jnp.mean,
-    epsilon: float | None = None,
+    epsilon: float | Epsilon | None = None,
     threshold: float | None = None,
 ) -> Switch:
     """Decides between learning mode and expert mode for one teacher-student pair.
@@ -68,7 +70,7 @@ def switch(
       mean: takes [batch] to the scalar mean over the GLOBAL batch. Where the batch is split over
         devices this has to average over them, or replicas would decide differently.
       epsilon: a fixed coefficient in place of the adaptive one (ablation; 1 gives the lower bound of
-        the threshold, 0 the upper).
+        the threshold, 0 the upper), or another function of both distances.
       threshold: a fixed delta in place of the adaptive one (ablation).
 
     Returns:
@@ -81,7 +83,8 @@ def switch(
     d_student = distance(p_student, truth, mean)
     d_teacher = distance(p_teacher, truth, mean)
     gap = distance(p_student, p_teacher, mean)
-    coefficient = adaptive_epsilon(d_student, d_teacher) if epsilon is None else jnp.full_like(gap, epsilon)
+    of_distances = adaptive_epsilon if epsilon is None else epsilon
+    coefficient = of_distances(d_student, d_teacher) if callable(of_distances) else jnp.full_like(gap, of_distances)
     delta = d_student - coefficient * d_teacher if threshold is None else jnp.full_like(gap, threshold)
     expert = (gap > delta) & (d_teacher < d_student)
     return Switch(gap, delta, coefficient, d_student, d_teacher, expert)

@@ -58,6 +58,10 @@ class Topology:
         """The gated (teacher, student) pairs, in the order of their edges."""
         return tuple(edge.gate for edge in self.edges if edge.gate)
 
+    def edges_from(self, sources: frozenset[str]) -> tuple[Edge, ...]:
+        """The ungated edges from these nodes to others: what the offline methods use."""
+        return tuple(e for e in self.edges if e.gate is None and e.source in sources and e.learner not in sources)
+
     @property
     def middle(self) -> frozenset[str]:
         """Nodes that are a student in one gated pair and a teacher in another."""

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "switokd_jax"
 ORDER = [
     *("fields", "files", "losses", "switching", "topology", "methods", "config", "data.sources", "data.augment"),
     *("data.resident", "models", "optim", "state", "step", "distribution", "scoring", "plan", "checkpoint"),
-    *("interop", "initialise", "workdir", "logs", "figures", "summary", "loop", "main"),
+    *("interop", "initialise", "workdir", "logs", "session", "figures", "summary", "loop", "main"),
 ]
 
 

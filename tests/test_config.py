@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from switokd_jax import config, fields, initialise, plan
+from switokd_jax import config, fields, plan
 from switokd_jax.data import sources
+from switokd_jax.state import initial_variables
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -35,8 +37,9 @@ def test_every_config_builds_its_plan(path: Path) -> None:
     ]
     run = plan.make(c, classes, shape, 1000, sources.KNOWN[c.data.name], jax.devices()[:1])
     assert set(run.networks) == set(c.networks)
-    states = jax.eval_shape(lambda: initialise.initial(run))
-    assert set(states.networks) == set(c.networks)
+    for name, network in run.networks.items():
+        made = jax.eval_shape(functools.partial(initial_variables, network.module, name, 0, shape))
+        assert made["params"]
     command = f"python -m switokd_jax.main --config=configs/{path.name} "
     assert command in path.read_text(), "the docstring gives the command"
 
@@ -93,6 +96,32 @@ def test_bad_values(changes: dict[str, Any], message: str) -> None:
 def test_network_refuses_unknown_fields() -> None:
     with pytest.raises(fields.ConfigError, match=r"network field 'lr' is not a field; .*learning_rate"):
         config.network(lr=0.1)
+
+
+METHOD: dict[str, tuple[dict[str, Any], str]] = {
+    "offline without a teacher": ({"method": "kd"}, r"config.method 'kd' learns from frozen networks .*frozen = True"),
+    "frozen as drawn": ({"networks.teacher.frozen": True}, r"config.networks.teacher is frozen and has no init_from"),
+    "held-out weights": (
+        {"method": "kdcl", "kdcl.target": "general"},
+        r"config.data.validation_fraction is 0, and this form of 'kdcl' weighs the networks on held-out images",
+    ),
+    "all frozen": (
+        {
+            f"networks.{n}.{key}": v
+            for n in ("teacher", "student")
+            for key, v in (("frozen", True), ("init_from", "x:y"))
+        },
+        "all networks are frozen",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), METHOD.values(), ids=METHOD.keys())
+def test_methods_say_what_they_lack(changes: dict[str, Any], message: str) -> None:
+    c = config.default()
+    c.update_from_flattened_dict(changes)
+    with pytest.raises(fields.ConfigError, match=message):
+        plan.make(config.parse(c), 10, (8, 8, 1), 100, sources.KNOWN["digits"], jax.devices()[:1])
 
 
 TOPOLOGY: dict[str, tuple[dict[str, Any], str]] = {

@@ -16,7 +16,10 @@ import runs
 from switokd_jax import fields, initialise, models
 from switokd_jax.interop import pytorch
 
-NETWORKS = ["wrn_16_2", "wrn_10_1", "resnet20", "mobilenetv2_0.5", "mobilenet"]
+NETWORKS = [
+    *("wrn_16_2", "wrn_10_1", "resnet20", "mobilenetv2_0.5", "mobilenet", "mobilenetv2_tiny_1.4"),
+    *("resnet18", "resnet50", "resnet18_cifar", "resnet50_cifar", "resnet34_tiny", "vgg8", "vgg16"),
+]
 
 
 def made(name: str, classes: int = 7) -> dict[str, np.ndarray]:

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 from switokd_jax import topology
 from switokd_jax.losses import cross_entropy
-from switokd_jax.methods import METHODS, Decision, Outputs
+from switokd_jax.methods import METHODS, Decision, Outputs, dkd, kdcl
 
 CLASSES, BATCH = 4, 6
 TOPOLOGIES = {
@@ -35,10 +36,14 @@ def random_logits(graph: topology.Topology, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def decide(method: str, graph: topology.Topology, logits: dict[str, Any], **changes: Any) -> Decision:
+def decide(
+    method: str, graph: topology.Topology, logits: dict[str, Any], epoch: int = 1, memory: Any = None, **changes: Any
+) -> Decision:
+    """The method on these logits; the first node is frozen for the offline ones."""
     ce = {name: jnp.mean(cross_entropy(jnp.asarray(z), jnp.asarray(LABELS))) for name, z in logits.items()}
-    outputs = Outputs({name: jnp.asarray(z) for name, z in logits.items()}, ce)
     entry = METHODS[method]
+    frozen = frozenset(graph.nodes[:1] if entry.offline else ())
+    outputs = Outputs({name: jnp.asarray(z) for name, z in logits.items()}, ce, frozen, epoch, memory)
     return entry.apply(outputs, jnp.asarray(LABELS), graph, entry.hyperparameters(**changes))
 
 
@@ -127,7 +132,167 @@ def test_vanilla_is_cross_entropy() -> None:
     assert decision.losses["a"] == pytest.approx(-np.log(softmax(z["a"]))[np.arange(BATCH), LABELS].mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("method", "name"), list(itertools.product(METHODS, TOPOLOGIES)))
+def kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return (p * np.log(p / q)).sum(-1)
+
+
+def ce(z: np.ndarray) -> np.ndarray:
+    return -np.log(softmax(z))[np.arange(BATCH), LABELS]
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_uniokd(name: str) -> None:
+    """Against the public script's rule, pair by pair; alpha and beta stand on the edges."""
+    graph, modes = TOPOLOGIES[name], set()
+    truth = np.eye(CLASSES)[LABELS]
+    with jax.enable_x64(True):
+        for seed in range(40):
+            z = random_logits(graph, seed)
+            p = {node: softmax(z[node]) for node in graph.nodes}
+            d = {node: np.abs(p[node] - truth).sum(1).mean() for node in graph.nodes}
+            expert = {}
+            for t, s in graph.pairs:
+                delta = d[s] - np.exp(-(2 - d[t]) * d[t] / (d[t] + d[s])) * d[t]
+                expert[t, s] = np.abs(p[t] - p[s]).sum(1).mean() > delta and d[t] < d[s]
+            losses = {node: ce(z[node]).mean() for node in graph.nodes}
+            for e in graph.edges:
+                tau, weights = 2.0, np.ones(BATCH)
+                if e.gate and expert[e.gate]:
+                    continue
+                if not e.gate and expert.get((e.source, e.learner), False):
+                    right = z[e.source].argmax(1) == LABELS
+                    tau, weights = 4.0, np.where(right, 1.0, d[e.source] / 2)
+                divergence = kl(softmax(z[e.source] / tau), softmax(z[e.learner] / tau))
+                losses[e.learner] += e.weight * tau**2 * (weights * divergence).mean()
+            decision = decide("uniokd", graph, z)
+            for node in graph.nodes:
+                assert decision.losses[node] == pytest.approx(losses[node], rel=1e-12)
+            modes |= set(expert.values())
+    assert modes == ({True, False} if graph.pairs else set())
+
+
+def target_of(kind: str, z: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """KDCL's target [batch, classes] of logits [n, batch, classes], example by example."""
+    out = np.empty(z.shape[1:])
+    for b, y in enumerate(LABELS):
+        own = z[:, b]
+        if kind == "naive":
+            out[b] = own[np.argmin([ce(z[i])[b] for i in range(len(z))])]
+        elif kind == "minlogit":
+            out[b] = [min(own[i, c] - own[i, y] for i in range(len(z))) for c in range(CLASSES)]
+        elif kind == "general":
+            out[b] = sum(w * row for w, row in zip(weights, own, strict=True))
+        else:  # the best point of the simplex, by SciPy
+
+            def loss(a: np.ndarray, own: np.ndarray = own, y: int = y) -> float:
+                return float(-np.log(softmax(a @ own))[y])
+
+            found = optimize.minimize(
+                loss,
+                np.full(len(own), 1 / len(own)),
+                method="SLSQP",
+                bounds=[(0, 1)] * len(own),
+                constraints={"type": "eq", "fun": lambda a: a.sum() - 1},
+                options={"ftol": 1e-14, "maxiter": 500},
+            )
+            out[b] = found.x @ own
+    return out
+
+
+@pytest.mark.parametrize("kind", ["naive", "linear", "minlogit", "general"])
+def test_kdcl(kind: str) -> None:
+    graph = TOPOLOGIES["complete"]
+    weights = np.asarray([0.5, 0.8, -0.3])
+    tau = 2.0
+    with jax.enable_x64(True):
+        for seed in range(3):
+            z = random_logits(graph, seed)
+            target = target_of(kind, np.stack([z[node] for node in graph.nodes]), weights)
+            memory = jnp.asarray(weights) if kind == "general" else None
+            decision = decide("kdcl", graph, z, memory=memory, target=kind, steps=2000)
+            gradient = jax.grad(
+                lambda logits, memory=memory: sum(
+                    decide("kdcl", graph, logits, memory=memory, target=kind, steps=2000).losses.values()
+                )
+            )(z)
+            for node in graph.nodes:
+                p, q = softmax(target / tau), softmax(z[node] / tau)
+                expected = ce(z[node]).mean() + tau**2 * kl(p, q).mean()
+                assert decision.losses[node] == pytest.approx(expected, rel=1e-5 if kind == "linear" else 1e-12)
+                # The target holds still: d/dz = (softmax - onehot) / B + tau (q - p) / B.
+                by_hand = (softmax(z[node]) - np.eye(CLASSES)[LABELS] + tau * (q - p)) / BATCH
+                np.testing.assert_allclose(gradient[node], by_hand, atol=1e-3 if kind == "linear" else 1e-12)
+
+
+def test_kdcl_linear_is_nowhere_worse_than_any_network_or_their_mean() -> None:
+    z = np.random.default_rng(0).normal(size=(3, BATCH, CLASSES)) * 4
+    with jax.enable_x64(True):
+        mixed = np.asarray(kdcl.linear(jnp.asarray(z), jnp.asarray(LABELS), 200))
+    for other in (*z, z.mean(0)):
+        assert (ce(mixed) <= ce(other) + 5e-3).all()
+
+
+def test_kdcl_general_weights() -> None:
+    """Uncorrelated errors weigh by their inverse variance; the ridge keeps copies apart from a singular matrix."""
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(kdcl.general_weights(jnp.diag(jnp.asarray([1.0, 0.5]))), [1 / 3, 2 / 3], atol=1e-3)
+        np.testing.assert_allclose(kdcl.general_weights(jnp.full((3, 3), 0.7)), np.full(3, 1 / 3), atol=1e-6)
+
+
+OFFLINE = {name: TOPOLOGIES[name] for name in ("pair", "1t2s")}
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_kd(name: str) -> None:
+    graph, z = OFFLINE[name], random_logits(OFFLINE[name], 0)
+    with jax.enable_x64(True):
+        decision = decide("kd", graph, z)
+        for edge in graph.edges_from(frozenset({"a"})):
+            divergence = kl(softmax(z["a"] / 4), softmax(z[edge.learner] / 4)).mean()
+            expected = 0.1 * ce(z[edge.learner]).mean() + 0.9 * edge.weight * 16 * divergence
+            assert decision.losses[edge.learner] == pytest.approx(expected, rel=1e-12)
+    assert len(graph.edges_from(frozenset({"a"}))) == len(graph.nodes) - 1
+
+
+@pytest.mark.parametrize(("epoch", "grown"), [(1, 0.05), (10, 0.5), (33, 1.0)])
+def test_dkd(epoch: int, grown: float) -> None:
+    """The decoupled parts by plain sums over probabilities."""
+    graph, z, t = TOPOLOGIES["pair"], random_logits(TOPOLOGIES["pair"], 0), 4.0
+    target, others = 0.0, 0.0
+    for b, y in enumerate(LABELS):
+        p, q = softmax(z["a"][b] / t), softmax(z["b"][b] / t)
+        target += p[y] * np.log(p[y] / q[y]) + (1 - p[y]) * np.log((1 - p[y]) / (1 - q[y]))
+        p_others, q_others = (np.delete(x, y) / (1 - x[y]) for x in (p, q))
+        others += float(kl(p_others, q_others))
+    expected = ce(z["b"]).mean() + grown * 0.7 * t**2 * (target + 8 * others) / BATCH
+    with jax.enable_x64(True):
+        decision = decide("dkd", graph, z, epoch=epoch)
+        assert decision.losses["b"] == pytest.approx(expected, rel=1e-10)
+        # With a = 1 and b = 1 - p_y it is plain KD (equation 7): a check of both parts together.
+        parts = dkd.decoupled(jnp.asarray(z["a"]), jnp.asarray(z["b"]), jnp.asarray(LABELS), t)
+        p_y = softmax(z["a"] / t)[np.arange(BATCH), LABELS]
+        whole = kl(softmax(z["a"] / t), softmax(z["b"] / t))
+        np.testing.assert_allclose(parts[0] + (1 - p_y) * parts[1], whole, rtol=1e-10)
+
+
+def test_dist() -> None:
+    graph, z, t = TOPOLOGIES["pair"], random_logits(TOPOLOGIES["pair"], 0), 4.0
+    p, q = softmax(z["a"] / t), softmax(z["b"] / t)
+    rows = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
+    columns = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)])
+    expected = ce(z["b"]).mean() + 0.7 * 2 * t**2 * ((1 - rows) + (1 - columns))
+    with jax.enable_x64(True):
+        assert decide("dist", graph, z).losses["b"] == pytest.approx(expected, rel=1e-6)  # the public code's 1e-8
+        flat = {"a": z["a"], "b": np.zeros_like(z["b"])}
+        gradient = jax.grad(lambda logits: decide("dist", graph, logits).losses["b"])(flat)
+        assert np.isfinite(gradient["b"]).all(), "a student without any opinion still has a gradient"
+
+
+# KDCL's target is made of the learner's own logits too and held still: its gradient is tested above.
+DIFFERENTIABLE = [name for name in METHODS if name != "kdcl"]
+
+
+@pytest.mark.parametrize(("method", "name"), list(itertools.product(DIFFERENTIABLE, TOPOLOGIES)))
 def test_gradients(method: str, name: str) -> None:
     """Each loss has the finite-difference gradient at its own logits and none at the others'."""
     graph = TOPOLOGIES[name]
@@ -145,3 +310,29 @@ def test_gradients(method: str, name: str) -> None:
                 float(decide(method, graph, {**z, node: z[node] + s * h * direction}).losses[node]) for s in (1, -1)
             )
             assert (ahead - behind) / (2 * h) == pytest.approx(float((gradient[node] * direction).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize(("method", "name"), list(itertools.product(METHODS, TOPOLOGIES)))
+def test_others_are_heard_and_not_pushed(method: str, name: str) -> None:
+    """Moving another network's logits changes the loss of who learns from it, and sends no gradient there."""
+    graph = TOPOLOGIES[name]
+    z = random_logits(graph, 1)
+    with jax.enable_x64(True):
+        before = decide(method, graph, z).losses
+        heard = set()
+        for source in graph.nodes:
+            rotated = {**z, source: np.roll(z[source], 1, axis=1)}
+            after = decide(method, graph, rotated).losses
+            heard |= {(node, source) for node in graph.nodes if node != source and after[node] != before[node]}
+        for node in graph.nodes:
+            gradient = jax.grad(lambda logits, node=node: decide(method, graph, logits).losses[node])(z)
+            assert not any(np.any(gradient[other]) for other in graph.nodes if other != node)
+    everybody = set(itertools.permutations(graph.nodes, 2))
+    if method == "vanilla":
+        assert heard == set()
+    elif method in ("dml", "kdcl"):
+        assert heard == everybody
+    elif METHODS[method].offline:
+        assert heard == {(e.learner, e.source) for e in graph.edges_from(frozenset(graph.nodes[:1]))}
+    else:
+        assert {(e.learner, e.source) for e in graph.edges if not e.gate} <= heard

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
 from switokd_jax import models
+from switokd_jax.models import layers
 from switokd_jax.models.layers import convolution
 
 # (model, classes): parameters here, and the figure that the papers or the public code give for them.
@@ -29,6 +31,16 @@ PUBLISHED = {
     ("resnet110", 10): (1_727_962, "1.7"),
     ("mobilenetv2_0.5", 100): (812_836, "0.812836"),
     ("mobilenet", 100): (3_309_476, "3.3"),
+    ("mobilenetv2_tiny_1.4", 200): (4_674_376, "4.674376"),
+    ("resnet18", 1000): (11_689_512, "11.689512"),
+    ("resnet34", 1000): (21_797_672, "21.797672"),
+    ("resnet50", 1000): (25_557_032, "25.557032"),
+    ("resnet18_cifar", 100): (11_220_132, "11.2"),
+    ("resnet34_tiny", 200): (21_379_592, "21.3"),
+    ("vgg8", 100): (3_965_028, "3.965028"),
+    ("vgg13", 100): (9_462_180, "9.462180"),
+    ("vgg16", 100): (15_299_748, "15.3"),
+    ("densenet_40_12", 100): (188_092, "0.19"),
 }
 
 
@@ -51,7 +63,19 @@ def test_parameter_count(name: str, classes: int) -> None:
     ("name", "shape"),
     list(
         itertools.product(
-            ["wrn_10_1", "resnet8", "resnet14", "mobilenetv2_0.25", "mobilenet"],
+            [
+                "wrn_10_1",
+                "resnet8",
+                "resnet18",
+                "resnet18_cifar",
+                "resnet34_tiny",
+                "mobilenetv2_0.25",
+                "mobilenetv2_tiny_0.5",
+                "mobilenet",
+                "vgg8",
+                "vgg16",
+                "densenet_10_4",
+            ],
             [(8, 8, 1), (28, 28, 1), (32, 32, 3), (64, 64, 3)],
         )
     ),
@@ -62,7 +86,8 @@ def test_image_sizes(name: str, shape: tuple[int, int, int]) -> None:
 
     def run() -> jax.Array:
         variables = module.init(jax.random.PRNGKey(0), image, train=False)
-        logits, _ = module.apply(variables, image, train=True, mutable=["batch_stats"])
+        rngs = {"dropout": jax.random.PRNGKey(1)}
+        logits, _ = module.apply(variables, image, train=True, mutable=["batch_stats"], rngs=rngs)
         return logits
 
     out = jax.eval_shape(run)
@@ -71,7 +96,20 @@ def test_image_sizes(name: str, shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["wrn_12_2", "wrn_16", "wrn_16_0", "resnet21", "resnet", "mobilenetv2_0.01", "vgg", ""]
+    "name",
+    [
+        "wrn_12_2",
+        "wrn_16",
+        "wrn_16_0",
+        "resnet21",
+        "resnet",
+        "mobilenetv2_0.01",
+        "vgg",
+        "vgg9",
+        "densenet_41_12",
+        "resnet18_small",
+        "",
+    ],
 )
 def test_unknown_model(name: str) -> None:
     with pytest.raises(ValueError, match=f"model '{name}'"):
@@ -126,6 +164,9 @@ INITIAL = {
     "resnet20": ("conv1", (2 / 27) ** 0.5, "linear", (2 / 64) ** 0.5),
     "mobilenetv2_1.0": ("conv1_0", (2 / (9 * 32)) ** 0.5, "classifier_0", 0.01),
     "mobilenet": ("conv1", 1 / 27, "linear", 1 / 1024),
+    "mobilenetv2_tiny_1.4": ("features_0_0", 1 / 27, "classifier_1", 1 / 1792),
+    "resnet18_cifar": ("conv1", (2 / (9 * 64)) ** 0.5, "linear", (1 / 3 / 512) ** 0.5),
+    "vgg8": ("block0_0", (2 / (9 * 64)) ** 0.5, "classifier", 0.01),
 }
 
 
@@ -137,3 +178,26 @@ def test_initialisation(name: str) -> None:
     params = init(jax.random.PRNGKey(0))["params"]
     assert float(params[stem]["kernel"].std()) == pytest.approx(stem_std, rel=0.15)
     assert float(params[head]["kernel"].std()) == pytest.approx(head_std, rel=0.05)
+
+
+class Dropped(nn.Module):
+    """Nothing but dropout."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return layers.dropout(self, x, 0.25, train=True)
+
+
+def test_dropout_depends_on_the_place_in_the_global_batch() -> None:
+    def drop(x: jax.Array, first: int) -> np.ndarray:
+        rngs = {"dropout": jax.random.PRNGKey(0)}
+        return np.asarray(Dropped().apply({"batch": {"first": first}}, x, rngs=rngs))
+
+    x = jnp.ones((64, 200))
+    whole = drop(x, 0)
+    assert set(np.unique(whole)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (whole == 0).mean() == pytest.approx(0.25, abs=0.02)
+    np.testing.assert_array_equal(whole[48:], drop(x[48:], 48))
+    assert not np.array_equal(whole[:16], drop(x[:16], 16))
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(whole == 0, drop(jnp.ones((64, 200), jnp.float64), 0) == 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 import runs
-from switokd_jax import plan
+from switokd_jax import initialise, plan
+from switokd_jax.interop import pytorch
 from switokd_jax.state import TrainState
 
 BATCH = 16
@@ -80,9 +82,11 @@ def test_freeze_keeps_running_statistics() -> None:
     runs.assert_same_bits(before.networks["teacher"], after.networks["teacher"])
 
 
-def test_frozen_network_stays_and_speaks_in_evaluation_mode() -> None:
+def test_frozen_network_stays_and_speaks_in_evaluation_mode(tmp_path: Path) -> None:
     c = runs.tiny_config(batch_size=BATCH, method="dml")
-    c.networks.teacher.frozen = True
+    start = initialise.initial(runs.tiny_plan(c, len(SPLIT))).networks["student"]
+    pytorch.write(tmp_path / "net.safetensors", start.evaluated)
+    c.networks.teacher.frozen, c.networks.teacher.init_from = True, str(tmp_path / "net.safetensors")
     before, _ = take(c, None, range(0))
     after, _ = take(c, None, range(2))
     runs.assert_same_bits(before.networks["teacher"], after.networks["teacher"])

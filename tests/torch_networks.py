@@ -144,23 +144,178 @@ class MobileNetV2(nn.Module):
         return self.classifier(pooled(self.conv2(x)))
 
 
+class ProjectedBlock(nn.Module):
+    """Of the networks for ImageNet; 'downsample' or 'shortcut' names the projection."""
+
+    def __init__(self, inputs: int, features: int, stride: int, bottleneck: bool, shortcut: str) -> None:
+        super().__init__()
+        outputs = 4 * features if bottleneck else features
+        first, last = (1, 1) if bottleneck else (3, 3)
+        self.conv1, self.bn1 = conv(inputs, features, first, 1 if bottleneck else stride), nn.BatchNorm2d(features)
+        if bottleneck:
+            self.conv2, self.bn2 = conv(features, features, 3, stride), nn.BatchNorm2d(features)
+            self.conv3, self.bn3 = conv(features, outputs, last), nn.BatchNorm2d(outputs)
+        else:
+            self.conv2, self.bn2 = conv(features, outputs, last), nn.BatchNorm2d(outputs)
+        projected = stride != 1 or inputs != outputs
+        parts = [conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)] if projected else []
+        self.add_module(shortcut, nn.Sequential(*parts))
+        self.bottleneck, self.projection = bottleneck, [self.get_submodule(shortcut)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
+        if self.bottleneck:
+            hidden = self.bn3(self.conv3(functional.relu(hidden)))
+        return functional.relu(hidden + self.projection[0](x))
+
+
+class ProjectedResNet(nn.Module):
+    def __init__(self, depth: int, classes: int, imagenet: bool) -> None:
+        super().__init__()
+        blocks, bottleneck = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3]}[depth], depth == 50
+        self.conv1 = conv(3, 64, 7, 2) if imagenet else conv(3, 64, 3)
+        self.bn1, inputs, shortcut = nn.BatchNorm2d(64), 64, "downsample" if imagenet else "shortcut"
+        for stage, count in enumerate(blocks):
+            features, made = 64 * 2**stage, []
+            for block in range(count):
+                stride = 2 if stage and not block else 1
+                made.append(ProjectedBlock(inputs, features, stride, bottleneck, shortcut))
+                inputs = features * (4 if bottleneck else 1)
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*made))
+        self.head = "fc" if imagenet else "linear"
+        self.add_module(self.head, nn.Linear(inputs, classes))
+        self.pool = nn.MaxPool2d(3, 2, 1) if imagenet else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(functional.relu(self.bn1(self.conv1(x))))
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return self.get_submodule(self.head)(pooled(x))
+
+
+class TinyBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.left = nn.Sequential(*unit(inputs, outputs, 3, stride), *unit(outputs, outputs, 3)[:2])
+        changes = stride != 1 or inputs != outputs
+        self.shortcut = nn.Sequential(*unit(inputs, outputs, 1, stride)[:2] if changes else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.left(x) + self.shortcut(x))
+
+
+class TinyResNet34(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.conv1, inputs = nn.Sequential(*unit(3, 64, 3)), 64
+        for stage, count in enumerate([3, 4, 6, 3]):
+            outputs, made = 64 * 2**stage, []
+            for block in range(count):
+                made.append(TinyBlock(inputs, outputs, 2 if stage and not block else 1))
+                inputs = outputs
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*made))
+        self.fc = nn.Linear(512, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return self.fc(pooled(x))
+
+
+class TinyInvertedResidual(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = inputs * expansion
+        steps: list[nn.Module] = [six(inputs, wide, 1)] if expansion != 1 else []
+        steps += [six(wide, wide, 3, stride, wide), conv(wide, outputs, 1), nn.BatchNorm2d(outputs)]
+        self.conv, self.adds = nn.Sequential(*steps), stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.adds else self.conv(x)
+
+
+class TinyMobileNetV2(nn.Module):
+    """For width 1.4 only: its rounded channels are written out."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        made: list[nn.Module] = [six(3, 48, 3, 2)]
+        inputs = 48
+        for expansion, outputs, blocks, first in (
+            (1, 24, 1, 1),
+            (6, 32, 2, 2),
+            (6, 48, 3, 2),
+            (6, 88, 4, 2),
+            (6, 136, 3, 1),
+            (6, 224, 3, 2),
+            (6, 448, 1, 1),
+        ):
+            for block in range(blocks):
+                made.append(TinyInvertedResidual(inputs, outputs, first if not block else 1, expansion))
+                inputs = outputs
+        self.features = nn.Sequential(*made, six(inputs, 1792, 1))
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1792, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(pooled(self.features(x)))
+
+
+class Vgg(nn.Module):
+    def __init__(self, depth: int, classes: int) -> None:
+        super().__init__()
+        repeats = {8: [1, 1, 1, 1, 1], 13: [2, 2, 2, 2, 2], 16: [2, 2, 3, 3, 3]}[depth]
+        inputs = 3
+        for block, (count, features) in enumerate(zip(repeats, [64, 128, 256, 512, 512], strict=True)):
+            made: list[nn.Module] = []
+            for _ in range(count):
+                made += [conv(inputs, features, 3, bias=True), nn.BatchNorm2d(features), nn.ReLU()]
+                inputs = features
+            self.add_module(f"block{block}", nn.Sequential(*made))
+        hidden = [nn.Dropout(), nn.Linear(512, 512), nn.ReLU()] * (2 if depth == 16 else 0)
+        hidden = [nn.Linear(512, 512) if isinstance(layer, nn.Linear) else layer for layer in hidden]
+        last = nn.Linear(512, classes)
+        self.classifier: nn.Module = nn.Sequential(*hidden, last) if hidden else last
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in range(5):
+            x = self.get_submodule(f"block{block}")(x)
+            if block < 3:  # the fourth pools images of 64 pixels only
+                x = functional.max_pool2d(x, 2)
+        return self.classifier(pooled(x))
+
+
+def six(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(*unit(inputs, outputs, size, stride, groups)[:2], nn.ReLU6())
+
+
 def unit(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     return [conv(inputs, outputs, size, stride, groups), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def create(name: str, classes: int) -> nn.Module:
     """The network of that name with statistics and biases that are not the initial ones."""
-    kind, *numbers = name.split("_")
     torch.manual_seed(len(name))
-    if kind == "wrn":
-        made: nn.Module = WideResNet(int(numbers[0]), int(numbers[1]), classes)
-    elif kind == "mobilenetv2":
-        made = MobileNetV2(float(numbers[0]), classes)
-    else:
-        made = MobileNet(classes) if kind == "mobilenet" else ResNet(int(kind.removeprefix("resnet")), classes)
+    made = structure(name, classes)
     for module in made.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
                 assert tensor is not None
                 tensor.uniform_(0.5, 1.5)
     return made
+
+
+def structure(name: str, classes: int) -> nn.Module:
+    kind, *rest = name.split("_")
+    if kind == "wrn":
+        return WideResNet(int(rest[0]), int(rest[1]), classes)
+    if kind == "mobilenetv2":
+        return TinyMobileNetV2(classes) if rest == ["tiny", "1.4"] else MobileNetV2(float(rest[0]), classes)
+    if kind == "mobilenet":
+        return MobileNet(classes)
+    if kind.startswith("vgg"):
+        return Vgg(int(kind.removeprefix("vgg")), classes)
+    depth = int(kind.removeprefix("resnet"))
+    if rest == ["tiny"]:
+        return TinyResNet34(classes)
+    return ProjectedResNet(depth, classes, not rest) if depth in (18, 34, 50) else ResNet(depth, classes)

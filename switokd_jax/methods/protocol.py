@@ -20,10 +20,16 @@ class Outputs:
     Attributes:
       logits: [batch, classes] by network.
       cross_entropy: scalar mean by network, with the network's own label smoothing.
+      frozen: networks that do not learn: the teachers of the offline methods.
+      epoch: scalar int32, from 1.
+      memory: what the method keeps between steps, as its `start` made it; None for most.
     """
 
     logits: Mapping[str, jax.Array]
     cross_entropy: Mapping[str, jax.Array]
+    frozen: frozenset[str] = frozenset()
+    epoch: jax.Array | int = 1
+    memory: Any = None
 
 
 @struct.dataclass

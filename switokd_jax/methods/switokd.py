@@ -7,13 +7,13 @@ decides with its own distances (the public multi-network scripts reuse the first
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 
 from switokd_jax import fields
 from switokd_jax.losses import kl_divergence
+from switokd_jax.methods.modes import learning, modes
 from switokd_jax.methods.protocol import Decision, Outputs
 from switokd_jax.switching import Switch, switch
 from switokd_jax.topology import Topology
@@ -48,27 +48,15 @@ def switokd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparame
     The teacher of gated pairs takes its step while at least one of them is in learning mode; every other
     network, and a relay node, takes every step.
     """
-    tau = hyperparameters.temperature
-    switches = {
-        (teacher, student): _decide(outputs.logits[student], outputs.logits[teacher], labels, hyperparameters)
-        for teacher, student in topology.pairs
-    }
+    h, tau = hyperparameters, hyperparameters.temperature
+
+    def decide(student: jax.Array, teacher: jax.Array) -> Switch:
+        return switch(student, teacher, labels, temperature=tau, epsilon=h.epsilon, threshold=h.threshold)
+
+    switches = modes(outputs, topology, decide, h.mode)
     losses = dict(outputs.cross_entropy)
     for edge in topology.edges:
         divergence = kl_divergence(outputs.logits[edge.source], outputs.logits[edge.learner], tau)
         term = edge.weight * tau**2 * jnp.mean(divergence)
         losses[edge.learner] += term if edge.gate is None else jnp.where(switches[edge.gate].expert, 0.0, term)
-
-    learn = {
-        node: functools.reduce(jnp.logical_or, (~switches[pair].expert for pair in topology.pairs if pair[0] == node))
-        for node in topology.nodes
-        if node in {teacher for teacher, _ in topology.pairs} - topology.relay
-    }
-    return Decision(losses, learn, switches, hyperparameters.paused_batch_stats == "freeze")
-
-
-def _decide(student: jax.Array, teacher: jax.Array, labels: jax.Array, h: Hyperparameters) -> Switch:
-    decision = switch(student, teacher, labels, temperature=h.temperature, epsilon=h.epsilon, threshold=h.threshold)
-    if h.mode == "switch":
-        return decision
-    return decision._replace(expert=jnp.full_like(decision.expert, h.mode == "expert"))
+    return Decision(losses, learning(topology, switches), switches, h.paused_batch_stats == "freeze")

@@ -10,8 +10,11 @@ from typing import Any
 from flax import linen as nn
 
 from switokd_jax.fields import nearest
-from switokd_jax.models.mobilenet import MobileNet, MobileNetV2
+from switokd_jax.models.densenet import DenseNet
+from switokd_jax.models.imagenet_resnet import DEPTHS, FORMS, ImageNetResNet
+from switokd_jax.models.mobilenet import MobileNet, MobileNetV2, MobileNetV2Tiny
 from switokd_jax.models.resnet import ResNet
+from switokd_jax.models.vgg import BLOCKS, VGG
 from switokd_jax.models.wide_resnet import WideResNet
 
 __all__ = ["MODELS", "create"]
@@ -20,8 +23,16 @@ __all__ = ["MODELS", "create"]
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "wrn_D_K": WideResNet,
     **{f"resnet{depth}": functools.partial(ResNet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{
+        "_".join(filter(None, (f"resnet{depth}", form))): functools.partial(ImageNetResNet, depth, FORMS[form])
+        for form in FORMS
+        for depth in DEPTHS
+    },
     "mobilenetv2_W": MobileNetV2,
+    "mobilenetv2_tiny_W": MobileNetV2Tiny,
     "mobilenet": MobileNet,
+    **{f"vgg{depth}": functools.partial(VGG, depth) for depth in BLOCKS},
+    "densenet_D_K": DenseNet,
 }
 
 
@@ -38,13 +49,13 @@ def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
     """
     if name in MODELS and not re.search("_[A-Z]", name):
         return MODELS[name](num_classes=num_classes, **overrides)
-    if match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
-        depth, width = int(match[1]), int(match[2])
+    if match := re.fullmatch(r"(wrn|densenet)_(\d+)_(\d+)", name):
+        depth, width = int(match[2]), int(match[3])
         if depth < 10 or (depth - 4) % 6 or width < 1:
-            raise ValueError(f"model {name!r}: a WRN's depth is 10, 16, 22, 28, ... and its width at least 1")
-        return WideResNet(depth, width, num_classes, **overrides)
-    if match := re.fullmatch(r"mobilenetv2_(\d+(?:\.\d+)?)", name):
-        if int(16 * float(match[1])) < 1:
+            raise ValueError(f"model {name!r}: its depth is 10, 16, 22, 28, ... and its width at least 1")
+        return MODELS[f"{match[1]}_D_K"](depth, width, num_classes, **overrides)
+    if match := re.fullmatch(r"(mobilenetv2(?:_tiny)?)_(\d+(?:\.\d+)?)", name):
+        if int(16 * float(match[2])) < 1:
             raise ValueError(f"model {name!r}: the width must leave at least one channel (1/16 or more)")
-        return MobileNetV2(float(match[1]), num_classes, **overrides)
+        return MODELS[f"{match[1]}_W"](float(match[2]), num_classes, **overrides)
     raise ValueError(f"model {name!r} is unknown; {nearest(name, MODELS)}")

@@ -73,9 +73,9 @@ def norm(
     )
 
 
-def classifier(
+def linear(
     x: jax.Array,
-    num_classes: int,
+    features: int,
     *,
     name: str,
     kernel_init: Any = None,
@@ -83,20 +83,37 @@ def classifier(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
 ) -> jax.Array:
-    """Global average pooling and a linear layer: [b, h, w, c] to logits [b, classes], float32 at least.
-
-    The initialisers' defaults are torch.nn.Linear's.
-    """
-    x = jnp.mean(x, axis=(1, 2))
-    head = nn.Dense(
-        num_classes,
+    """A linear layer [batch, inputs] to [batch, features]; the initialisers' defaults are torch.nn.Linear's."""
+    layer = nn.Dense(
+        features,
         kernel_init=kernel_init or init.variance_scaling(1 / 3, "fan_in", "uniform"),
         bias_init=bias_init or linear_bias_init(x.shape[-1]),
         dtype=dtype,
         param_dtype=param_dtype,
         name=name,
     )
-    return at_least_float32(head(x))
+    return layer(x)
+
+
+def classifier(x: jax.Array, num_classes: int, **options: Any) -> jax.Array:
+    """Global average pooling and `linear`: [b, h, w, c] to logits [b, classes], float32 at least."""
+    return at_least_float32(linear(jnp.mean(x, axis=(1, 2)), num_classes, **options))
+
+
+def dropout(module: nn.Module, x: jax.Array, rate: float, *, train: bool) -> jax.Array:
+    """Zeroes this share of [batch, features] in training and scales up the rest.
+
+    Every example draws from its place in the global batch, so the mask is the same on any device count: the
+    step says in the collection 'batch' which example is this device's first. Call it in the outermost module.
+    """
+    if not train:
+        return x
+    key, first = module.make_rng("dropout"), module.get_variable("batch", "first", 0)
+    places = first + jnp.arange(x.shape[0], dtype=jnp.int32)
+    bits = jax.vmap(lambda place: jax.random.bits(jax.random.fold_in(key, place), x.shape[1:], jnp.uint32))(places)
+    # Integers, because uniform draws of float64 runs are other numbers.
+    keep = bits >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
 
 
 def linear_bias_init(fan_in: int) -> Any:

@@ -1,0 +1,102 @@
+"""What stays while a run trains: its plan, its compiled steps, its data on the devices; and when it does what."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from switokd_jax import checkpoint, distribution, logs, plan
+from switokd_jax.data import resident, sources
+from switokd_jax.state import pair_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """Made by `open_session`.
+
+    Attributes:
+      plan: all that the run is.
+      dataset: on the host.
+      folder: the workdir.
+      step: the compiled training step.
+      score: the compiled scoring step.
+      correlate: the compiled step behind the method's refresh, or None where it has none.
+      train: the training split on the devices.
+      scored: by split, its data on the devices and its size; the first one selects the best epoch.
+      checkpoints: of the workdir.
+      writer: of metrics.
+    """
+
+    plan: plan.Plan
+    dataset: sources.Dataset
+    folder: Path
+    step: distribution.Compiled
+    score: distribution.Compiled
+    correlate: distribution.Compiled | None
+    train: resident.Resident
+    scored: Mapping[str, tuple[resident.Resident, int]]
+    checkpoints: checkpoint.Checkpoints
+    writer: logs.Writer
+
+    @property
+    def selected_on(self) -> str:
+        """The split whose best epoch counts: validation where there is one."""
+        return next(iter(self.scored))
+
+    def write(self, lines: list[logs.Line]) -> None:
+        """Writes lines of metrics, in one process only."""
+        if distribution.is_main_process():
+            self.writer.write(lines)
+
+    def pace(self, clock: logs.Clock, step: int, expert: float | None) -> logs.Pace:
+        """For the table on the console."""
+        examples = (self.plan.total_steps - step) * len(self.dataset.train) / self.plan.steps_per_epoch
+        return logs.Pace(clock.rate, examples / clock.rate if clock.rate else 0.0, expert)
+
+
+def open_session(run: plan.Plan, dataset: sources.Dataset, folder: Path) -> Session:
+    """Places the data and opens the workdir's files; compiles nothing yet."""
+    config, devices = run.config, run.devices
+    splits = {"validation": dataset.validation, "test": dataset.test}
+    refreshes = run.method.refresh and run.method.start(config.hyperparameters, run.topology.nodes) is not None
+    return Session(
+        plan=run,
+        dataset=dataset,
+        folder=folder,
+        step=devices.compile(plan.make_step(run), donate=True),
+        score=devices.compile(plan.make_score(run), donate=False),
+        correlate=devices.compile(plan.make_correlation(run), donate=False) if refreshes else None,
+        train=devices.place(resident.resident(dataset.train)),
+        scored={
+            name: (devices.place(resident.resident(split)), len(split)) for name, split in splits.items() if len(split)
+        },
+        checkpoints=checkpoint.open_checkpoints(folder, run.topology.nodes, config.checkpoint, run.steps_per_epoch),
+        writer=logs.open_writer(folder, config.log.tensorboard and distribution.is_main_process()),
+    )
+
+
+def events(run: plan.Plan, first: int) -> list[tuple[int, bool, bool]]:
+    """(step, evaluate, save) after the step `first`, in order; the last step does both."""
+    evaluations = _marks(run.config.eval_every * run.steps_per_epoch, run.total_steps)
+    saves = _marks(run.config.checkpoint.every * run.steps_per_epoch, run.total_steps)
+    return [(s, s in evaluations, s in saves) for s in sorted(evaluations | saves) if s > first]
+
+
+def _marks(every: float, total: int) -> set[int]:
+    """The whole steps nearest to the multiples of `every`, and the last one."""
+    multiples = range(1, int(total / every) + 1) if every > 0 else range(0)
+    return {min(max(round(i * every), 1), total) for i in multiples} | {total}
+
+
+def head(split: str, run: plan.Plan, step: int) -> logs.Line:
+    """How a line of metrics begins."""
+    return {"split": split, "epoch": round(run.epoch(step), 6), "step": step}
+
+
+def numbers(run: plan.Plan, metrics: Mapping[str, Any]) -> dict[str, float | bool]:
+    """A step's metrics as JSON values, network by network in the topology's order (JAX sorts by name)."""
+    owners = [*run.topology.nodes, *map(pair_name, run.pairs)]
+    ordered = sorted(metrics, key=lambda name: owners.index(name.partition("/")[0]))
+    return {name: bool(metrics[name]) if metrics[name].dtype == bool else float(metrics[name]) for name in ordered}

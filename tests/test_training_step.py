@@ -1,0 +1,153 @@
+"""One real training step with every method on every topology that it supports, on networks of one layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import runs
+from switokd_jax import checkpoint, config, loop, plan
+from switokd_jax.data import resident
+from switokd_jax.methods import METHODS
+from switokd_jax.models import layers
+from switokd_jax.state import initial_state, initial_variables
+
+SPLIT = runs.random_split(32)
+TOPOLOGIES: dict[str, dict[str, Any]] = {
+    "pair": {"kind": "pair", "teachers": ("a",), "students": ("b",)},
+    "2t1s": {"kind": "star", "teachers": ("a", "b"), "students": ("c",)},
+    "1t2s": {"kind": "star", "teachers": ("a",), "students": ("b", "c")},
+    "chain": {"kind": "chain", "names": ("a", "b", "c")},
+    "relay": {"kind": "chain", "names": ("a", "b", "c"), "relay": "learn"},
+    "complete": {"kind": "complete", "names": ("a", "b", "c")},
+    "custom": {"kind": "custom", "names": ("a", "b"), "edges": (("b", "a"), ("a", "b", ("a", "b"), 0.5))},
+}
+
+
+class OneLayer(nn.Module):
+    """A convolution, a norm and a classifier."""
+
+    num_classes: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    axis_name: str | None = None
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = layers.conv(4, 3, name="conv", kernel_init=layers.kaiming_normal, **kinds)(x)
+        x = nn.relu(layers.norm(name="norm", train=train, axis_name=self.axis_name, **kinds)(x))
+        x = layers.dropout(self, jnp.mean(x, axis=(1, 2)), self.dropout, train=train and self.dropout > 0)
+        return layers.at_least_float32(layers.linear(x, self.num_classes, name="head", **kinds))
+
+
+def planned(
+    method: str, topology: str, target: str = "minlogit", parallelism: str = "jit", devices: int = 1, dropout: float = 0
+) -> plan.Plan:
+    spec = TOPOLOGIES[topology]
+    names = spec.get("names") or (*spec["teachers"], *spec["students"])
+    c = config.default()
+    c.method, c.batch_size, c.kdcl.target, c.parallelism = method, 16, target, parallelism
+    c.data.validation_fraction = 0.1
+    for key, value in spec.items():
+        c.topology[key] = value
+    c.networks = {name: config.network(schedule="constant") for name in names}
+    if METHODS[method].offline:
+        c.networks[names[0]].frozen, c.networks[names[0]].init_from = True, "given:by@hand"
+    made = plan.make(config.parse(c), 10, runs.SHAPE, len(SPLIT), runs.PREPROCESS, jax.devices()[:devices])
+    module = OneLayer(10, axis_name=made.devices.norm_axis, dropout=dropout)
+    tiny = {name: dataclasses.replace(network, module=module) for name, network in made.networks.items()}
+    return dataclasses.replace(made, networks=tiny)
+
+
+def one_step(run: plan.Plan) -> tuple[Any, Any, dict[str, Any]]:
+    variables = {name: initial_variables(network.module, name, 0, runs.SHAPE) for name, network in run.networks.items()}
+    memory = run.method.start(run.config.hyperparameters, run.topology.nodes)
+    before = initial_state(run.networks, variables, run.pairs, 0, memory)
+    state, data = run.devices.place(before), run.devices.place(resident.resident(SPLIT))
+    step = run.devices.compile(plan.make_step(run), donate=False)
+    after, metrics = step.call(state, data, np.arange(16, dtype=np.int32))
+    return before, jax.device_get(run.devices.one(after)), jax.device_get(run.devices.one(metrics))
+
+
+CASES = [
+    *itertools.product((m for m in METHODS if m != "kdcl"), TOPOLOGIES, ("minlogit",)),
+    *itertools.product(("kdcl",), ("pair", "complete"), ("naive", "linear", "minlogit", "general")),
+]
+
+
+@pytest.mark.parametrize(("method", "topology", "target"), CASES)
+def test_step(method: str, topology: str, target: str) -> None:
+    run = planned(method, topology, target)
+    before, after, metrics = one_step(run)
+    assert int(after.step) == 1
+    for node in run.topology.nodes:
+        assert np.isfinite(metrics[f"{node}/loss"])
+        moved = any(
+            np.any(np.asarray(a) != np.asarray(b))
+            for a, b in zip(
+                jax.tree.leaves(before.networks[node].params),
+                jax.tree.leaves(after.networks[node].params),
+                strict=True,
+            )
+        )
+        assert moved == (int(after.networks[node].updates) == 1), node
+        assert moved or run.networks[node].frozen or METHODS[method].switches
+    if METHODS[method].offline:
+        assert int(after.networks[run.topology.nodes[0]].updates) == 0
+    assert set(after.expert_steps) == ({f"{t}->{s}" for t, s in run.topology.pairs} if run.method.switches else set())
+
+
+@pytest.mark.parametrize(("parallelism", "devices"), [("jit", 4), ("pmap", 1), ("pmap", 4)])
+def test_dropout_is_the_same_on_any_devices(parallelism: str, devices: int) -> None:
+    """An example's mask depends on its place in the global batch, not on its device."""
+    alone, several = (
+        one_step(planned("dml", "pair", parallelism=kind, devices=count, dropout=0.5))[2]
+        for kind, count in (("jit", 1), (parallelism, devices))
+    )
+    for node in ("a", "b"):
+        assert several[f"{node}/loss"] == pytest.approx(float(alone[f"{node}/loss"]), rel=1e-5)
+    without = one_step(planned("dml", "pair"))[2]
+    assert float(without["a/loss"]) != pytest.approx(float(alone["a/loss"]), rel=1e-3)
+
+
+def test_kdcl_general_trains_and_weighs_on_held_out_images(tmp_path: Path) -> None:
+    """A whole run: the weights leave their even start, sum to one, and are part of the saved state."""
+    c = runs.tiny_config(batch_size=160, epochs=2.0, method="kdcl")
+    c.kdcl.target, c.data.validation_fraction = "general", 0.1
+    loop.train_and_evaluate(c, tmp_path, jax.devices()[:2])
+    weights = checkpoint.read_state(tmp_path)["memory"]
+    assert weights.shape == (2,)
+    assert weights.sum() == pytest.approx(1.0, abs=1e-5)
+    assert abs(weights[0] - 0.5) > 1e-3
+
+
+def test_kd_learns_from_a_run_of_ours(tmp_path: Path) -> None:
+    """The whole offline path: train a teacher, freeze it, teach a student."""
+    c = runs.tiny_config(batch_size=160, epochs=1.0, method="vanilla")
+    loop.train_and_evaluate(c, tmp_path / "teacher", jax.devices()[:1])
+    c = runs.tiny_config(batch_size=160, epochs=1.0, method="kd")
+    c.networks.teacher.frozen, c.networks.teacher.init_from = True, f"{tmp_path / 'teacher'}:teacher@best"
+    summary = loop.train_and_evaluate(c, tmp_path / "student", jax.devices()[:1])
+    assert summary["networks"]["teacher"]["updates"] == 0
+    assert summary["networks"]["student"]["updates"] == 9
+    runs.assert_same_bits(
+        checkpoint.read_network(f"{tmp_path / 'teacher'}:teacher@best"),
+        checkpoint.read_network(f"{tmp_path / 'student'}:teacher@latest"),
+    )
+    published = json_of(tmp_path / "teacher")["networks"]["teacher"]["best_top1"]
+    assert summary["networks"]["teacher"]["final_top1"] == published
+
+
+def json_of(folder: Path) -> Any:
+    return json.loads((folder / "summary.json").read_text())
