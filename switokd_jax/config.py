@@ -101,6 +101,7 @@ class Data:
       name: 'digits' or any TFDS image-classification set.
       dir: TFDS's data_dir; '' for its default.
       augment: random crop and flip in training.
+      train_examples: a stratified choice of so many training images, the same in every run; 0 for all.
       validation_fraction: stratified share of the training split that is held out, fixed by the seed.
       pipeline: 'resident' (the whole set as uint8 on the device).
     """
@@ -108,6 +109,7 @@ class Data:
     name: str = fields.text("digits")
     dir: str = fields.text()
     augment: bool = fields.flag(True)
+    train_examples: int = fields.integer(0, low=0)
     validation_fraction: float = fields.number(0.0, low=0.0, high=0.9)
     pipeline: str = fields.choice("resident", "resident")
 

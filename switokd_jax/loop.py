@@ -59,7 +59,7 @@ def prepare(parsed: configs.Config, devices: Sequence[jax.Device] | None = None)
     """Loads the data set and builds the plan; nothing is written or compiled."""
     plan.make_topology(parsed)  # before the data is read: it is the likelier mistake
     data = parsed.data
-    dataset = sources.load(data.name, data.dir, data.validation_fraction, parsed.seed)
+    dataset = sources.load(data.name, data.dir, data.validation_fraction, parsed.seed, data.train_examples)
     run = plan.make(parsed, dataset.num_classes, dataset.image_shape, len(dataset.train), dataset.preprocess, devices)
     return dataset, run
 

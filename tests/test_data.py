@@ -38,6 +38,15 @@ def test_validation_is_stratified_and_fixed_by_the_seed() -> None:
     assert collections.Counter(map(bytes, everything)) == collections.Counter(map(bytes, whole))
 
 
+def test_a_stratified_choice_of_training_images() -> None:
+    some, same = (sources.load("digits", "", 0.0, seed, train_examples=200) for seed in (0, 1))
+    assert np.bincount(some.train.labels).tolist() == [20] * 10
+    np.testing.assert_array_equal(some.train.images, same.train.images)
+    assert len(some.test) == 360
+    with pytest.raises(fields.ConfigError, match=r"config.data.train_examples is 2000, and 'digits' has 1437"):
+        sources.load("digits", "", 0.0, 0, train_examples=2000)
+
+
 def test_every_example_once_an_epoch_and_from_any_step_on() -> None:
     stream = resident.batches(seed=7, examples=10, batch_size=4, first_step=0)
     first = [next(stream) for _ in range(6)]

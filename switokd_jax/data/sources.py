@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from switokd_jax.fields import ConfigError, nearest
 
-TEST_SEED = 0  # of the digits' test fifth, which is the same in every run
+CHOICE_SEED = 0  # of the digits' test fifth and of `train_examples`, which are the same in every run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Dataset:
         return height, width, channels
 
 
-def load(name: str, data_dir: str, validation_fraction: float, seed: int) -> Dataset:
+def load(name: str, data_dir: str, validation_fraction: float, seed: int, train_examples: int = 0) -> Dataset:
     """Loads a data set and holds out a stratified share of its training split.
 
     Args:
@@ -92,12 +92,19 @@ def load(name: str, data_dir: str, validation_fraction: float, seed: int) -> Dat
       data_dir: TFDS's folder; '' for its default.
       validation_fraction: 0 for no validation split.
       seed: decides which examples are held out.
+      train_examples: so many of the training examples, stratified and the same in every run; 0 for all.
 
     Raises:
       ConfigError: if there is no such set, it cannot be read or fetched, or its images do not fit.
     """
     train, test, num_classes = _digits() if name == "digits" else _tfds(name, data_dir)
     preprocess = KNOWN.get(name) or measured(train.images, flip=name.split(":")[0] not in NOT_MIRRORED)
+    if train_examples > len(train):
+        raise ConfigError(
+            f"config.data.train_examples is {train_examples}, and {name!r} has {len(train)} training images"
+        )
+    if train_examples:
+        train = train.take(stratified(train.labels, train_examples / len(train), CHOICE_SEED))
     held_out = stratified(train.labels, validation_fraction, seed)
     return Dataset(name, num_classes, train.take(~held_out), train.take(held_out), test, preprocess)
 
@@ -138,7 +145,7 @@ def _digits() -> tuple[Split, Split, int]:
 
     raw = load_digits()
     everything = Split(raw.images[..., None].astype(np.uint8), raw.target.astype(np.int32))
-    test = stratified(everything.labels, 360 / len(everything), TEST_SEED)
+    test = stratified(everything.labels, 360 / len(everything), CHOICE_SEED)
     return everything.take(~test), everything.take(test), 10
 
 
