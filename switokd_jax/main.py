@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from switokd_jax import loop
@@ -76,6 +76,7 @@ def cli() -> None:
     """Entry point; a setting that cannot be used ends it with one line and status 1."""
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
+    app.define_help_flags()
     try:
         config = parse_flags(sys.argv)
         use_compilation_cache()
