@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from switokd_jax import checkpoint
+from switokd_jax.adapters import initial_adapters
 from switokd_jax.fields import ConfigError
 from switokd_jax.interop import pytorch
 from switokd_jax.plan import Plan
@@ -30,7 +31,8 @@ def initial(plan: Plan) -> TrainState:
             except ValueError as error:
                 raise ConfigError(f"config.networks.{name}.init_from: {error}") from None
     memory = plan.method.start(plan.config.hyperparameters, plan.topology.nodes)
-    return initial_state(plan.networks, made, plan.pairs, plan.config.seed, memory)
+    adapting = initial_adapters(plan.adapters, plan.networks, plan.image_shape, plan.config.seed)
+    return initial_state(plan.networks, made, plan.pairs, plan.config.seed, memory, adapting)
 
 
 def _read(source: str, model: str, num_classes: int, like: dict[str, Any]) -> dict[str, Any]:

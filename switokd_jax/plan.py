@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from switokd_jax import distribution, models, optim, scoring, topology
+from switokd_jax import adapters, distribution, models, optim, scoring, topology
 from switokd_jax.config import Config, ConfigError
 from switokd_jax.data import resident, sources
 from switokd_jax.methods import METHODS, Method
@@ -29,6 +29,7 @@ class Plan:
       topology: who learns from whom.
       networks: what does not change, by name, in the topology's order.
       method: the distillation method.
+      adapters: what the method trains on features, by edge.
       devices: how they work together.
       num_classes: of the data set.
       image_shape: (height, width, channels).
@@ -41,6 +42,7 @@ class Plan:
     topology: Topology
     networks: Mapping[str, Network]
     method: Method
+    adapters: Mapping[str, Network]
     devices: distribution.Distribution
     num_classes: int
     image_shape: tuple[int, int, int]
@@ -114,7 +116,29 @@ def make(
     networks = {name: _network(config, name, num_classes, together.norm_axis, per_epoch, total) for name in graph.nodes}
     method = METHODS[config.method]
     _check_method(config, method, graph)
-    return Plan(config, graph, networks, method, together, num_classes, image_shape, preprocess, per_epoch, total)
+    use = method.features(config.hyperparameters)
+    edges = graph.edges_from(_frozen(config, graph)) if method.offline else ()
+    networks = adapters.with_features(networks, use, edges, image_shape)
+    dtype = DTYPES[config.dtype]
+    kinds = {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
+    adapting = adapters.make_adapters(networks, use, edges, image_shape, **kinds)
+    return Plan(
+        config=config,
+        topology=graph,
+        networks=networks,
+        method=method,
+        adapters=adapting,
+        devices=together,
+        num_classes=num_classes,
+        image_shape=image_shape,
+        preprocess=preprocess,
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+    )
+
+
+def _frozen(config: Config, graph: Topology) -> frozenset[str]:
+    return frozenset(name for name in graph.nodes if config.networks[name].frozen)
 
 
 def _check_method(config: Config, method: Method, graph: Topology) -> None:
@@ -123,7 +147,7 @@ def _check_method(config: Config, method: Method, graph: Topology) -> None:
     Raises:
       ConfigError: naming the network or field that it lacks.
     """
-    frozen = frozenset(name for name in graph.nodes if config.networks[name].frozen)
+    frozen = _frozen(config, graph)
     for name in frozen:
         if not config.networks[name].init_from:
             raise ConfigError(
@@ -189,6 +213,7 @@ def make_step(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
                 hyperparameters=plan.config.hyperparameters,
                 topology=plan.topology,
                 across=across,
+                adapters=plan.adapters,
             )
 
         return step

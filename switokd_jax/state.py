@@ -47,6 +47,7 @@ class TrainState:
     step: int32, global steps taken.
     rng: raw PRNG key of the run; what is random in a step folds into it what it depends on.
     memory: what the method keeps between steps, None for most.
+    adapters: of methods on features, `NetworkState` by edge ('student <- teacher').
     """
 
     networks: dict[str, NetworkState]
@@ -54,6 +55,7 @@ class TrainState:
     step: jax.Array
     rng: jax.Array
     memory: Tree = None
+    adapters: dict[str, NetworkState] = struct.field(default_factory=dict)
 
 
 def pair_name(pair: tuple[str, str]) -> str:
@@ -85,12 +87,25 @@ def initial_variables(module: Any, name: str, seed: int, image_shape: tuple[int,
     return {"params": cast["params"], "batch_stats": cast.get("batch_stats", {})}
 
 
+def network_state(network: Any, variables: Mapping[str, Tree]) -> NetworkState:
+    """One network's state before its first step, from `step.Network` and {'params', 'batch_stats'}."""
+    params = variables["params"]
+    return NetworkState(
+        params=params,
+        batch_stats=variables["batch_stats"],
+        opt_state=network.optimizer.init(params),
+        ema=jax.tree.map(jnp.array, params) if network.ema else None,
+        updates=jnp.zeros((), jnp.int32),
+    )
+
+
 def initial_state(
     networks: Mapping[str, Any],
     variables: Mapping[str, dict[str, Tree]],
     pairs: tuple[tuple[str, str], ...],
     seed: int,
     memory: Tree = None,
+    adapters: Mapping[str, NetworkState] | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -100,22 +115,14 @@ def initial_state(
       pairs: the gated pairs whose expert steps are counted.
       seed: of the run's key.
       memory: the method's, as its `start` makes it.
+      adapters: of methods on features, by edge.
     """
 
-    def start(name: str) -> NetworkState:
-        params = variables[name]["params"]
-        return NetworkState(
-            params=params,
-            batch_stats=variables[name]["batch_stats"],
-            opt_state=networks[name].optimizer.init(params),
-            ema=jax.tree.map(jnp.array, params) if networks[name].ema else None,
-            updates=jnp.zeros((), jnp.int32),
-        )
-
     return TrainState(
-        networks={name: start(name) for name in networks},
+        networks={name: network_state(networks[name], variables[name]) for name in networks},
         expert_steps={pair_name(pair): jnp.zeros((), jnp.int32) for pair in pairs},
         step=jnp.zeros((), jnp.int32),
         rng=jax.random.PRNGKey(seed),
         memory=memory,
+        adapters=dict(adapters or {}),
     )

@@ -18,7 +18,7 @@ import optax
 from flax import linen as nn
 
 from switokd_jax.losses import correct, cross_entropy
-from switokd_jax.methods import Decision, MethodFn, Outputs
+from switokd_jax.methods import Adapt, Decision, MethodFn, Outputs
 from switokd_jax.optim import Schedule
 from switokd_jax.state import NetworkState, TrainState, Tree, fold_in_name, pair_name
 from switokd_jax.topology import Topology
@@ -26,7 +26,7 @@ from switokd_jax.topology import Topology
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What of one network does not change in a run."""
+    """What of one network, or of an adapter, does not change in a run; `features` are the tapped names asked for."""
 
     module: nn.Module
     optimizer: optax.GradientTransformation
@@ -34,6 +34,7 @@ class Network:
     label_smoothing: float = 0.0
     ema: float = 0.0
     frozen: bool = False
+    features: tuple[str, ...] = ()
 
 
 def _same(tree: Tree) -> Tree:
@@ -64,10 +65,17 @@ class Across:
     first: Callable[[int], jax.Array | int] = _zero
 
 
-class _Forward(NamedTuple):
+class _Said(NamedTuple):
+    """What a network says of a batch; everything a loss may depend on."""
+
     logits: jax.Array
+    features: dict[str, jax.Array]
+
+
+class _Forward(NamedTuple):
+    said: _Said
     batch_stats: Tree
-    pullback: Callable[[jax.Array], tuple[Tree]]
+    pullback: Callable[[_Said], tuple[Tree]]
 
 
 def train_step(
@@ -81,6 +89,7 @@ def train_step(
     hyperparameters: Any,
     topology: Topology,
     across: Across,
+    adapters: Mapping[str, Network],
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """All networks see the batch once; each that may learn takes one optimizer step.
 
@@ -94,6 +103,7 @@ def train_step(
       hyperparameters: the method's own.
       topology: who learns from whom.
       across: how the devices work together.
+      adapters: by edge ('student <- teacher'), what does not change of the method's adapters.
 
     Returns:
       The state after, and scalar metrics: NAME/loss, NAME/cross_entropy (the labels' part of the loss),
@@ -107,17 +117,34 @@ def train_step(
     }
     everyone = across.gather(labels)
     frozen = frozenset(name for name, network in networks.items() if network.frozen)
-    heard = {name: across.gather(jax.lax.stop_gradient(out.logits)) for name, out in outputs.items()}
+    heard = {
+        name: jax.tree.map(across.gather, jax.lax.stop_gradient(forward.said)) for name, forward in outputs.items()
+    }
 
-    def decide(logits: Mapping[str, jax.Array]) -> tuple[jax.Array, tuple[Decision, dict[str, jax.Array]]]:
+    def decide(
+        heard: Mapping[str, _Said], trained: Mapping[str, Tree]
+    ) -> tuple[jax.Array, tuple[Decision, dict[str, jax.Array]]]:
         supervised = {
-            name: jnp.mean(cross_entropy(z, everyone, networks[name].label_smoothing)) for name, z in logits.items()
+            name: jnp.mean(cross_entropy(said.logits, everyone, networks[name].label_smoothing))
+            for name, said in heard.items()
         }
-        said = Outputs(logits, supervised, frozen=frozen, epoch=epoch, memory=state.memory)
-        decision = method(said, everyone, topology, hyperparameters)
+        everything = Outputs(
+            logits={name: said.logits for name, said in heard.items()},
+            cross_entropy=supervised,
+            frozen=frozen,
+            features={name: said.features for name, said in heard.items()},
+            adapters={
+                edge: _adapt(adapters[edge], state.adapters[edge].batch_stats, params)
+                for edge, params in trained.items()
+            },
+            epoch=epoch,
+            memory=state.memory,
+        )
+        decision = method(everything, everyone, topology, hyperparameters)
         return jnp.sum(jnp.stack([*decision.losses.values()])), (decision, supervised)
 
-    cotangents, (decision, supervised) = jax.grad(decide, has_aux=True)(heard)
+    trained = {edge: adapter.params for edge, adapter in state.adapters.items()}
+    (cotangents, adapter_gradients), (decision, supervised) = jax.grad(decide, (0, 1), has_aux=True)(heard, trained)
 
     after: dict[str, NetworkState] = {}
     metrics: dict[str, jax.Array] = {}
@@ -127,7 +154,7 @@ def train_step(
             networks[name],
             state.networks[name],
             outputs[name],
-            cotangent=across.scatter(cotangents[name]),
+            cotangent=jax.tree.map(across.scatter, cotangents[name]),
             rate=rate,
             learn=decision.learn.get(name),
             freeze_paused_stats=decision.freeze_paused_stats,
@@ -135,15 +162,26 @@ def train_step(
         )
         metrics[f"{name}/loss"] = decision.losses[name]
         metrics[f"{name}/cross_entropy"] = supervised[name]
-        metrics[f"{name}/top1"] = 100.0 * jnp.mean(correct(heard[name], everyone))
+        metrics[f"{name}/top1"] = 100.0 * jnp.mean(correct(heard[name].logits, everyone))
         metrics[f"{name}/learning_rate"] = rate
 
     expert_steps = dict(state.expert_steps)
     for pair, switch in decision.switches.items():
         expert_steps[pair_name(pair)] += switch.expert.astype(jnp.int32)
         metrics |= {f"{pair_name(pair)}/{field}": value for field, value in switch._asdict().items()}
-    step = state.step + 1
-    return dataclasses.replace(state, networks=after, expert_steps=expert_steps, step=step), metrics
+    adapted = {
+        edge: _stepped(
+            adapters[edge],
+            dataclasses.replace(state.adapters[edge], batch_stats=decision.adapter_stats[edge]),
+            gradient,
+            adapters[edge].schedule(state.step),
+        )
+        for edge, gradient in adapter_gradients.items()
+    }
+    after_step = dataclasses.replace(
+        state, networks=after, adapters=adapted, expert_steps=expert_steps, step=state.step + 1
+    )
+    return after_step, metrics
 
 
 def _forward(
@@ -151,14 +189,35 @@ def _forward(
 ) -> _Forward:
     def apply(params: Tree) -> Any:
         variables = {"params": params, "batch_stats": state.batch_stats, "batch": {"first": first}}
-        if network.frozen:
-            return network.module.apply(variables, images, train=False), state.batch_stats
-        rngs = {"dropout": dropout}
-        logits, moved = network.module.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
-        return logits, moved.get("batch_stats", {})
+        # A frozen network speaks in evaluation mode and keeps its statistics.
+        moving = [] if network.frozen else ["batch_stats"]
+        logits, moved = network.module.apply(
+            variables, images, train=not network.frozen, mutable=[*moving, "intermediates"], rngs={"dropout": dropout}
+        )
+        tapped = {name: moved["intermediates"][name][0] for name in network.features}
+        return _Said(logits, tapped), moved.get("batch_stats", state.batch_stats)
 
-    logits, pullback, batch_stats = jax.vjp(apply, state.params, has_aux=True)
-    return _Forward(logits, batch_stats, pullback)
+    said, pullback, batch_stats = jax.vjp(apply, state.params, has_aux=True)
+    return _Forward(said, batch_stats, pullback)
+
+
+def _adapt(adapter: Network, batch_stats: Tree, params: Tree) -> Adapt:
+    def apply(x: jax.Array) -> tuple[jax.Array, Tree]:
+        variables = {"params": params, "batch_stats": batch_stats}
+        adapted, moved = adapter.module.apply(variables, x, train=True, mutable=["batch_stats"])
+        return adapted, moved.get("batch_stats", {})
+
+    return apply
+
+
+def _stepped(network: Network, before: NetworkState, gradient: Tree, rate: jax.Array) -> NetworkState:
+    """One optimizer step."""
+    direction, opt_state = network.optimizer.update(gradient, before.opt_state, before.params)
+    params = jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, before.params, direction)
+    ema = before.ema
+    if network.ema:
+        ema = jax.tree.map(lambda e, p: network.ema * e + (1.0 - network.ema) * p, ema, params)
+    return dataclasses.replace(before, params=params, opt_state=opt_state, ema=ema, updates=before.updates + 1)
 
 
 def _network_step(
@@ -166,7 +225,7 @@ def _network_step(
     before: NetworkState,
     forward: _Forward,
     *,
-    cotangent: jax.Array,
+    cotangent: _Said,
     rate: jax.Array,
     learn: jax.Array | None,
     freeze_paused_stats: bool,
@@ -177,14 +236,9 @@ def _network_step(
     moved = dataclasses.replace(before, batch_stats=across.average(forward.batch_stats))
 
     def update() -> NetworkState:
-        (gradient,) = forward.pullback(cotangent.astype(forward.logits.dtype))
-        direction, opt_state = network.optimizer.update(across.total(gradient), before.opt_state, before.params)
-        params = jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, before.params, direction)
-        ema = before.ema
-        if network.ema:
-            ema = jax.tree.map(lambda e, p: network.ema * e + (1.0 - network.ema) * p, ema, params)
-        updates = before.updates + 1
-        return dataclasses.replace(moved, params=params, opt_state=opt_state, ema=ema, updates=updates)
+        typed = jax.tree.map(lambda x, like: x.astype(like.dtype), cotangent, forward.said)
+        (gradient,) = forward.pullback(typed)
+        return _stepped(network, moved, across.total(gradient), rate)
 
     if learn is None:
         return update()

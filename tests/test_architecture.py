@@ -13,7 +13,7 @@ PACKAGE = ROOT / "switokd_jax"
 # The order of docs/architecture.md: a module imports only what stands before it.
 ORDER = [
     *("fields", "files", "losses", "switching", "topology", "methods", "config", "data.sources", "data.augment"),
-    *("data.resident", "models", "optim", "state", "step", "distribution", "scoring", "plan", "checkpoint"),
+    *("data.resident", "models", "optim", "state", "step", "distribution", "scoring", "adapters", "plan", "checkpoint"),
     *("interop", "initialise", "workdir", "logs", "session", "figures", "summary", "loop", "main"),
 ]
 

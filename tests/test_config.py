@@ -98,7 +98,20 @@ def test_network_refuses_unknown_fields() -> None:
         config.network(lr=0.1)
 
 
+FROZEN = {"networks.teacher.frozen": True, "networks.teacher.init_from": "runs/teacher:teacher@best"}
 METHOD: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown feature": (
+        {"method": "at", "at.student": ("stage1", "stage2", "stag3"), **FROZEN},
+        r"network 'student' has no feature 'stag3'; did you mean 'stage3'\? known: pooled, stage1, stage2, stage3",
+    ),
+    "features without counterparts": (
+        {"method": "at", "at.student": ("stage1",), **FROZEN},
+        "1 features of the student and 3 of the teacher are named",
+    ),
+    "features that do not fit": (
+        {"method": "fitnet", "fitnet.student": "stage3", **FROZEN},
+        r"edge student <- teacher: the student's features \(2, 2, 64\) are not the size of the teacher's \(4, 4, 64\)",
+    ),
     "offline without a teacher": ({"method": "kd"}, r"config.method 'kd' learns from frozen networks .*frozen = True"),
     "frozen as drawn": ({"networks.teacher.frozen": True}, r"config.networks.teacher is frozen and has no init_from"),
     "held-out weights": (

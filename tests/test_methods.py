@@ -13,7 +13,7 @@ from scipy import optimize
 
 from switokd_jax import topology
 from switokd_jax.losses import cross_entropy
-from switokd_jax.methods import METHODS, Decision, Outputs, dkd, kdcl
+from switokd_jax.methods import METHODS, Decision, Outputs, dkd, fitnet, kdcl
 
 CLASSES, BATCH = 4, 6
 TOPOLOGIES = {
@@ -36,14 +36,37 @@ def random_logits(graph: topology.Topology, seed: int) -> dict[str, np.ndarray]:
     }
 
 
+STAGES = ("stage1", "stage2", "stage3")
+
+
+def random_features(node: str) -> dict[str, np.ndarray]:
+    """Maps of 4x4, 4x4 and 2x2 pixels with three channels."""
+    rng = np.random.default_rng(ord(node))
+    return {stage: rng.normal(size=(BATCH, side, side, 3)) for stage, side in zip(STAGES, (4, 4, 2), strict=True)}
+
+
 def decide(
-    method: str, graph: topology.Topology, logits: dict[str, Any], epoch: int = 1, memory: Any = None, **changes: Any
+    method: str,
+    graph: topology.Topology,
+    logits: dict[str, Any],
+    epoch: int = 1,
+    memory: Any = None,
+    features: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> Decision:
-    """The method on these logits; the first node is frozen for the offline ones."""
+    """The method on these logits; the first node is frozen for the offline ones, adapters double what they get."""
     ce = {name: jnp.mean(cross_entropy(jnp.asarray(z), jnp.asarray(LABELS))) for name, z in logits.items()}
     entry = METHODS[method]
     frozen = frozenset(graph.nodes[:1] if entry.offline else ())
-    outputs = Outputs({name: jnp.asarray(z) for name, z in logits.items()}, ce, frozen, epoch, memory)
+    outputs = Outputs(
+        {name: jnp.asarray(z) for name, z in logits.items()},
+        ce,
+        frozen,
+        jax.tree.map(jnp.asarray, features or {node: random_features(node) for node in graph.nodes}),
+        {str(edge): lambda x: (2 * x, {}) for edge in graph.edges},
+        epoch,
+        memory,
+    )
     return entry.apply(outputs, jnp.asarray(LABELS), graph, entry.hyperparameters(**changes))
 
 
@@ -288,6 +311,78 @@ def test_dist() -> None:
         assert np.isfinite(gradient["b"]).all(), "a student without any opinion still has a gradient"
 
 
+def attention(f: np.ndarray) -> np.ndarray:
+    a = (f**2).mean(-1).reshape(BATCH, -1)
+    return a / np.linalg.norm(a, axis=1, keepdims=True)
+
+
+def test_at() -> None:
+    """Three stages; in the last one the student's map is larger and averaged down."""
+    graph, z = TOPOLOGIES["pair"], random_logits(TOPOLOGIES["pair"], 0)
+    f = {node: random_features(node) for node in "ab"}
+    expected = ce(z["b"]).mean()
+    for own, theirs in zip(STAGES, ("stage1", "stage2", "stage3"), strict=True):
+        expected += 0.7 * 1000 * ((attention(f["a"][theirs]) - attention(f["b"][own])) ** 2).mean()
+    with jax.enable_x64(True):
+        assert decide("at", graph, z).losses["b"] == pytest.approx(expected, rel=1e-12)
+        larger = decide("at", graph, z, student=("stage2",), teacher=("stage3",)).losses["b"]
+    pooled = f["b"]["stage2"].reshape(BATCH, 2, 2, 2, 2, 3).mean((2, 4))
+    by_hand = ce(z["b"]).mean() + 0.7 * 1000 * ((attention(f["a"]["stage3"]) - attention(pooled)) ** 2).mean()
+    assert larger == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_fitnet() -> None:
+    graph, z = TOPOLOGIES["pair"], random_logits(TOPOLOGIES["pair"], 0)
+    f = {node: random_features(node)["stage2"] for node in "ab"}
+    with jax.enable_x64(True):
+        decision = decide("fitnet", graph, z)
+    assert decision.losses["b"] == pytest.approx(
+        ce(z["b"]).mean() + 70 * ((2 * f["b"] - f["a"]) ** 2).mean(), rel=1e-12
+    )
+    assert [*decision.adapter_stats] == ["b <- a"]
+
+
+def test_fitnets_regressor() -> None:
+    """1x1 convolution with the larger map's stride, norm over the batch, relu."""
+    x = np.random.default_rng(0).normal(size=(BATCH, 4, 4, 3))
+    with jax.enable_x64(True):
+        module = fitnet.regressor((1, 4, 4, 3), (1, 2, 2, 5), dtype=np.float64, param_dtype=np.float64)
+        variables = module.init(jax.random.PRNGKey(0), jnp.asarray(x), train=False)
+        got, _ = module.apply(variables, jnp.asarray(x), train=True, mutable=["batch_stats"])
+    conv = jax.tree.map(np.asarray, variables["params"]["conv"])
+    y = x[:, ::2, ::2] @ conv["kernel"] + conv["bias"]
+    expected = np.maximum((y - y.mean((0, 1, 2))) / np.sqrt(y.var((0, 1, 2)) + 1e-5), 0)
+    np.testing.assert_allclose(got, expected, atol=1e-10)
+    with pytest.raises(
+        ValueError, match=r"the student's features \(4, 4, 3\) are not the size of the teacher's \(8, 8, 3\)"
+    ):
+        fitnet.regressor((1, 4, 4, 3), (1, 8, 8, 3))
+
+
+@pytest.mark.parametrize("method", ["at", "fitnet"])
+def test_gradients_at_the_features(method: str) -> None:
+    """Finite differences at the student's features, nothing at the teacher's."""
+    graph, z = TOPOLOGIES["pair"], random_logits(TOPOLOGIES["pair"], 0)
+    rng = np.random.default_rng(3)
+    with jax.enable_x64(True):
+
+        def loss(features: dict[str, Any]) -> jax.Array:
+            return decide(method, graph, z, features=features).losses["b"]
+
+        f = {node: random_features(node) for node in "ab"}
+        gradient = jax.grad(loss)(jax.tree.map(jnp.asarray, f))
+        assert not any(np.any(g) for g in gradient["a"].values())
+        for stage in STAGES if method == "at" else ("stage2",):
+            direction = rng.normal(size=f["b"][stage].shape)
+            h = 1e-6
+            ahead, behind = (
+                float(loss({**f, "b": {**f["b"], stage: f["b"][stage] + sign * h * direction}})) for sign in (1, -1)
+            )
+            expected = float((gradient["b"][stage] * direction).sum())
+            assert (ahead - behind) / (2 * h) == pytest.approx(expected, rel=1e-5)
+            assert expected != 0
+
+
 # KDCL's target is made of the learner's own logits too and held still: its gradient is tested above.
 DIFFERENTIABLE = [name for name in METHODS if name != "kdcl"]
 
@@ -332,6 +427,8 @@ def test_others_are_heard_and_not_pushed(method: str, name: str) -> None:
         assert heard == set()
     elif method in ("dml", "kdcl"):
         assert heard == everybody
+    elif method in ("at", "fitnet"):
+        assert heard == set(), "they hear features"
     elif METHODS[method].offline:
         assert heard == {(e.learner, e.source) for e in graph.edges_from(frozenset(graph.nodes[:1]))}
     else:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import pytest
 from flax import linen as nn
 
 import runs
-from switokd_jax import checkpoint, config, loop, plan
+from switokd_jax import adapters, checkpoint, config, loop, models, plan
 from switokd_jax.data import resident
 from switokd_jax.methods import METHODS
 from switokd_jax.models import layers
@@ -47,6 +48,8 @@ class OneLayer(nn.Module):
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = layers.conv(4, 3, name="conv", kernel_init=layers.kaiming_normal, **kinds)(x)
         x = nn.relu(layers.norm(name="norm", train=train, axis_name=self.axis_name, **kinds)(x))
+        for stage in ("stage1", "stage2", "stage3"):
+            layers.tap(self, stage, x)
         x = layers.dropout(self, jnp.mean(x, axis=(1, 2)), self.dropout, train=train and self.dropout > 0)
         return layers.at_least_float32(layers.linear(x, self.num_classes, name="head", **kinds))
 
@@ -64,16 +67,19 @@ def planned(
     c.networks = {name: config.network(schedule="constant") for name in names}
     if METHODS[method].offline:
         c.networks[names[0]].frozen, c.networks[names[0]].init_from = True, "given:by@hand"
-    made = plan.make(config.parse(c), 10, runs.SHAPE, len(SPLIT), runs.PREPROCESS, jax.devices()[:devices])
-    module = OneLayer(10, axis_name=made.devices.norm_axis, dropout=dropout)
-    tiny = {name: dataclasses.replace(network, module=module) for name, network in made.networks.items()}
-    return dataclasses.replace(made, networks=tiny)
+
+    def one_layer(name: str, classes: int, **kinds: Any) -> OneLayer:
+        return OneLayer(classes, dropout=dropout, **kinds)
+
+    with mock.patch.object(models, "create", one_layer):
+        return plan.make(config.parse(c), 10, runs.SHAPE, len(SPLIT), runs.PREPROCESS, jax.devices()[:devices])
 
 
 def one_step(run: plan.Plan) -> tuple[Any, Any, dict[str, Any]]:
     variables = {name: initial_variables(network.module, name, 0, runs.SHAPE) for name, network in run.networks.items()}
     memory = run.method.start(run.config.hyperparameters, run.topology.nodes)
-    before = initial_state(run.networks, variables, run.pairs, 0, memory)
+    adapting = adapters.initial_adapters(run.adapters, run.networks, runs.SHAPE, 0)
+    before = initial_state(run.networks, variables, run.pairs, 0, memory, adapting)
     state, data = run.devices.place(before), run.devices.place(resident.resident(SPLIT))
     step = run.devices.compile(plan.make_step(run), donate=False)
     after, metrics = step.call(state, data, np.arange(16, dtype=np.int32))
@@ -103,6 +109,12 @@ def test_step(method: str, topology: str, target: str) -> None:
         )
         assert moved == (int(after.networks[node].updates) == 1), node
         assert moved or run.networks[node].frozen or METHODS[method].switches
+    assert len(after.adapters) == (len(run.topology.edges_from(frozenset("a"))) if method == "fitnet" else 0)
+    for edge, adapter in after.adapters.items():
+        assert int(adapter.updates) == 1
+        for part in ("params", "batch_stats"):
+            was, now = getattr(before.adapters[edge], part), getattr(adapter, part)
+            assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(was), jax.tree.leaves(now), strict=True))
     if METHODS[method].offline:
         assert int(after.networks[run.topology.nodes[0]].updates) == 0
     assert set(after.expert_steps) == ({f"{t}->{s}" for t, s in run.topology.pairs} if run.method.switches else set())
@@ -147,6 +159,22 @@ def test_kd_learns_from_a_run_of_ours(tmp_path: Path) -> None:
     )
     published = json_of(tmp_path / "teacher")["networks"]["teacher"]["best_top1"]
     assert summary["networks"]["teacher"]["final_top1"] == published
+
+
+def test_resuming_keeps_what_a_method_trains(tmp_path: Path) -> None:
+    """FitNet's regressor with its optimizer: a run that goes on from its first save ends with the same bits."""
+    c = runs.tiny_config(batch_size=160, epochs=1.0, method="vanilla")
+    loop.train_and_evaluate(c, tmp_path / "teacher", jax.devices()[:1])
+    c = runs.tiny_config(batch_size=160, epochs=2.0, method="fitnet")
+    c.networks.teacher.frozen, c.networks.teacher.init_from = True, f"{tmp_path / 'teacher'}:teacher@best"
+    loop.train_and_evaluate(c, tmp_path / "whole", jax.devices()[:1])
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "latest" / "18")
+    loop.train_and_evaluate(c, tmp_path / "cut", jax.devices()[:1])
+    states = [checkpoint.read_state(tmp_path / name) for name in ("whole", "cut")]
+    assert int(states[0]["adapters"]["student <- teacher"]["updates"]) == 18
+    runs.assert_same_bits(*states)
+    assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "cut" / "metrics.jsonl").read_text()
 
 
 def json_of(folder: Path) -> Any:

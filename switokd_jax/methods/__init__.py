@@ -8,10 +8,32 @@ from typing import Any
 
 import jax
 
-from switokd_jax.methods import dist, dkd, dml, kd, kdcl, switokd, uniokd, vanilla
-from switokd_jax.methods.protocol import Decision, MethodFn, Outputs
+from switokd_jax.methods import at, dist, dkd, dml, fitnet, kd, kdcl, switokd, uniokd, vanilla
+from switokd_jax.methods.protocol import Adapt, Decision, MethodFn, Outputs
 
-__all__ = ["METHODS", "Decision", "Method", "MethodFn", "Outputs"]
+__all__ = ["METHODS", "Adapt", "Decision", "FeatureUse", "Method", "MethodFn", "Outputs"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureUse:
+    """What a method takes of the features along an edge from a frozen network.
+
+    Attributes:
+      learner: tapped names of the learner.
+      source: tapped names of the source, one for each of the learner's.
+      adapter: makes the module that brings the learner's first feature to the form of the source's, given their
+        shapes [batch, ...] and the options dtype and param_dtype; None where the method needs none.
+    """
+
+    learner: tuple[str, ...] = ()
+    source: tuple[str, ...] = ()
+    adapter: Callable[..., Any] | None = None
+
+
+def _no_features(hyperparameters: Any) -> FeatureUse:
+    """Most methods see logits only."""
+    del hyperparameters
+    return FeatureUse()
 
 
 def _no_memory(hyperparameters: Any, nodes: Sequence[str]) -> None:
@@ -28,6 +50,7 @@ class Method:
       hyperparameters: the dataclass.
       switches: whether it decides a mode for each gated pair.
       offline: whether it learns from frozen networks.
+      features: of its hyperparameters, the features that it takes.
       start: (hyperparameters, nodes) to what it keeps between steps, None for nothing.
       refresh: takes the correlation [n, n] of the networks' errors on held-out data to new memory, at each
         evaluation; asked only where `start` made some.
@@ -37,6 +60,7 @@ class Method:
     hyperparameters: type[Any]
     switches: bool = False
     offline: bool = False
+    features: Callable[[Any], FeatureUse] = _no_features
     start: Callable[[Any, Sequence[str]], Any] = _no_memory
     refresh: Callable[[jax.Array], Any] | None = None
 
@@ -50,4 +74,11 @@ METHODS: dict[str, Method] = {
     "kd": Method(kd.kd, kd.Hyperparameters, offline=True),
     "dkd": Method(dkd.dkd, dkd.Hyperparameters, offline=True),
     "dist": Method(dist.dist, dist.Hyperparameters, offline=True),
+    "at": Method(at.at, at.Hyperparameters, offline=True, features=lambda h: FeatureUse(h.student, h.teacher)),
+    "fitnet": Method(
+        fitnet.fitnet,
+        fitnet.Hyperparameters,
+        offline=True,
+        features=lambda h: FeatureUse((h.student,), (h.teacher,), fitnet.regressor),
+    ),
 }

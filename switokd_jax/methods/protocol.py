@@ -12,6 +12,8 @@ from flax import struct
 from switokd_jax.switching import Switch
 from switokd_jax.topology import Pair, Topology
 
+Adapt = Callable[[jax.Array], tuple[jax.Array, Any]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
@@ -21,6 +23,9 @@ class Outputs:
       logits: [batch, classes] by network.
       cross_entropy: scalar mean by network, with the network's own label smoothing.
       frozen: networks that do not learn: the teachers of the offline methods.
+      features: [batch, ...] by network and tapped name, those that the method asks for.
+      adapters: by edge ('student <- teacher'), the edge's adapter as a function of the learner's features: it
+        answers the adapted features and the adapter's moved running statistics.
       epoch: scalar int32, from 1.
       memory: what the method keeps between steps, as its `start` made it; None for most.
     """
@@ -28,6 +33,8 @@ class Outputs:
     logits: Mapping[str, jax.Array]
     cross_entropy: Mapping[str, jax.Array]
     frozen: frozenset[str] = frozenset()
+    features: Mapping[str, Mapping[str, jax.Array]] = dataclasses.field(default_factory=dict)
+    adapters: Mapping[str, Adapt] = dataclasses.field(default_factory=dict)
     epoch: jax.Array | int = 1
     memory: Any = None
 
@@ -41,12 +48,14 @@ class Decision:
       learn: a traced boolean for each network that can be paused; the others always learn, and their
         update needs no conditional.
       switches: the switch of each gated pair.
+      adapter_stats: the moved running statistics of the adapters, by edge.
       freeze_paused_stats: whether a paused network also keeps its BatchNorm running statistics.
     """
 
     losses: Mapping[str, jax.Array]
     learn: Mapping[str, jax.Array] = struct.field(default_factory=dict)
     switches: Mapping[Pair, Switch] = struct.field(default_factory=dict)
+    adapter_stats: Mapping[str, Any] = struct.field(default_factory=dict)
     freeze_paused_stats: bool = struct.field(default=False, pytree_node=False)
 
 

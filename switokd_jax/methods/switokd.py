@@ -59,4 +59,5 @@ def switokd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparame
         divergence = kl_divergence(outputs.logits[edge.source], outputs.logits[edge.learner], tau)
         term = edge.weight * tau**2 * jnp.mean(divergence)
         losses[edge.learner] += term if edge.gate is None else jnp.where(switches[edge.gate].expert, 0.0, term)
-    return Decision(losses, learning(topology, switches), switches, h.paused_batch_stats == "freeze")
+    freeze = h.paused_batch_stats == "freeze"
+    return Decision(losses, learning(topology, switches), switches, freeze_paused_stats=freeze)

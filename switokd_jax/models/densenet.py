@@ -70,7 +70,8 @@ class DenseNet(nn.Module):
         for block in range(3):
             for layer in range((self.depth - 4) // 6):
                 x = DenseLayer(self.growth, conv, norm, name=f"dense{block + 1}_{layer}")(x)
+            x = layers.tap(self, f"stage{block + 1}", x)
             if block < 2:
                 x = Transition(conv, norm, name=f"trans{block + 1}")(x)
         x = nn.relu(norm(name="bn")(x))
-        return layers.classifier(x, self.num_classes, name="fc", **kinds)
+        return layers.classifier(self, x, self.num_classes, name="fc", **kinds)

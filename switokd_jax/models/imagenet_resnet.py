@@ -126,5 +126,6 @@ class ImageNetResNet(nn.Module):
                     norm=norm,
                     name=f"layer{stage + 1}_{block}",
                 )(x)
+            x = layers.tap(self, f"stage{stage + 1}", x)
         head_init = layers.inverse_fan_in if self.form.kernel_init is layers.inverse_fan_in else None
-        return layers.classifier(x, self.num_classes, name=self.form.head, kernel_init=head_init, **kinds)
+        return layers.classifier(self, x, self.num_classes, name=self.form.head, kernel_init=head_init, **kinds)

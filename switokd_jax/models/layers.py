@@ -95,9 +95,23 @@ def linear(
     return layer(x)
 
 
-def classifier(x: jax.Array, num_classes: int, **options: Any) -> jax.Array:
-    """Global average pooling and `linear`: [b, h, w, c] to logits [b, classes], float32 at least."""
-    return at_least_float32(linear(jnp.mean(x, axis=(1, 2)), num_classes, **options))
+def tap(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
+    """Lets methods that learn from features take x by that name; costs nothing where nobody does.
+
+    All models name their stages 'stage1', 'stage2', ... and what the classifier sees 'pooled'.
+    """
+    module.sow("intermediates", name, x)
+    return x
+
+
+def pooled(module: nn.Module, x: jax.Array) -> jax.Array:
+    """Global average pooling [b, h, w, c] to [b, c], tapped as 'pooled'."""
+    return tap(module, "pooled", jnp.mean(x, axis=(1, 2)))
+
+
+def classifier(module: nn.Module, x: jax.Array, num_classes: int, **options: Any) -> jax.Array:
+    """`pooled` and `linear`: [b, h, w, c] to logits [b, classes], float32 at least."""
+    return at_least_float32(linear(pooled(module, x), num_classes, **options))
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float, *, train: bool) -> jax.Array:

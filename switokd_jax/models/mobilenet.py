@@ -20,6 +20,7 @@ from switokd_jax.models import layers
 
 # (features, stride) of MobileNet's blocks; (expansion, features, blocks, stride) of MobileNetV2's stages.
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+LAST_OF_STAGE = {0: "stage1", 2: "stage2", 4: "stage3", 10: "stage4", 12: "stage5"}
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -29,6 +30,8 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+# The stages of STAGES whose outputs the usual distillation benchmarks compare.
+TAPPED = {1: "stage1", 2: "stage2", 4: "stage3", 6: "stage4"}
 
 
 class SeparableBlock(nn.Module):
@@ -65,7 +68,9 @@ class MobileNet(nn.Module):
         x = nn.relu(norm(name="bn1")(conv(32, 3, name="conv1")(x.astype(self.dtype))))
         for index, (features, stride) in enumerate(BLOCKS):
             x = SeparableBlock(features, stride, conv, norm, name=f"layers_{index}")(x)
-        return layers.classifier(x, self.num_classes, name="linear", kernel_init=layers.inverse_fan_in, **kinds)
+            if index in LAST_OF_STAGE:
+                x = layers.tap(self, LAST_OF_STAGE[index], x)
+        return layers.classifier(self, x, self.num_classes, name="linear", kernel_init=layers.inverse_fan_in, **kinds)
 
 
 class InvertedResidual(nn.Module):
@@ -119,9 +124,12 @@ class MobileNetV2(nn.Module):
                     norm=norm,
                     name=f"blocks_{stage}_{block}",
                 )(x)
+            if stage in TAPPED:
+                x = layers.tap(self, TAPPED[stage], x)
         last = int(1280 * max(self.width, 1.0))
         x = nn.relu(norm(name="conv2_1")(conv(last, 1, name="conv2_0")(x)))
         return layers.classifier(
+            self,
             x,
             self.num_classes,
             name="classifier_0",
@@ -189,8 +197,10 @@ class MobileNetV2Tiny(nn.Module):
                     name=f"features_{index}",
                 )(x)
                 index += 1
+            if stage in TAPPED:
+                x = layers.tap(self, TAPPED[stage], x)
         x = conv(divisible(1280 * max(self.width, 1.0)), 1, name=f"features_{index}_0")(x)
-        x = jnp.mean(nn.relu6(norm(name=f"features_{index}_1")(x)), axis=(1, 2))
+        x = layers.pooled(self, nn.relu6(norm(name=f"features_{index}_1")(x)))
         x = layers.dropout(self, x, 0.2, train=train)
         head = layers.linear(x, self.num_classes, name="classifier_1", kernel_init=layers.inverse_fan_in, **kinds)
         return layers.at_least_float32(head)

@@ -64,4 +64,5 @@ class ResNet(nn.Module):
                     norm=norm,
                     name=f"layer{stage + 1}_{block}",
                 )(x)
-        return layers.classifier(x, self.num_classes, name="linear", kernel_init=layers.kaiming_normal, **kinds)
+            x = layers.tap(self, f"stage{stage + 1}", x)
+        return layers.classifier(self, x, self.num_classes, name="linear", kernel_init=layers.kaiming_normal, **kinds)

@@ -49,12 +49,13 @@ class VGG(nn.Module):
                 # torch's Sequential counts convolution, norm and relu.
                 x = conv(features, 3, name=f"block{block}_{3 * layer}")(x)
                 x = nn.relu(norm(name=f"block{block}_{3 * layer + 1}")(x))
+            x = layers.tap(self, f"stage{block + 1}", x)
             if block < 3 or (block == 3 and height >= 64):
                 x = nn.max_pool(x, (2, 2), (2, 2))
         head: Any = functools.partial(
             layers.linear, kernel_init=nn.initializers.normal(0.01), bias_init=nn.initializers.zeros_init(), **kinds
         )
-        x = jnp.mean(x, axis=(1, 2))
+        x = layers.pooled(self, x)
         if self.depth < 16:
             return layers.at_least_float32(head(x, self.num_classes, name="classifier"))
         for index in (1, 4):

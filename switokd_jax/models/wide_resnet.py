@@ -70,5 +70,6 @@ class WideResNet(nn.Module):
                     norm=norm,
                     name=f"layer{stage + 1}_{block}",
                 )(x)
+            x = layers.tap(self, f"stage{stage + 1}", x)
         x = nn.relu(norm(name="bn1", momentum=0.1)(x))
-        return layers.classifier(x, self.num_classes, name="linear", **kinds)
+        return layers.classifier(self, x, self.num_classes, name="linear", **kinds)
