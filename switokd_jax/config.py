@@ -98,8 +98,8 @@ class Data:
     """Where the images come from.
 
     Attributes:
-      name: 'digits' or any TFDS image-classification set.
-      dir: TFDS's data_dir; '' for its default.
+      name: 'digits', 'tiny_imagenet_200', any other TFDS image-classification set, or 'folder'.
+      dir: TFDS's data_dir, '' for its default; for 'folder' the one with train/CLASS/*.png and test/CLASS/*.png.
       augment: random crop and flip in training.
       train_examples: a stratified choice of so many training images, the same in every run; 0 for all.
       validation_fraction: stratified share of the training split that is held out, fixed by the seed.

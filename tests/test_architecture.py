@@ -12,8 +12,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "switokd_jax"
 # The order of docs/architecture.md: a module imports only what stands before it.
 ORDER = [
-    *("fields", "files", "losses", "switching", "topology", "methods", "config", "data.sources", "data.augment"),
-    *("data.resident", "models", "optim", "state", "step", "distribution", "scoring", "adapters", "plan", "checkpoint"),
+    *("fields", "files", "losses", "switching", "topology", "methods", "config"),
+    *("data.tiny_imagenet", "data.prepared", "data.folder", "data.sources", "data.augment", "data.resident"),
+    *("models", "optim", "state", "step", "distribution", "scoring", "adapters", "plan", "checkpoint"),
     *("interop", "initialise", "workdir", "logs", "session", "figures", "summary", "loop", "main"),
 ]
 

@@ -32,16 +32,34 @@ def load(path: Path) -> ConfigDict:
 def test_every_config_builds_its_plan(path: Path) -> None:
     """Networks are made in shape only: wrn_16_10 would take seconds to draw."""
     c = config.parse(load(path))
-    classes, shape = {"digits": (10, (8, 8, 1)), "cifar10": (10, (32, 32, 3)), "cifar100": (100, (32, 32, 3))}[
-        c.data.name
-    ]
+    classes, shape = {
+        "digits": (10, (8, 8, 1)),
+        "cifar10": (10, (32, 32, 3)),
+        "cifar100": (100, (32, 32, 3)),
+        "tiny_imagenet_200": (200, (64, 64, 3)),
+    }[c.data.name]
     run = plan.make(c, classes, shape, 1000, sources.KNOWN[c.data.name], jax.devices()[:1])
     assert set(run.networks) == set(c.networks)
     for name, network in run.networks.items():
         made = jax.eval_shape(functools.partial(initial_variables, network.module, name, 0, shape))
         assert made["params"]
-    command = f"python -m switokd_jax.main --config=configs/{path.name} "
+    command = f"python -m switokd_jax.main --config=configs/{path.name}"
     assert command in path.read_text(), "the docstring gives the command"
+
+
+def test_every_ablation_changes_what_it_names() -> None:
+    spec = importlib.util.spec_from_file_location("ablations", CONFIGS[0].parent / "cifar100_ablations.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    base = config.parse(module.get_config())
+    for name in module.ABLATIONS:
+        changed = config.parse(module.get_config(name))
+        assert changed.hyperparameters != base.hyperparameters, name
+        assert dataclasses.replace(changed, hyperparameters=base.hyperparameters) == base, name
+    with pytest.raises(ValueError, match=r"no ablation 'epsilon_2'; did you mean 'epsilon_\d'"):
+        module.get_config("epsilon_2")
 
 
 def test_default_parses_to_frozen_values() -> None:

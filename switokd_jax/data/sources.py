@@ -1,21 +1,15 @@
-"""Data sets as uint8 arrays: scikit-learn's digits, and any TFDS image-classification set by name."""
+"""Data sets as uint8 arrays: scikit-learn's digits, TFDS's image-classification sets, a folder of images."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
-import urllib.error
-import urllib.request
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from switokd_jax.fields import ConfigError, nearest
+from switokd_jax.data.folder import read_folder
+from switokd_jax.data.prepared import read_tfds
+from switokd_jax.fields import ConfigError
 
 CHOICE_SEED = 0  # of the digits' test fifth and of `train_examples`, which are the same in every run
 
@@ -39,14 +33,13 @@ class Preprocess:
     flip: bool = True
 
 
-# CIFAR's are the public SwitOKD code's; other sets are measured on their training images.
+# CIFAR's and Tiny-ImageNet's are the public SwitOKD code's; other sets are measured on their training images.
 KNOWN: dict[str, Preprocess] = {
     "digits": Preprocess((0.0,), (1.0,), scale=16.0, padding=1, flip=False),
     "cifar10": Preprocess((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
     "cifar100": Preprocess((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
+    "tiny_imagenet_200": Preprocess((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
 }
-# Named in the message for an unknown set; TFDS has many more.
-COMMON = ("digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "svhn_cropped")
 # A mirrored digit or letter is another one, or none.
 NOT_MIRRORED = ("mnist", "emnist", "kmnist", "binarized_mnist", "svhn_cropped", "omniglot", "cmaterdb")
 
@@ -88,8 +81,8 @@ def load(name: str, data_dir: str, validation_fraction: float, seed: int, train_
     """Loads a data set and holds out a stratified share of its training split.
 
     Args:
-      name: 'digits' or a TFDS name.
-      data_dir: TFDS's folder; '' for its default.
+      name: 'digits', 'folder' or a TFDS name.
+      data_dir: TFDS's folder, '' for its default; for 'folder' the one with train/CLASS and test/CLASS.
       validation_fraction: 0 for no validation split.
       seed: decides which examples are held out.
       train_examples: so many of the training examples, stratified and the same in every run; 0 for all.
@@ -97,7 +90,8 @@ def load(name: str, data_dir: str, validation_fraction: float, seed: int, train_
     Raises:
       ConfigError: if there is no such set, it cannot be read or fetched, or its images do not fit.
     """
-    train, test, num_classes = _digits() if name == "digits" else _tfds(name, data_dir)
+    readers = {"digits": _digits, "folder": lambda: _folder(data_dir)}
+    train, test, num_classes = readers.get(name, lambda: _tfds(name, data_dir))()
     preprocess = KNOWN.get(name) or measured(train.images, flip=name.split(":")[0] not in NOT_MIRRORED)
     if train_examples > len(train):
         raise ConfigError(
@@ -149,86 +143,13 @@ def _digits() -> tuple[Split, Split, int]:
     return everything.take(~test), everything.take(test), 10
 
 
+def _folder(data_dir: str) -> tuple[Split, Split, int]:
+    if not data_dir:
+        raise ConfigError("config.data.dir is empty; data.name 'folder' reads DIR/train/CLASS and DIR/test/CLASS")
+    train, test, classes = read_folder(Path(data_dir).expanduser())
+    return Split(*train), Split(*test), len(classes)
+
+
 def _tfds(name: str, data_dir: str) -> tuple[Split, Split, int]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import tensorflow_datasets as tfds  # imports TensorFlow only when it has to prepare a set
-
-    if data_dir and not Path(data_dir).expanduser().is_dir():
-        raise ConfigError(f"config.data.dir {data_dir!r} is not a folder; set it to TFDS's data_dir or to ''")
-    folder = str(Path(data_dir).expanduser()) if data_dir else None
-    try:
-        builder = tfds.builder(name, data_dir=folder)
-    except tfds.core.DatasetNotFoundError:
-        raise ConfigError(f"config.data.name: no data set {name!r}; {nearest(name, COMMON)}, and all of TFDS") from None
-    features, splits = builder.info.features, ("train", "test")
-    if not (isinstance(features, tfds.features.FeaturesDict) and {"image", "label"} <= {*features.keys()}):
-        raise ConfigError(f"config.data.name: {name!r} is not an image-classification set of TFDS")
-    _prepare(builder, name, folder)
-    if missing := [split for split in splits if split not in builder.info.splits]:
-        raise ConfigError(f"config.data.name: {name!r} has no split {missing[0]!r}; it has {[*builder.info.splits]}")
-    try:
-        train, test = (_read(builder.as_data_source(split=split), f"{name} {split}") for split in splits)
-    except NotImplementedError:
-        raise ConfigError(
-            f"{builder.data_dir} is not in a format with random access; prepare it again: {_command(name, folder)}"
-        ) from None
-    return train, test, int(features["label"].num_classes)
-
-
-def _prepare(builder: Any, name: str, folder: str | None) -> None:
-    if Path(builder.data_dir).is_dir():
-        return
-    try:
-        _check_network(builder)
-        builder.download_and_prepare(file_format="array_record")
-    except Exception as error:  # of the network, the disk or the archive: TFDS has no common type for them
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ConfigError(
-            f"data set {name!r} is not prepared and could not be fetched ({type(error).__name__}: {reason}); "
-            f"where there is network, run: {_command(name, folder)}"
-        ) from error
-
-
-def _check_network(builder: Any) -> None:
-    """Asks once for the first file to download: TFDS itself tries for minutes before it gives up."""
-    if any((parent / "downloads").is_dir() for parent in [*Path(builder.data_dir).parents][1:3]):
-        return  # it may lie there already
-    for url in [*(builder.url_infos or ())][:1]:
-        if url.startswith("http"):
-            try:
-                urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
-            except urllib.error.HTTPError:
-                return  # somebody answered; some servers refuse HEAD
-
-
-def _command(name: str, folder: str | None) -> str:
-    where = f" --data_dir={folder}" if folder else ""
-    return f"tfds build {name} --file_format=array_record{where}"
-
-
-def _read(source: Any, title: str) -> Split:
-    images, labels = [], []
-    with _without_advice():
-        for example in tqdm(source, desc=f"reading {title}", unit=" images", leave=False, delay=2.0, disable=None):
-            images.append(example["image"])
-            labels.append(example["label"])
-    shapes = {image.shape for image in images}
-    if len(shapes) != 1:
-        raise ConfigError(f"{title}: the images have {len(shapes)} sizes; config.data.pipeline 'resident' needs one")
-    return Split(np.stack(images), np.asarray(labels, np.int32))
-
-
-@contextlib.contextmanager
-def _without_advice() -> Iterator[None]:
-    """TFDS recommends OpenCV in a warning; Pillow decodes a whole CIFAR in seconds."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "OpenCV" not in record.getMessage()
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
+    train, test, num_classes = read_tfds(name, data_dir)
+    return Split(*train), Split(*test), num_classes
