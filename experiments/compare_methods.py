@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from switokd_jax.workdir import flat
+
 ROOT = Path(__file__).parents[1]
 METHODS = ("vanilla", "dml", "kdcl", "switokd", "uniokd", "kd")
 NETWORKS = ("teacher", "student")
@@ -71,16 +73,9 @@ def row(method: str, summaries: list[dict[str, Any]]) -> str:
 def differences(method: str, seed: int, workdir: Path) -> list[str]:
     """Fields in which a run's config is another than vanilla's, but for what no method reads."""
     configs = [json.loads((folder(m, seed, workdir) / "config.json").read_text()) for m in ("vanilla", method)]
-    base, own = (_flat(config) for config in configs)
+    base, own = (flat(config) for config in configs)
     changed = [f"{name} = {own[name]!r}" for name in sorted(own) if own[name] != base.get(name)]
     return changed + [f"{name} = {own[name]!r}" for name in sorted(own) if name.startswith(f"{method}.")]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
 
 
 def main() -> None:

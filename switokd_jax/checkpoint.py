@@ -104,7 +104,7 @@ def open_checkpoints(workdir: Path, networks: tuple[str, ...], spec: Checkpoint,
 
 
 def read_network(source: str) -> dict[str, Tree]:
-    """Variables of one network from 'WORKDIR:NAME@best' or 'WORKDIR:NAME@latest'.
+    """Variables of one network from 'WORKDIR:NAME@best', 'WORKDIR:NAME@latest' or 'WORKDIR:NAME@STEP'.
 
     Returns:
       {'params', 'batch_stats'} as NumPy arrays.
@@ -115,12 +115,12 @@ def read_network(source: str) -> dict[str, Tree]:
     workdir, _, rest = source.rpartition(":")
     name, _, which = rest.partition("@")
     which = which or "best"
-    if which not in ("best", "latest"):
-        raise ConfigError(f"{source!r}: after '@' stands 'best' or 'latest', not {which!r}")
+    if which not in ("best", "latest") and not which.isdigit():
+        raise ConfigError(f"{source!r}: after '@' stands 'best', 'latest' or a saved step, not {which!r}")
     run = Path(workdir).expanduser().resolve()
     if which == "best":
-        return dict(_newest(run / "checkpoints" / "best" / name, "variables", source))
-    networks = read_state(run)["networks"]
+        return dict(_newest(run / "checkpoints" / "best" / name, "variables", source, which))
+    networks = _newest(run / "checkpoints" / "latest", "state", source, which)["networks"]
     if name not in networks:
         raise ConfigError(f"{source!r}: that run has the networks {', '.join(networks)}")
     network = networks[name]
@@ -133,15 +133,17 @@ def read_state(workdir: Path) -> dict[str, Tree]:
     Raises:
       ConfigError: if there is none.
     """
-    return _newest(workdir.resolve() / "checkpoints" / "latest", "state", str(workdir))
+    return _newest(workdir.resolve() / "checkpoints" / "latest", "state", str(workdir), "latest")
 
 
-def _newest(folder: Path, item: str, source: str) -> Any:
+def _newest(folder: Path, item: str, source: str, which: str) -> Any:
     # Saves that a kill cut short have longer names.
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     if not steps:
         raise ConfigError(f"{source!r}: {folder} holds no finished checkpoint; train it first or mend the path")
-    path = folder / str(max(steps)) / item
+    if which.isdigit() and int(which) not in steps:
+        raise ConfigError(f"{source!r}: {folder} holds the steps {', '.join(map(str, sorted(steps)))}, not {which}")
+    path = folder / (which if which.isdigit() else str(max(steps))) / item
     handler = ocp.PyTreeCheckpointHandler()
     # As NumPy: the devices that wrote it need not be here.
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)

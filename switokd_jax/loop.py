@@ -81,7 +81,7 @@ def _train(run: Session) -> dict[str, Any]:
     bar.head(run.plan.topology.nodes)
     indices = resident.batches(config.seed, len(run.dataset.train), config.batch_size, first)
     state, timed = devices.place(host), _timed(run.step, clock)
-    for stop, evaluate, save in events(run.plan, first):
+    for stop, evaluate, anchor, save in events(run.plan, first):
         for after, lines in _steps(run, timed, state, indices, range(first, stop)):
             state = after
             clock.lap()
@@ -92,6 +92,8 @@ def _train(run: Session) -> dict[str, Any]:
         if evaluate:
             best = _evaluate(run, state, stop, best, bar, clock)
             state = _refresh(run, state)
+        if anchor:
+            state = _turn(run, state, anchor)
         if save:
             progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best}
             run.checkpoints.save_latest(stop, devices.one(state), progress)
@@ -178,6 +180,19 @@ def _refresh(run: Session, state: TrainState) -> TrainState:
     )
     memory = run.plan.method.refresh(jax.numpy.asarray(correlation))
     return dataclasses.replace(state, memory=run.plan.devices.place(memory))
+
+
+def _turn(run: Session, state: TrainState, anchor: str) -> TrainState:
+    """Makes the frozen networks what they were at another checkpoint."""
+    networks = dict(state.networks)
+    for name, network in run.plan.networks.items():
+        if network.frozen:
+            like = jax.device_get(run.plan.devices.one(networks[name].evaluated))
+            networks[name] = dataclasses.replace(
+                networks[name],
+                **run.plan.devices.place(initialise.read_network(run.plan, name, anchor, like)),
+            )
+    return dataclasses.replace(state, networks=networks)
 
 
 def _share(lines: list[logs.Line]) -> float | None:

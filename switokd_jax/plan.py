@@ -154,6 +154,9 @@ def _check_method(config: Config, method: Method, graph: Topology) -> None:
                 f"config.networks.{name} is frozen and has no init_from: it would stay as it was drawn; "
                 "name a checkpoint there"
             )
+    for name in frozen:
+        if config.networks[name].ema:
+            raise ConfigError(f"config.networks.{name} is frozen, so there is nothing to average; set its ema to 0")
     if method.offline and not graph.edges_from(frozen):
         raise ConfigError(
             f"config.method {config.method!r} learns from frozen networks and finds none to learn from; set "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from switokd_jax import checkpoint, distribution, logs, plan
 from switokd_jax.data import resident, sources
@@ -77,11 +77,27 @@ def open_session(run: plan.Plan, dataset: sources.Dataset, folder: Path) -> Sess
     )
 
 
-def events(run: plan.Plan, first: int) -> list[tuple[int, bool, bool]]:
-    """(step, evaluate, save) after the step `first`, in order; the last step does both."""
-    evaluations = _marks(run.config.eval_every * run.steps_per_epoch, run.total_steps)
-    saves = _marks(run.config.checkpoint.every * run.steps_per_epoch, run.total_steps)
-    return [(s, s in evaluations, s in saves) for s in sorted(evaluations | saves) if s > first]
+class Event(NamedTuple):
+    """What happens after a step: an evaluation, another checkpoint for the frozen networks, a save, in this order."""
+
+    step: int
+    evaluate: bool
+    anchor: str | None
+    save: bool
+
+
+def events(run: plan.Plan, first: int) -> list[Event]:
+    """What happens after the step `first`, in order; the last step evaluates and saves."""
+    per_epoch, total = run.steps_per_epoch, run.total_steps
+    evaluations = _marks(run.config.eval_every * per_epoch, total)
+    saves = _marks(run.config.checkpoint.every * per_epoch, total)
+    turns = {
+        epoch * per_epoch: source
+        for epoch in range(1, total // per_epoch + 1)
+        if (source := run.method.anchor(run.config.hyperparameters, epoch))
+    }
+    steps = sorted(evaluations | saves | {step for step in turns if step <= total})
+    return [Event(step, step in evaluations, turns.get(step), step in saves) for step in steps if step > first]
 
 
 def _marks(every: float, total: int) -> set[int]:

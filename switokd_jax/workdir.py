@@ -30,7 +30,7 @@ def check_workdir(folder: Path, config: ConfigDict) -> None:
             old = json.loads(path.read_text())
         except ValueError:
             raise ConfigError(f"{path} is not JSON; choose another --workdir or remove that file") from None
-        _check_same(_flat(old), _flat(_as_json(config)), folder)
+        _check_same(flat(old), flat(_as_json(config)), folder)
     elif (folder / "checkpoints").exists():
         raise ConfigError(
             f"--workdir {folder} holds checkpoints and no config.json, so nobody knows of which run; "
@@ -65,8 +65,9 @@ def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict as one with dotted names."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return out

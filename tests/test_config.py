@@ -132,6 +132,7 @@ METHOD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "offline without a teacher": ({"method": "kd"}, r"config.method 'kd' learns from frozen networks .*frozen = True"),
     "frozen as drawn": ({"networks.teacher.frozen": True}, r"config.networks.teacher is frozen and has no init_from"),
+    "frozen average": ({"networks.teacher.ema": 0.9, **FROZEN}, r"config.networks.teacher is frozen, so .* ema to 0"),
     "held-out weights": (
         {"method": "kdcl", "kdcl.target": "general"},
         r"config.data.validation_fraction is 0, and this form of 'kdcl' weighs the networks on held-out images",

@@ -109,14 +109,15 @@ def test_init_from_a_run(finished: Path, which: str) -> None:
     [
         ("{run}:pupil@best", "pupil holds no finished checkpoint"),
         ("{run}:pupil@latest", "that run has the networks"),
-        ("{run}:student@worst", "'best' or 'latest', not 'worst'"),
+        ("{run}:student@worst", "'best', 'latest' or a saved step, not 'worst'"),
+        ("{run}:student@17", "holds the steps 9, 18, not 17"),
         ("{run}x:student@best", "train it first or mend the path"),
     ],
 )
 def test_init_from_nowhere(finished: Path, source: str, message: str) -> None:
     c = runs.tiny_config()
     c.networks.teacher.init_from = source.format(run=finished)
-    with pytest.raises(fields.ConfigError, match=f"config.networks.teacher.init_from: .*{message}"):
+    with pytest.raises(fields.ConfigError, match=f"config.networks.teacher: .*{message}"):
         initialise.initial(runs.tiny_plan(c, 64))
 
 

@@ -177,5 +177,27 @@ def test_resuming_keeps_what_a_method_trains(tmp_path: Path) -> None:
     assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "cut" / "metrics.jsonl").read_text()
 
 
+def test_rco_follows_its_teachers_route(tmp_path: Path) -> None:
+    """Three saves of a teacher's run are its anchors; the right one speaks after each, also across a restart."""
+    c = runs.tiny_config(batch_size=160, epochs=3.0, method="vanilla")
+    c.checkpoint.keep = 3
+    loop.train_and_evaluate(c, tmp_path / "teacher", jax.devices()[:1])
+    c = runs.tiny_config(batch_size=160, epochs=4.0, method="rco")
+    c.checkpoint.keep = 4
+    c.networks.teacher.frozen, c.networks.teacher.init_from = True, f"{tmp_path / 'teacher'}:teacher@9"
+    c.rco.anchors, c.rco.every = tuple(f"{tmp_path / 'teacher'}:teacher@{step}" for step in (18, 27)), 1
+    loop.train_and_evaluate(c, tmp_path / "student", jax.devices()[:1])
+    for step, anchor in ((9, 18), (18, 27), (27, 27), (36, 27)):  # saved after the turn of that step
+        runs.assert_same_bits(
+            checkpoint.read_network(f"{tmp_path / 'student'}:teacher@{step}"),
+            checkpoint.read_network(f"{tmp_path / 'teacher'}:teacher@{anchor}"),
+        )
+    shutil.copytree(tmp_path / "student", tmp_path / "cut")
+    for step in (18, 27, 36):
+        shutil.rmtree(tmp_path / "cut" / "checkpoints" / "latest" / str(step))
+    loop.train_and_evaluate(c, tmp_path / "cut", jax.devices()[:1])
+    runs.assert_same_bits(*(checkpoint.read_state(tmp_path / name) for name in ("student", "cut")))
+
+
 def json_of(folder: Path) -> Any:
     return json.loads((folder / "summary.json").read_text())

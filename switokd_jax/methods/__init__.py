@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from switokd_jax.methods import at, dist, dkd, dml, fitnet, kd, kdcl, switokd, uniokd, vanilla
+from switokd_jax.methods import at, dist, dkd, dml, fitnet, kd, kdcl, rco, switokd, uniokd, vanilla
 from switokd_jax.methods.protocol import Adapt, Decision, MethodFn, Outputs
 
 __all__ = ["METHODS", "Adapt", "Decision", "FeatureUse", "Method", "MethodFn", "Outputs"]
@@ -36,6 +36,11 @@ def _no_features(hyperparameters: Any) -> FeatureUse:
     return FeatureUse()
 
 
+def _no_anchor(hyperparameters: Any, epoch: int) -> None:
+    """Frozen networks stay what they are."""
+    del hyperparameters, epoch
+
+
 def _no_memory(hyperparameters: Any, nodes: Sequence[str]) -> None:
     """Most methods keep nothing between steps."""
     del hyperparameters, nodes
@@ -52,6 +57,7 @@ class Method:
       offline: whether it learns from frozen networks.
       features: of its hyperparameters, the features that it takes.
       start: (hyperparameters, nodes) to what it keeps between steps, None for nothing.
+      anchor: of its hyperparameters and the whole epochs behind, the checkpoint that frozen networks become, or None.
       refresh: takes the correlation [n, n] of the networks' errors on held-out data to new memory, at each
         evaluation; asked only where `start` made some.
     """
@@ -62,6 +68,7 @@ class Method:
     offline: bool = False
     features: Callable[[Any], FeatureUse] = _no_features
     start: Callable[[Any, Sequence[str]], Any] = _no_memory
+    anchor: Callable[[Any, int], str | None] = _no_anchor
     refresh: Callable[[jax.Array], Any] | None = None
 
 
@@ -74,6 +81,7 @@ METHODS: dict[str, Method] = {
     "kd": Method(kd.kd, kd.Hyperparameters, offline=True),
     "dkd": Method(dkd.dkd, dkd.Hyperparameters, offline=True),
     "dist": Method(dist.dist, dist.Hyperparameters, offline=True),
+    "rco": Method(rco.rco, rco.Hyperparameters, offline=True, anchor=rco.anchor),
     "at": Method(at.at, at.Hyperparameters, offline=True, features=lambda h: FeatureUse(h.student, h.teacher)),
     "fitnet": Method(
         fitnet.fitnet,
