@@ -23,19 +23,21 @@ def check_workdir(folder: Path, config: ConfigDict) -> None:
       ConfigError: if another run, or something else, lives there.
     """
     path = folder / "config.json"
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--workdir {folder} is a file; choose a folder")
-    if path.exists():
-        try:
-            old = json.loads(path.read_text())
-        except ValueError:
-            raise ConfigError(f"{path} is not JSON; choose another --workdir or remove that file") from None
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"--workdir {folder} is a file; choose a folder")
+        old = json.loads(path.read_text()) if path.exists() else None
+        if old is None and (folder / "checkpoints").exists():
+            raise ConfigError(
+                f"--workdir {folder} holds checkpoints and no config.json, so nobody knows of which run; "
+                "choose another folder"
+            )
+    except json.JSONDecodeError:
+        raise ConfigError(f"{path} is not JSON; choose another --workdir or remove that file") from None
+    except OSError as error:
+        raise ConfigError(f"--workdir {folder} cannot be read ({error.strerror}); choose another folder") from None
+    if old is not None:
         _check_same(flat(old), flat(_as_json(config)), folder)
-    elif (folder / "checkpoints").exists():
-        raise ConfigError(
-            f"--workdir {folder} holds checkpoints and no config.json, so nobody knows of which run; "
-            "choose another folder"
-        )
 
 
 def open_workdir(folder: Path, config: ConfigDict) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 import runs
 from experiments.faults import storm
-from switokd_jax import checkpoint, config, fields, initialise, logs, loop
+from switokd_jax import checkpoint, config, fields, initialise, logs, loop, workdir
 
 SWITCH = ("gap", "threshold", "epsilon", "student_distance", "teacher_distance", "expert")
 
@@ -143,6 +143,21 @@ def test_checkpoints_of_nobody_are_refused(tmp_path: Path) -> None:
         loop.train_and_evaluate(two_epochs(), tmp_path)
 
 
+def test_a_config_that_is_not_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(fields.ConfigError, match=r"config.json is not JSON; choose another --workdir"):
+        loop.train_and_evaluate(two_epochs(), tmp_path)
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, **_: Any) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", refused)
+    with pytest.raises(fields.ConfigError, match=r"--workdir \S+ cannot be read \(Permission denied\)"):
+        workdir.check_workdir(tmp_path, two_epochs())
+
+
 def test_best_stays_until_latest_knows_a_better_one(tmp_path: Path) -> None:
     """A kill between two saves must leave the best of the saved step behind."""
     c = runs.tiny_config()
@@ -178,7 +193,7 @@ def test_a_run_of_eight_devices_is_read_on_one(tmp_path: Path) -> None:
 def test_killed_run_ends_as_the_one_that_was_not(tmp_path: Path) -> None:
     """SIGKILL at a random moment after the first save: the same bits and lines in the end."""
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.CACHE)}
-    flags = ("--config.epochs=4", "--config.checkpoint.every=0.25")
+    flags = ("--config.epochs=6", "--config.checkpoint.every=0.25")
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     assert storm.start(alone, flags, environment).wait(300) == 0
     delay = random.uniform(0.0, 0.6)
