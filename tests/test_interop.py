@@ -18,7 +18,7 @@ from switokd_jax.interop import pytorch
 
 NETWORKS = [
     *("wrn_16_2", "wrn_10_1", "resnet20", "mobilenetv2_0.5", "mobilenet", "mobilenetv2_tiny_1.4"),
-    *("resnet18", "resnet50", "resnet18_cifar", "resnet50_cifar", "resnet34_tiny", "vgg8", "vgg16"),
+    *("resnet18", "resnet50", "resnet18_cifar", "resnet50_cifar", "resnet34_tiny", "vgg8", "vgg16", "vit_small"),
 ]
 
 
@@ -29,7 +29,7 @@ def made(name: str, classes: int = 7) -> dict[str, np.ndarray]:
     for path, shape in pytorch.shapes(name, classes).items():
         value = rng.normal(size=shape).astype(np.float32)
         layouts = {4: (3, 2, 0, 1), 2: (1, 0)}
-        official[pytorch.torch_name(path)] = value.transpose(layouts.get(value.ndim, (0,)))
+        official[pytorch.torch_name(path)] = value.transpose(layouts.get(value.ndim, tuple(range(value.ndim))))
     return dict(sorted(official.items()))
 
 

@@ -41,6 +41,9 @@ PUBLISHED = {
     ("vgg13", 100): (9_462_180, "9.462180"),
     ("vgg16", 100): (15_299_748, "15.3"),
     ("densenet_40_12", 100): (188_092, "0.19"),
+    # By hand: 12 (12 d^2 + 13 d) in the blocks, 48 d + d patches, 65 d places, d token, 2 d norm, 100 d + 100 head.
+    ("vit_small", 100): (12 * (12 * 384**2 + 13 * 384) + (49 + 65 + 1 + 2 + 100) * 384 + 100, "21.4"),
+    ("vit_base", 100): (12 * (12 * 768**2 + 13 * 768) + (49 + 65 + 1 + 2 + 100) * 768 + 100, "85.2"),
 }
 
 
@@ -114,6 +117,17 @@ def test_image_sizes(name: str, shape: tuple[int, int, int]) -> None:
 def test_unknown_model(name: str) -> None:
     with pytest.raises(ValueError, match=f"model '{name}'"):
         models.create(name, 10)
+
+
+@pytest.mark.parametrize("side", [8, 32, 64])
+def test_vit_has_64_patches_of_any_square_image(side: int) -> None:
+    module = models.create("vit_small", 7)
+    image = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
+    tree = jax.eval_shape(lambda x: module.init(jax.random.PRNGKey(0), x, train=False), image)
+    assert tree["params"]["pos_embed"].shape == (1, 65, 384)
+    assert set(tree) == {"params"}
+    with pytest.raises(ValueError, match="square images of 8 n pixels a side, not 28x28"):
+        module.init(jax.random.PRNGKey(0), jnp.zeros((1, 28, 28, 1)), train=False)
 
 
 def test_bfloat16_keeps_float32_parameters_and_logits() -> None:

@@ -285,6 +285,40 @@ class Vgg(nn.Module):
         return self.classifier(pooled(x))
 
 
+class VitBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.attn, self.mlp, self.heads = nn.Module(), nn.Module(), heads
+        self.attn.qkv, self.attn.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        parts = self.get_submodule("attn.qkv")(self.norm1(x)).reshape(batch, tokens, 3, self.heads, -1)
+        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(2, 3) / (width / self.heads) ** 0.5).softmax(-1)
+        mixed = (weights @ v).transpose(1, 2).reshape(batch, tokens, width)
+        x = x + self.get_submodule("attn.proj")(mixed)
+        hidden = functional.gelu(self.get_submodule("mlp.fc1")(self.norm2(x)))
+        return x + self.get_submodule("mlp.fc2")(hidden)
+
+
+class Vit(nn.Module):
+    def __init__(self, width: int, heads: int, classes: int) -> None:
+        super().__init__()
+        self.patch_embed = nn.Module()
+        self.patch_embed.proj = nn.Conv2d(3, width, 4, 4)
+        self.cls_token, self.pos_embed = nn.Parameter(torch.randn(1, 1, width)), nn.Parameter(torch.randn(1, 65, width))
+        self.blocks = nn.Sequential(*(VitBlock(width, heads) for _ in range(12)))
+        self.norm, self.head = nn.LayerNorm(width, eps=1e-6), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.get_submodule("patch_embed.proj")(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), 1, -1), patches], 1) + self.pos_embed
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
 def six(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     return nn.Sequential(*unit(inputs, outputs, size, stride, groups)[:2], nn.ReLU6())
 
@@ -313,6 +347,8 @@ def structure(name: str, classes: int) -> nn.Module:
         return TinyMobileNetV2(classes) if rest == ["tiny", "1.4"] else MobileNetV2(float(rest[0]), classes)
     if kind == "mobilenet":
         return MobileNet(classes)
+    if kind == "vit":
+        return Vit(384, 6, classes)
     if kind.startswith("vgg"):
         return Vgg(int(kind.removeprefix("vgg")), classes)
     depth = int(kind.removeprefix("resnet"))

@@ -93,7 +93,7 @@ def shapes(model_name: str, num_classes: int) -> dict[tuple[str, ...], tuple[int
 def torch_name(path: tuple[str, ...]) -> str:
     """('params', 'layer1_0', 'bn1', 'scale') to 'layer1.0.bn1.weight'."""
     _, *modules, leaf = path
-    return ".".join([*(re.sub(r"_(\d+)", r".\1", module) for module in modules), _LEAVES[leaf]])
+    return ".".join([*(re.sub(r"_(\d+)", r".\1", module) for module in modules), _LEAVES.get(leaf, leaf)])
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:

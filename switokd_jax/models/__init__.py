@@ -15,6 +15,7 @@ from switokd_jax.models.imagenet_resnet import DEPTHS, FORMS, ImageNetResNet
 from switokd_jax.models.mobilenet import MobileNet, MobileNetV2, MobileNetV2Tiny
 from switokd_jax.models.resnet import ResNet
 from switokd_jax.models.vgg import BLOCKS, VGG
+from switokd_jax.models.vit import SIZES, VisionTransformer
 from switokd_jax.models.wide_resnet import WideResNet
 
 __all__ = ["MODELS", "create"]
@@ -33,6 +34,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet": MobileNet,
     **{f"vgg{depth}": functools.partial(VGG, depth) for depth in BLOCKS},
     "densenet_D_K": DenseNet,
+    **{f"vit_{size}": functools.partial(VisionTransformer, size) for size in SIZES},
 }
 
 
