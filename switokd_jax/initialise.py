@@ -26,22 +26,23 @@ def initial(plan: Plan) -> TrainState:
         spec = plan.config.networks[name]
         made[name] = initial_variables(network.module, name, plan.config.seed, plan.image_shape)
         if spec.init_from:
-            made[name] = read_network(plan, name, spec.init_from, made[name])
+            field = f"config.networks.{name}.init_from"
+            made[name] = read_network(plan, name, spec.init_from, made[name], field)
     memory = plan.method.start(plan.config.hyperparameters, plan.topology.nodes)
     adapting = initial_adapters(plan.adapters, plan.networks, plan.image_shape, plan.config.seed)
     return initial_state(plan.networks, made, plan.pairs, plan.config.seed, memory, adapting)
 
 
-def read_network(plan: Plan, name: str, source: str, like: dict[str, Any]) -> dict[str, Any]:
+def read_network(plan: Plan, name: str, source: str, like: dict[str, Any], field: str) -> dict[str, Any]:
     """Variables of a network from a checkpoint of ours or of PyTorch, in the form of `like`.
 
     Raises:
-      ConfigError: naming the network and the file, if it cannot be used.
+      ConfigError: naming the field that gave the source, and the file, if it cannot be used.
     """
     try:
         return _read(source, plan.config.networks[name].model, plan.num_classes, like)
     except ValueError as error:
-        raise ConfigError(f"config.networks.{name}: {error}") from None
+        raise ConfigError(f"{field}: {error}") from None
 
 
 def _read(source: str, model: str, num_classes: int, like: dict[str, Any]) -> dict[str, Any]:

@@ -188,10 +188,8 @@ def _turn(run: Session, state: TrainState, anchor: str) -> TrainState:
     for name, network in run.plan.networks.items():
         if network.frozen:
             like = jax.device_get(run.plan.devices.one(networks[name].evaluated))
-            networks[name] = dataclasses.replace(
-                networks[name],
-                **run.plan.devices.place(initialise.read_network(run.plan, name, anchor, like)),
-            )
+            read = initialise.read_network(run.plan, name, anchor, like, f"config.{run.plan.config.method}.anchors")
+            networks[name] = dataclasses.replace(networks[name], **run.plan.devices.place(read))
     return dataclasses.replace(state, networks=networks)
 
 

@@ -119,9 +119,7 @@ def make(
     use = method.features(config.hyperparameters)
     edges = graph.edges_from(_frozen(config, graph)) if method.offline else ()
     networks = adapters.with_features(networks, use, edges, image_shape)
-    dtype = DTYPES[config.dtype]
-    kinds = {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
-    adapting = adapters.make_adapters(networks, use, edges, image_shape, **kinds)
+    adapting = adapters.make_adapters(networks, use, edges, image_shape, **_kinds(config))
     return Plan(
         config=config,
         topology=graph,
@@ -135,6 +133,12 @@ def make(
         steps_per_epoch=per_epoch,
         total_steps=total,
     )
+
+
+def _kinds(config: Config) -> dict[str, Any]:
+    """The dtypes of a module: parameters are float32 at least."""
+    dtype = DTYPES[config.dtype]
+    return {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
 
 
 def _frozen(config: Config, graph: Topology) -> frozenset[str]:
@@ -154,7 +158,6 @@ def _check_method(config: Config, method: Method, graph: Topology) -> None:
                 f"config.networks.{name} is frozen and has no init_from: it would stay as it was drawn; "
                 "name a checkpoint there"
             )
-    for name in frozen:
         if config.networks[name].ema:
             raise ConfigError(f"config.networks.{name} is frozen, so there is nothing to average; set its ema to 0")
     if method.offline and not graph.edges_from(frozen):
@@ -164,8 +167,7 @@ def _check_method(config: Config, method: Method, graph: Topology) -> None:
         )
     if frozen and len(frozen) == len(graph.nodes):
         raise ConfigError("config.networks: all networks are frozen, so none would learn")
-    starts = method.start(config.hyperparameters, graph.nodes) is not None
-    if method.refresh and starts and config.data.validation_fraction == 0:
+    if method.refreshes(config.hyperparameters, graph.nodes) and config.data.validation_fraction == 0:
         raise ConfigError(
             f"config.data.validation_fraction is 0, and this form of {config.method!r} weighs the networks on "
             "held-out images; set it to 0.1, say"
@@ -173,15 +175,9 @@ def _check_method(config: Config, method: Method, graph: Topology) -> None:
 
 
 def _network(config: Config, name: str, num_classes: int, axis_name: str | None, per_epoch: int, total: int) -> Network:
-    spec, dtype = config.networks[name], DTYPES[config.dtype]
+    spec = config.networks[name]
     try:
-        module = models.create(
-            spec.model,
-            num_classes,
-            dtype=dtype,
-            param_dtype=jnp.promote_types(dtype, jnp.float32),
-            axis_name=axis_name,
-        )
+        module = models.create(spec.model, num_classes, axis_name=axis_name, **_kinds(config))
     except ValueError as error:
         raise ConfigError(f"config.networks.{name}.model: {error}") from None
     return Network(

@@ -60,7 +60,7 @@ def open_session(run: plan.Plan, dataset: sources.Dataset, folder: Path) -> Sess
     """Places the data and opens the workdir's files; compiles nothing yet."""
     config, devices = run.config, run.devices
     splits = {"validation": dataset.validation, "test": dataset.test}
-    refreshes = run.method.refresh and run.method.start(config.hyperparameters, run.topology.nodes) is not None
+    refreshes = run.method.refreshes(config.hyperparameters, run.topology.nodes)
     return Session(
         plan=run,
         dataset=dataset,
@@ -96,7 +96,7 @@ def events(run: plan.Plan, first: int) -> list[Event]:
         for epoch in range(1, total // per_epoch + 1)
         if (source := run.method.anchor(run.config.hyperparameters, epoch))
     }
-    steps = sorted(evaluations | saves | {step for step in turns if step <= total})
+    steps = sorted(evaluations | saves | {*turns})
     return [Event(step, step in evaluations, turns.get(step), step in saves) for step in steps if step > first]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from switokd_jax import config, initialise, plan
 from switokd_jax.data import resident, sources
 from switokd_jax.state import TrainState
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 SHAPE = (8, 8, 1)
 PREPROCESS = sources.KNOWN["digits"]
@@ -55,9 +57,11 @@ def assert_same_bits(a: Any, b: Any) -> None:
         assert x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
 
 
-def default_json() -> str:
-    """configs/digits.py as a workdir records it."""
-    c = config.default()
-    c.networks.teacher = config.network(model="wrn_16_2", milestones=(11, 16))
-    c.networks.student = config.network(model="wrn_10_1", milestones=(11, 16))
-    return c.to_json_best_effort()
+def config_file(name: str) -> Any:
+    """The module configs/NAME.py."""
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

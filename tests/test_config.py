@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
-from ml_collections import ConfigDict
 
+import runs
 from switokd_jax import config, fields, plan
 from switokd_jax.data import sources
 from switokd_jax.state import initial_variables
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
-
-
-def load(path: Path) -> ConfigDict:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
+CONFIGS = sorted(runs.CONFIGS.glob("*.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_its_plan(path: Path) -> None:
     """Networks are made in shape only: wrn_16_10 would take seconds to draw."""
-    c = config.parse(load(path))
+    c = config.parse(runs.config_file(path.stem).get_config())
     classes, shape = {
         "digits": (10, (8, 8, 1)),
         "cifar10": (10, (32, 32, 3)),
@@ -48,11 +38,7 @@ def test_every_config_builds_its_plan(path: Path) -> None:
 
 
 def test_every_ablation_changes_what_it_names() -> None:
-    spec = importlib.util.spec_from_file_location("ablations", CONFIGS[0].parent / "cifar100_ablations.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = runs.config_file("cifar100_ablations")
     base = config.parse(module.get_config())
     for name in module.ABLATIONS:
         changed = config.parse(module.get_config(name))

@@ -103,7 +103,7 @@ def test_init_from_a_file(tmp_path: Path) -> None:
     state = initialise.initial(runs.tiny_plan(c, 64)).networks["teacher"]
     runs.assert_same_bits(state.params, pytorch.variables("resnet8", official, 10)["params"])
     c.networks.teacher.model = "resnet14"
-    with pytest.raises(fields.ConfigError, match=r"config.networks.teacher: resnet14: .* no tensor"):
+    with pytest.raises(fields.ConfigError, match=r"config.networks.teacher.init_from: resnet14: .* no tensor"):
         initialise.initial(runs.tiny_plan(c, 64))
 
 

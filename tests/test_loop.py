@@ -117,7 +117,7 @@ def test_init_from_a_run(finished: Path, which: str) -> None:
 def test_init_from_nowhere(finished: Path, source: str, message: str) -> None:
     c = runs.tiny_config()
     c.networks.teacher.init_from = source.format(run=finished)
-    with pytest.raises(fields.ConfigError, match=f"config.networks.teacher: .*{message}"):
+    with pytest.raises(fields.ConfigError, match=f"config.networks.teacher.init_from: .*{message}"):
         initialise.initial(runs.tiny_plan(c, 64))
 
 

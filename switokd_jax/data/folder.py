@@ -33,8 +33,8 @@ def read_folder(root: Path) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.nda
         raise ConfigError(f"config.data.dir: {root / 'test' / stray[0]} is a class that {root / 'train'} does not have")
     files = {split: _files(root / split, classes) for split in ("train", "test")}
     everything = [path for split in files.values() for path, _ in split]
-    grey = all(_mode(path) in ("L", "1", "I;16") for path in everything)
-    size = _size(everything[0])
+    headers = [_header(path) for path in everything]
+    grey, size = all(mode in ("L", "1", "I;16") for mode, _ in headers), headers[0][1]
     train, test = (
         (
             np.stack(
@@ -59,17 +59,13 @@ def _files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     return found
 
 
-def _mode(path: Path) -> str:
+def _header(path: Path) -> tuple[str, tuple[int, int]]:
+    """Mode and (width, height); no pixel is decoded."""
     try:
         with Image.open(path) as image:
-            return image.mode
+            return image.mode, image.size
     except (UnidentifiedImageError, OSError) as error:
         raise ConfigError(f"config.data.dir: {path} cannot be read as an image ({error})") from None
-
-
-def _size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.size
 
 
 def _read(path: Path, grey: bool, size: tuple[int, int]) -> np.ndarray:

@@ -71,6 +71,10 @@ class Method:
     anchor: Callable[[Any, int], str | None] = _no_anchor
     refresh: Callable[[jax.Array], Any] | None = None
 
+    def refreshes(self, hyperparameters: Any, nodes: Sequence[str]) -> bool:
+        """Whether it takes new memory at each evaluation, with these hyperparameters."""
+        return self.refresh is not None and self.start(hyperparameters, nodes) is not None
+
 
 METHODS: dict[str, Method] = {
     "vanilla": Method(vanilla.vanilla, vanilla.Hyperparameters),
