@@ -19,6 +19,7 @@ from switokd_jax.interop import pytorch
 NETWORKS = [
     *("wrn_16_2", "wrn_10_1", "resnet20", "mobilenetv2_0.5", "mobilenet", "mobilenetv2_tiny_1.4"),
     *("resnet18", "resnet50", "resnet18_cifar", "resnet50_cifar", "resnet34_tiny", "vgg8", "vgg16", "vit_small"),
+    "swin_tiny",
 ]
 
 
@@ -28,8 +29,9 @@ def made(name: str, classes: int = 7) -> dict[str, np.ndarray]:
     official = {}
     for path, shape in pytorch.shapes(name, classes).items():
         value = rng.normal(size=shape).astype(np.float32)
-        layouts = {4: (3, 2, 0, 1), 2: (1, 0)}
-        official[pytorch.torch_name(path)] = value.transpose(layouts.get(value.ndim, tuple(range(value.ndim))))
+        if path[-1] == "kernel":
+            value = value.transpose((3, 2, 0, 1) if value.ndim == 4 else (1, 0))
+        official[pytorch.torch_name(path)] = value
     return dict(sorted(official.items()))
 
 
@@ -50,6 +52,9 @@ def test_official_names() -> None:
     assert {"layer1.0.shortcut.0.weight", "bn1.running_var", "linear.bias"} <= made("wrn_16_2").keys()
     assert {"blocks.3.0.conv.4.running_mean", "conv2.0.weight", "classifier.0.bias"} <= made("mobilenetv2_0.5").keys()
     assert {"layers.12.conv2.weight", "layers.0.bn1.weight"} <= made("mobilenet").keys()
+    swin = made("swin_tiny")
+    assert {"layers.1.downsample.reduction.weight", "patch_embed.norm.bias", "head.fc.bias"} <= swin.keys()
+    assert swin["layers.2.blocks.5.attn.relative_position_bias_table"].shape == (49, 12)
 
 
 def test_data_parallel_prefix_and_counters_are_passed_over() -> None:

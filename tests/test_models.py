@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -13,7 +14,7 @@ from flax import linen as nn
 from jax import lax
 
 from switokd_jax import models
-from switokd_jax.models import layers
+from switokd_jax.models import layers, swin
 from switokd_jax.models.layers import convolution
 
 # (model, classes): parameters here, and the figure that the papers or the public code give for them.
@@ -44,6 +45,10 @@ PUBLISHED = {
     # By hand: 12 (12 d^2 + 13 d) in the blocks, 48 d + d patches, 65 d places, d token, 2 d norm, 100 d + 100 head.
     ("vit_small", 100): (12 * (12 * 384**2 + 13 * 384) + (49 + 65 + 1 + 2 + 100) * 384 + 100, "21.4"),
     ("vit_base", 100): (12 * (12 * 768**2 + 13 * 768) + (49 + 65 + 1 + 2 + 100) * 768 + 100, "85.2"),
+    # timm's at 1000 classes for 4-pixel patches and windows of 7, less what smaller ones have not: 36 inputs of each
+    # patch, 13^2 - 7^2 offsets of each head of the first three stages, 13^2 - 3^2 of the last, whose window is the map.
+    ("swin_tiny", 100): (28_288_354 - 36 * 96 - 120 * (2 * 3 + 2 * 6 + 6 * 12) - 160 * 2 * 24 - 900 * 769, "27.6"),
+    ("swin_small", 100): (49_606_258 - 36 * 96 - 120 * (2 * 3 + 2 * 6 + 18 * 12) - 160 * 2 * 24 - 900 * 769, "48.9"),
 }
 
 
@@ -128,6 +133,77 @@ def test_vit_has_64_patches_of_any_square_image(side: int) -> None:
     assert set(tree) == {"params"}
     with pytest.raises(ValueError, match="square images of 8 n pixels a side, not 28x28"):
         module.init(jax.random.PRNGKey(0), jnp.zeros((1, 28, 28, 1)), train=False)
+
+
+@pytest.mark.parametrize("side", [16, 32, 64])
+def test_swin_has_256_patches_of_any_square_image(side: int) -> None:
+    module = models.create("swin_tiny", 7)
+
+    def run(x: jax.Array) -> Any:
+        variables = module.init(jax.random.PRNGKey(0), x, train=False)
+        return variables, module.apply(variables, x, train=True, mutable=["intermediates"])
+
+    variables, (logits, taken) = jax.eval_shape(run, jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32))
+    assert logits.shape == (2, 7)
+    assert {name: value[0].shape[1:] for name, value in taken["intermediates"].items()} == {
+        **{f"stage{i + 1}": (16 >> i, 16 >> i, 96 << i) for i in range(4)},
+        "pooled": (768,),
+    }
+    assert set(variables) == {"params"}
+    tables = [variables["params"][f"layers_{i}"]["blocks_1"]["attn"]["relative_position_bias_table"] for i in range(4)]
+    assert [table.shape for table in tables] == [(49, 3), (49, 6), (49, 12), (9, 24)]
+    with pytest.raises(ValueError, match="square images of 16 n pixels a side, not 28x28"):
+        module.init(jax.random.PRNGKey(0), jnp.zeros((1, 28, 28, 1)), train=False)
+
+
+@pytest.mark.parametrize(("side", "shifted"), [(8, False), (8, True), (16, True), (4, True), (2, True)])
+def test_swin_sees_its_window_and_nothing_round_the_end(side: int, shifted: bool) -> None:
+    """What an output depends on, by its gradients, against borders drawn on the map as it lies."""
+    block = swin.Block(2, shifted, nn.Dense, nn.LayerNorm, jnp.float32)
+    x = jax.random.normal(jax.random.PRNGKey(0), (1, side, side, 4))
+    params = block.init(jax.random.PRNGKey(1), x)
+    gradients = jax.jit(jax.jacobian(lambda x: block.apply(params, x)[0].sum(-1)))(x)
+    seen = np.abs(gradients[:, :, 0]).max(-1) > 0
+    # Shifted borders lie at 2, 6, 10, ...: both ends of the map are half windows, each for itself.
+    window = (np.arange(side) + (2 if shifted and side > 4 else 0)) // 4
+    same = window[:, None] == window
+    np.testing.assert_array_equal(seen, same[:, None, :, None] & same[None, :, None, :])
+
+
+def test_swin_in_other_floats() -> None:
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 96))
+
+    def stage(dtype: Any) -> nn.Module:
+        linear, norm = (functools.partial(kind, dtype=dtype) for kind in (nn.Dense, nn.LayerNorm))
+        return swin.Stage(2, 3, False, linear, norm, jnp.float32)
+
+    def run(dtype: Any) -> jax.Array:
+        out: jax.Array = jax.jit(stage(dtype).apply)(variables, jnp.asarray(x, dtype))
+        assert out.dtype == dtype
+        return out
+
+    variables = jax.jit(stage(jnp.float32).init)(jax.random.PRNGKey(1), x)
+    full = run(jnp.float32)
+    np.testing.assert_allclose(run(jnp.bfloat16).astype(jnp.float32), full, atol=0.1)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(run(jnp.float64), full, atol=1e-5)
+        image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+        for dtype, expected in ((jnp.bfloat16, jnp.float32), (jnp.float64, jnp.float64)):
+            module = models.create("swin_tiny", 5, dtype=dtype)
+            logits, drawn = jax.eval_shape(
+                functools.partial(module.init_with_output, train=False), jax.random.PRNGKey(0), image
+            )
+            assert logits.dtype == expected
+            assert {leaf.dtype for leaf in jax.tree.leaves(drawn)} == {jnp.dtype("float32")}
+
+
+def test_swin_initialisation() -> None:
+    """As timm draws linear layers: no cut at two standard deviations, which would leave 0.0176."""
+    init = jax.jit(lambda key: models.create("swin_tiny", 100).init(key, jnp.zeros((1, 32, 32, 3)), train=False))
+    params = init(jax.random.PRNGKey(0))["params"]
+    for kernel in (params["head"]["fc"]["kernel"], params["layers_0"]["blocks_1"]["attn"]["qkv"]["kernel"]):
+        assert float(kernel.std()) == pytest.approx(0.02, rel=0.02)
+    assert float(params["patch_embed"]["proj"]["kernel"].std()) == pytest.approx((1 / 3 / 12) ** 0.5, rel=0.1)
 
 
 def test_bfloat16_keeps_float32_parameters_and_logits() -> None:

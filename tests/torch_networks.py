@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -319,6 +320,73 @@ class Vit(nn.Module):
         return self.head(self.norm(self.blocks(x))[:, 0])
 
 
+class SwinAttention(nn.Module):
+    """Over the whole map at once: a mask stands for the windows and their shift."""
+
+    def __init__(self, width: int, heads: int, window: int, shift: int) -> None:
+        super().__init__()
+        self.heads, self.window, self.shift = heads, window, shift
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.relative_position_bias_table = nn.Parameter(torch.randn((2 * window - 1) ** 2, heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, side, _, width = x.shape
+        places = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+        window = (places - self.shift).div(self.window, rounding_mode="floor")
+        apart = (places[:, None] - places).clamp(1 - self.window, self.window - 1) + self.window - 1
+        bias = self.relative_position_bias_table[apart[..., 0] * (2 * self.window - 1) + apart[..., 1]]
+        q, k, v = self.qkv(x).reshape(batch, side * side, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        logits = q @ k.transpose(2, 3) / (width / self.heads) ** 0.5 + bias.permute(2, 0, 1)
+        strangers = (window[:, None] != window).any(-1)
+        weights = logits.masked_fill(strangers, float("-inf")).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(x.shape))
+
+
+class SwinBlock(nn.Module):
+    def __init__(self, width: int, heads: int, window: int, shift: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = SwinAttention(width, heads, window, shift)
+        fc1, fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class SwinMerging(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.reduction = nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, side, _, width = x.shape
+        four = x.reshape(batch, side // 2, 2, side // 2, 2, width).permute(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(four.reshape(batch, side // 2, side // 2, 4 * width)))
+
+
+class Swin(nn.Module):
+    """For images of 32 pixels."""
+
+    def __init__(self, depths: list[int], classes: int) -> None:
+        super().__init__()
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, 96, 2, 2), "norm": nn.LayerNorm(96)})
+        stages = []
+        for stage, depth in enumerate(depths):
+            width, heads, window = 96 * 2**stage, 3 * 2**stage, min(4, 16 // 2**stage)
+            shift = 2 if stage < 2 else 0
+            blocks = [SwinBlock(width, heads, window, shift * (block % 2)) for block in range(depth)]
+            parts = {"downsample": SwinMerging(width // 2)} if stage else {}
+            stages.append(nn.Sequential(OrderedDict(**parts, blocks=nn.Sequential(*blocks))))
+        self.layers = nn.Sequential(*stages)
+        self.norm, self.head = nn.LayerNorm(768), nn.ModuleDict({"fc": nn.Linear(768, classes)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed["norm"](self.patch_embed["proj"](x).permute(0, 2, 3, 1))
+        return self.head["fc"](self.norm(self.layers(x)).mean((1, 2)))
+
+
 def six(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     return nn.Sequential(*unit(inputs, outputs, size, stride, groups)[:2], nn.ReLU6())
 
@@ -336,6 +404,9 @@ def create(name: str, classes: int) -> nn.Module:
             for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
                 assert tensor is not None
                 tensor.uniform_(0.5, 1.5)
+        if isinstance(module, nn.LayerNorm):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.uniform_(0.5, 1.5)
     return made
 
 
@@ -349,6 +420,8 @@ def structure(name: str, classes: int) -> nn.Module:
         return MobileNet(classes)
     if kind == "vit":
         return Vit(384, 6, classes)
+    if kind == "swin":
+        return Swin([2, 2, {"tiny": 6, "small": 18}[rest[0]], 2], classes)
     if kind.startswith("vgg"):
         return Vgg(int(kind.removeprefix("vgg")), classes)
     depth = int(kind.removeprefix("resnet"))

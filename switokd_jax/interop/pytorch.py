@@ -64,7 +64,7 @@ def variables(model_name: str, state_dict: StateDict, num_classes: int) -> dict[
         name = torch_name(path)
         if name not in given:
             raise ValueError(f"{model_name}: the checkpoint has no tensor {name!r}")
-        value = _to_flax(given.pop(name))
+        value = _to_flax(path, given.pop(name))
         if value.shape != shape:
             raise ValueError(
                 f"{model_name}: tensor {name!r} has shape {value.shape} (in Flax's layout), not {shape}; "
@@ -79,7 +79,7 @@ def variables(model_name: str, state_dict: StateDict, num_classes: int) -> dict[
 def state_dict(flax_variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of `variables`: torch names and layouts, without num_batches_tracked."""
     flat = traverse_util.flatten_dict({k: flax_variables[k] for k in ("params", "batch_stats")})
-    return {torch_name(path): _to_torch(np.asarray(value)) for path, value in flat.items()}
+    return {torch_name(path): _to_torch(path, np.asarray(value)) for path, value in flat.items()}
 
 
 def shapes(model_name: str, num_classes: int) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -155,9 +155,13 @@ def _torch(path: Path) -> Any:
     return torch
 
 
-def _to_flax(value: np.ndarray) -> np.ndarray:
-    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T if value.ndim == 2 else value
+def _to_flax(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
+    if path[-1] != "kernel":  # a table of positions lies the same way round in both
+        return value
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
-def _to_torch(value: np.ndarray) -> np.ndarray:
-    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T if value.ndim == 2 else value
+def _to_torch(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:
+    if path[-1] != "kernel":
+        return value
+    return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T

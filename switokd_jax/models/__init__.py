@@ -14,6 +14,8 @@ from switokd_jax.models.densenet import DenseNet
 from switokd_jax.models.imagenet_resnet import DEPTHS, FORMS, ImageNetResNet
 from switokd_jax.models.mobilenet import MobileNet, MobileNetV2, MobileNetV2Tiny
 from switokd_jax.models.resnet import ResNet
+from switokd_jax.models.swin import DEPTHS as SWIN_DEPTHS
+from switokd_jax.models.swin import SwinTransformer
 from switokd_jax.models.vgg import BLOCKS, VGG
 from switokd_jax.models.vit import SIZES, VisionTransformer
 from switokd_jax.models.wide_resnet import WideResNet
@@ -35,6 +37,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{f"vgg{depth}": functools.partial(VGG, depth) for depth in BLOCKS},
     "densenet_D_K": DenseNet,
     **{f"vit_{size}": functools.partial(VisionTransformer, size) for size in SIZES},
+    **{f"swin_{size}": functools.partial(SwinTransformer, size) for size in SWIN_DEPTHS},
 }
 
 
