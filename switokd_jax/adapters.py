@@ -49,7 +49,10 @@ def with_features(
             "each needs its counterpart"
         )
     for name, features in wanted.items():
-        known = tapped(networks[name].module, image_shape) if features else {}
+        try:
+            known = tapped(networks[name].module, image_shape) if features else {}
+        except ValueError as error:  # images that the model cannot take
+            raise ConfigError(f"network {name!r}: {error}") from None
         for feature in features:
             if feature not in known:
                 raise ConfigError(f"network {name!r} has no feature {feature!r}; {nearest(str(feature), known)}")
@@ -88,13 +91,16 @@ def initial_adapters(
     """Their states before the first step; the key is the seed folded with the edge's name."""
     states = {}
     for edge, adapter in adapters.items():
-        learner = networks[edge.split(" <- ", 1)[0]]
-        shape = tapped(learner.module, image_shape)[learner.features[0]]
+        features = [
+            jnp.zeros(tapped(networks[name].module, image_shape)[networks[name].features[0]], jnp.float32)
+            for name in edge.split(" <- ", 1)
+        ]
         key = fold_in_name(jax.random.PRNGKey(seed), edge)
         # Drawn in float32 and cast, as the networks' own weights are.
         drawn = adapter.module.clone(dtype=jnp.float32, param_dtype=jnp.float32)
-        variables = drawn.init(key, jnp.zeros(shape, jnp.float32), train=False)
+        variables = drawn.init(key, *features, train=False)
+        whole = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
         states[edge] = network_state(
-            adapter, jax.tree.map(lambda x, like=adapter: x.astype(like.module.param_dtype), dict(variables))
+            adapter, jax.tree.map(lambda x, like=adapter: x.astype(like.module.param_dtype), whole)
         )
     return states

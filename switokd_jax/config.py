@@ -101,9 +101,12 @@ class Data:
       name: 'digits', 'tiny_imagenet_200', any other TFDS image-classification set, or 'folder'.
       dir: TFDS's data_dir, '' for its default; for 'folder' the one with train/CLASS/*.png and test/CLASS/*.png.
       augment: random crop and flip in training.
+      image_size: images of any size become squares of so many pixels a side: random resized crops in training, the
+        centre otherwise; 0 for sets whose images have one size. Streams only.
       train_examples: a stratified choice of so many training images, the same in every run; 0 for all.
       validation_fraction: stratified share of the training split that is held out, fixed by the seed.
-      pipeline: 'resident' (the whole set as uint8 on the device).
+      pipeline: 'resident' (the whole set as uint8 on the device), or 'stream' (read and decoded on the way, by Grain).
+      workers: processes that read a stream; 0 for a thread.
     """
 
     name: str = fields.text("digits")
@@ -111,7 +114,9 @@ class Data:
     augment: bool = fields.flag(True)
     train_examples: int = fields.integer(0, low=0)
     validation_fraction: float = fields.number(0.0, low=0.0, high=0.9)
-    pipeline: str = fields.choice("resident", "resident")
+    image_size: int = fields.integer(0, low=0)
+    pipeline: str = fields.choice("resident", "resident", "stream")
+    workers: int = fields.integer(4, low=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,39 +4,59 @@ The step sees its devices through `step.Across`. Under jit the arrays are global
 there is nothing to do. Under pmap each device has its share of the batch: logits and labels, which are
 small, are gathered, so that every device makes the same decision of the same numbers, and gradients are
 summed. A last batch that the device count does not divide is computed whole by every device, so shards are
-always of equal size.
+always of equal size. Each process sends its own part of a batch to its own devices.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from switokd_jax.data.batches import Share, Sized
 from switokd_jax.fields import ConfigError
 from switokd_jax.state import Tree
 from switokd_jax.step import Across
 
 AXIS = "data"
-# Makes the function (state or variables, data, indices, *more) for one way of working together.
+AHEAD = 2  # batches that are on their way to the devices while a step runs
+# Makes the function (state or variables, data, batch) for one way of working together.
 MakeStep = Callable[[Across], Callable[..., Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
-    """A compiled step that places its indices itself.
+class Batch:
+    """A global batch on the devices.
 
     Attributes:
-      call: (tree, data, per-example arrays on the host, ...) to the step's results, still on the devices.
+      size: number of examples.
+      split: whether each device has a part of it, or all of it.
+      examples: `data.batches.Examples`.
+    """
+
+    size: int
+    split: bool
+    examples: Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled step.
+
+    Attributes:
       variants: the jitted functions behind it, by whether the batch is split over the devices.
     """
 
-    call: Callable[..., Any]
     variants: dict[bool, Any]
+
+    def call(self, tree: Tree, data: Tree, batch: Batch) -> Any:
+        """The step's results, still on the devices, of the state or variables, the placed data and a batch."""
+        return self.variants[batch.split](tree, data, batch.examples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,28 +114,48 @@ class Distribution:
         donated = (0,) if donate else ()
         if self.parallelism == "jit":
             whole = jax.jit(make(Across()), donate_argnums=donated, out_shardings=self._sharding())
-            return Compiled(self._caller({True: whole, False: whole}), {True: whole})
+            return Compiled({True: whole, False: whole})
         variants = {
             split: jax.pmap(
                 make(self._across(split)), axis_name=AXIS, donate_argnums=donated, devices=list(self.mesh.devices)
             )
             for split in (True, False)
         }
-        return Compiled(self._caller(variants), variants)
+        return Compiled(variants)
 
-    def _caller(self, variants: dict[bool, Any]) -> Callable[..., Any]:
-        def call(tree: Tree, data: Tree, *per_example: np.ndarray) -> Any:
-            split = len(per_example[0]) % self.device_count == 0
-            placed = [self._place_batch(np.asarray(x), split) for x in per_example]
-            return variants[split](tree, data, *placed)
+    @property
+    def share(self) -> Share:
+        """The part of each global batch that this process reads."""
+        return Share(jax.process_index(), jax.process_count(), self.device_count)
 
-        return call
+    def batch(self, size: int, examples: Tree) -> Batch:
+        """Places a batch.
 
-    def _place_batch(self, x: np.ndarray, split: bool) -> jax.Array:
+        Args:
+          size: of the global batch.
+          examples: NumPy arrays [n, ...], this process's share of it.
+        """
+        split = size % self.device_count == 0
+        return Batch(size, split, jax.tree.map(lambda x: self._place_rows(x, size, split), examples))
+
+    def ahead(self, batches: Iterable[Sized]) -> Iterator[Batch]:
+        """Places batches before they are wanted: the copy to the devices runs beside the step."""
+        waiting: collections.deque[Batch] = collections.deque()
+        for size, examples in batches:
+            waiting.append(self.batch(size, examples))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _place_rows(self, x: np.ndarray, size: int, split: bool) -> jax.Array:
         if self.parallelism == "jit":
-            return jax.device_put(x, self._sharding(AXIS) if split else self._sharding())
-        shape = (self.device_count, len(x) // self.device_count if split else len(x), *x.shape[1:])
-        return jax.device_put(x.reshape(shape) if split else np.broadcast_to(x, shape), self._sharding(AXIS))
+            sharding = self._sharding(AXIS) if split else self._sharding()
+            return jax.make_array_from_process_local_data(sharding, x, (size, *x.shape[1:]))
+        here = self.device_count // jax.process_count()
+        each = size // self.device_count if split else size
+        rows = x.reshape(here, each, *x.shape[1:]) if split else np.broadcast_to(x, (here, *x.shape))
+        shape = (self.device_count, each, *x.shape[1:])
+        return jax.make_array_from_process_local_data(self._sharding(AXIS), rows, shape)
 
     def _sharding(self, *axes: str) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*axes))
@@ -149,6 +189,8 @@ def create(
         raise ConfigError(
             f"config.batch_size is {batch_size}, which {len(devices)} devices do not divide; use {near}, say"
         )
+    # Process by process, as `Share` counts the rows of a batch.
+    devices = sorted(devices, key=lambda device: device.process_index)
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     return Distribution(parallelism, batch_norm == "local", mesh)
 

@@ -11,26 +11,50 @@ from switokd_jax import checkpoint
 from switokd_jax.adapters import initial_adapters
 from switokd_jax.fields import ConfigError
 from switokd_jax.interop import pytorch
+from switokd_jax.methods import Start
 from switokd_jax.plan import Plan
-from switokd_jax.state import TrainState, initial_state, initial_variables
+from switokd_jax.state import TrainState, fold_in_name, initial_state, initial_variables
 
 
 def initial(plan: Plan) -> TrainState:
     """The state before the first step.
 
     Raises:
-      ConfigError: naming the network and the file, if an `init_from` cannot be used.
+      ConfigError: naming the network and the file, if an `init_from` or an anchor cannot be used.
     """
     made = {}
     for name, network in plan.networks.items():
         spec = plan.config.networks[name]
-        made[name] = initial_variables(network.module, name, plan.config.seed, plan.image_shape)
+        try:
+            made[name] = initial_variables(network.module, name, plan.config.seed, plan.data.image_shape)
+        except ValueError as error:  # images that the model cannot take
+            raise ConfigError(f"config.networks.{name}.model {spec.model!r}: {error}") from None
         if spec.init_from:
             field = f"config.networks.{name}.init_from"
             made[name] = read_network(plan, name, spec.init_from, made[name], field)
-    memory = plan.method.start(plan.config.hyperparameters, plan.topology.nodes)
-    adapting = initial_adapters(plan.adapters, plan.networks, plan.image_shape, plan.config.seed)
-    return initial_state(plan.networks, made, plan.pairs, plan.config.seed, memory, adapting)
+        for source in plan.turns.values() if network.frozen else ():
+            read_anchor(plan, name, source, made[name])  # tried now: days may pass before its turn
+    adapting = initial_adapters(plan.adapters, plan.networks, plan.data.image_shape, plan.config.seed)
+    return initial_state(plan.networks, made, plan.pairs, plan.config.seed, initial_memory(plan), adapting)
+
+
+def initial_memory(plan: Plan) -> Any:
+    """What the method keeps between steps, before the first one.
+
+    Raises:
+      ConfigError: if the data set does not have what it is made of.
+    """
+    key = fold_in_name(jax.random.PRNGKey(plan.config.seed), plan.config.method)
+    keys = {edge: fold_in_name(key, edge) for edge in plan.adapters}
+    try:
+        return plan.method.start(plan.config.hyperparameters, Start(plan.topology.nodes, plan.data.labels, keys))
+    except ValueError as error:
+        raise ConfigError(f"config.method {plan.config.method!r}: {error}") from None
+
+
+def read_anchor(plan: Plan, name: str, source: str, like: dict[str, Any]) -> dict[str, Any]:
+    """Variables of a frozen network at another checkpoint; as `read_network`."""
+    return read_network(plan, name, source, like, f"config.{plan.config.method}.anchors")
 
 
 def read_network(plan: Plan, name: str, source: str, like: dict[str, Any], field: str) -> dict[str, Any]:
@@ -40,7 +64,7 @@ def read_network(plan: Plan, name: str, source: str, like: dict[str, Any], field
       ConfigError: naming the field that gave the source, and the file, if it cannot be used.
     """
     try:
-        return _read(source, plan.config.networks[name].model, plan.num_classes, like)
+        return _read(source, plan.config.networks[name].model, plan.data.num_classes, like)
     except ValueError as error:
         raise ConfigError(f"{field}: {error}") from None
 

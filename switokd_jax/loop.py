@@ -43,8 +43,9 @@ def train_and_evaluate(
     with jax.enable_x64(parsed.dtype == "float64"):
         check_workdir(folder, config)
         dataset, run = prepare(parsed, devices)
+        start = initialise.initial(run)
         open_workdir(folder, config)
-        return _train(open_session(run, dataset, folder))
+        return _train(open_session(run, dataset, folder), start)
 
 
 def dry_run(config: ConfigDict) -> str:
@@ -58,15 +59,13 @@ def dry_run(config: ConfigDict) -> str:
 def prepare(parsed: configs.Config, devices: Sequence[jax.Device] | None = None) -> tuple[sources.Dataset, plan.Plan]:
     """Loads the data set and builds the plan; nothing is written or compiled."""
     plan.make_topology(parsed)  # before the data is read: it is the likelier mistake
-    data = parsed.data
-    dataset = sources.load(data.name, data.dir, data.validation_fraction, parsed.seed, data.train_examples)
-    run = plan.make(parsed, dataset.num_classes, dataset.image_shape, len(dataset.train), dataset.preprocess, devices)
-    return dataset, run
+    dataset = sources.load(parsed.data, parsed.seed)
+    return dataset, plan.make(parsed, dataset.facts, devices)
 
 
-def _train(run: Session) -> dict[str, Any]:
+def _train(run: Session, host: TrainState) -> dict[str, Any]:
     config, devices, total = run.plan.config, run.plan.devices, run.plan.total_steps
-    host, clock, best = initialise.initial(run.plan), logs.Clock(), Best()
+    clock, best = logs.Clock(), Best()
     if restored := run.checkpoints.restore(host, devices.template(serialization.to_state_dict(host))):
         host, progress = restored
         clock, best = logs.Clock(progress["seconds"], progress["examples"]), progress["best"]
@@ -79,10 +78,11 @@ def _train(run: Session) -> dict[str, Any]:
     if first:
         bar.say(f"resuming {run.folder} at step {first} of {total}")
     bar.head(run.plan.topology.nodes)
-    indices = resident.batches(config.seed, len(run.dataset.train), config.batch_size, first)
+    reading = run.train.training(first, total)
+    coming = devices.ahead(reading)
     state, timed = devices.place(host), _timed(run.step, clock)
     for stop, evaluate, anchor, save in events(run.plan, first):
-        for after, lines in _steps(run, timed, state, indices, range(first, stop)):
+        for after, lines in _steps(run, timed, state, coming, range(first, stop)):
             state = after
             clock.lap()
             run.write(lines)
@@ -97,6 +97,7 @@ def _train(run: Session) -> dict[str, Any]:
         if save:
             progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best}
             run.checkpoints.save_latest(stop, devices.one(state), progress)
+    reading.close()
     run.checkpoints.close()
     run.writer.close()
     bar.close()
@@ -112,26 +113,26 @@ def _timed(step: distribution.Compiled, clock: logs.Clock) -> Callable[..., Any]
     """The step with its examples counted and its time taken, but for calls that compile."""
     seen: set[int] = set()
 
-    def call(state: TrainState, data: resident.Resident, batch: np.ndarray) -> Any:
-        if len(batch) in seen:
+    def call(state: TrainState, data: resident.Resident | None, batch: distribution.Batch) -> Any:
+        if batch.size in seen:
             clock.start()
-            clock.examples += len(batch)
+            clock.examples += batch.size
             return step.call(state, data, batch)
         jax.block_until_ready(state)
         clock.stop()
-        seen.add(len(batch))
+        seen.add(batch.size)
         return jax.block_until_ready(step.call(state, data, batch))
 
     return call
 
 
 def _steps(
-    run: Session, step: Callable[..., Any], state: TrainState, indices: Iterator[np.ndarray], steps: range
+    run: Session, step: Callable[..., Any], state: TrainState, coming: Iterator[distribution.Batch], steps: range
 ) -> Iterator[tuple[TrainState, list[logs.Line]]]:
     """Takes the steps; yields at each log interval with the lines since the last one."""
     waiting: list[Any] = []
     for number in steps:
-        state, metrics = step(state, run.train, next(indices))
+        state, metrics = step(state, run.train.data, next(coming))
         waiting.append(metrics)
         done = number + 1
         if done % run.plan.config.log.every == 0 or done == steps.stop:
@@ -151,8 +152,8 @@ def _evaluate(run: Session, state: TrainState, step: int, best: Best, bar: logs.
     one, names = run.plan.devices.one, run.plan.topology.nodes
     variables = {name: state.networks[name].evaluated for name in names}
     scores = {
-        split: scoring.score(run.score.call, one, variables, data, examples, run.plan.config.batch_size)
-        for split, (data, examples) in run.scored.items()
+        split: scoring.score(run.score.call, one, variables, feed.data, run.plan.devices.ahead(feed.scoring()))
+        for split, feed in run.scored.items()
     }
     lines = [{**head(split, run.plan, step), **scoring.as_line(by_name, names)} for split, by_name in scores.items()]
     run.write(lines)
@@ -171,14 +172,20 @@ def _evaluate(run: Session, state: TrainState, step: int, best: Best, bar: logs.
 
 def _refresh(run: Session, state: TrainState) -> TrainState:
     """Gives a method that weighs the networks on held-out data its new weights."""
-    if run.correlate is None or run.plan.method.refresh is None:
+    refresh = run.plan.method.refresh(run.plan.config.hyperparameters)
+    if run.correlate is None or refresh is None:
         return state
-    data, examples = run.scored["validation"]
+    held_out = run.scored["validation"]
     variables = {name: state.networks[name].evaluated for name in run.plan.topology.nodes}
     correlation = scoring.error_correlation(
-        run.correlate.call, run.plan.devices.one, variables, data, examples, run.plan.config.batch_size
+        run.correlate.call,
+        run.plan.devices.one,
+        variables,
+        held_out.data,
+        run.plan.devices.ahead(held_out.scoring()),
+        held_out.size,
     )
-    memory = run.plan.method.refresh(jax.numpy.asarray(correlation))
+    memory = refresh(jax.numpy.asarray(correlation))
     return dataclasses.replace(state, memory=run.plan.devices.place(memory))
 
 
@@ -188,7 +195,7 @@ def _turn(run: Session, state: TrainState, anchor: str) -> TrainState:
     for name, network in run.plan.networks.items():
         if network.frozen:
             like = jax.device_get(run.plan.devices.one(networks[name].evaluated))
-            read = initialise.read_network(run.plan, name, anchor, like, f"config.{run.plan.config.method}.anchors")
+            read = initialise.read_anchor(run.plan, name, anchor, like)
             networks[name] = dataclasses.replace(networks[name], **run.plan.devices.place(read))
     return dataclasses.replace(state, networks=networks)
 

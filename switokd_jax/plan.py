@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from switokd_jax import adapters, distribution, models, optim, scoring, topology
 from switokd_jax.config import Config, ConfigError
-from switokd_jax.data import resident, sources
+from switokd_jax.data import batches, resident, sources
 from switokd_jax.methods import METHODS, Method
 from switokd_jax.step import Across, Network, train_step
 from switokd_jax.topology import Pair, Topology
@@ -31,9 +31,7 @@ class Plan:
       method: the distillation method.
       adapters: what the method trains on features, by edge.
       devices: how they work together.
-      num_classes: of the data set.
-      image_shape: (height, width, channels).
-      preprocess: of the data set.
+      data: the facts of the data set.
       steps_per_epoch: the last partial batch included.
       total_steps: of the whole run.
     """
@@ -44,9 +42,7 @@ class Plan:
     method: Method
     adapters: Mapping[str, Network]
     devices: distribution.Distribution
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    preprocess: sources.Preprocess
+    data: sources.Facts
     steps_per_epoch: int
     total_steps: int
 
@@ -54,6 +50,13 @@ class Plan:
     def pairs(self) -> tuple[Pair, ...]:
         """The gated pairs whose mode this method decides in every step."""
         return self.topology.pairs if self.method.switches else ()
+
+    @property
+    def turns(self) -> dict[int, str]:
+        """The checkpoints that frozen networks become on the way, by global step."""
+        epochs = range(1, self.total_steps // self.steps_per_epoch + 1)
+        found = {epoch: self.method.anchor(self.config.hyperparameters, epoch) for epoch in epochs}
+        return {epoch * self.steps_per_epoch: source for epoch, source in found.items() if source}
 
     def epoch(self, step: int) -> float:
         """Epochs behind a global step."""
@@ -96,30 +99,24 @@ def _topology(spec: Any, names: list[str], weights: dict[str, float]) -> Topolog
     return topology.custom(spec.names or names, spec.edges, relay=spec.relay)
 
 
-def make(
-    config: Config,
-    num_classes: int,
-    image_shape: tuple[int, int, int],
-    train_examples: int,
-    preprocess: sources.Preprocess,
-    devices: Sequence[jax.Device] | None = None,
-) -> Plan:
-    """Builds the plan for a data set of that form, on the given devices or all.
+def make(config: Config, data: sources.Facts, devices: Sequence[jax.Device] | None = None) -> Plan:
+    """Builds the plan for a data set, on the given devices or all.
 
     Raises:
       ConfigError: naming the field at fault.
     """
     graph = make_topology(config)
     together = distribution.create(config.parallelism, config.batch_norm, config.batch_size, devices)
-    per_epoch = resident.steps_per_epoch(train_examples, config.batch_size)
+    per_epoch = batches.steps_per_epoch(data.train_examples, config.batch_size)
     total = config.steps or max(round(config.epochs * per_epoch), 1)
-    networks = {name: _network(config, name, num_classes, together.norm_axis, per_epoch, total) for name in graph.nodes}
+    classes, axis = data.num_classes, together.norm_axis
+    networks = {name: _network(config, name, classes, axis, per_epoch, total) for name in graph.nodes}
     method = METHODS[config.method]
     _check_method(config, method, graph)
     use = method.features(config.hyperparameters)
     edges = graph.edges_from(_frozen(config, graph)) if method.offline else ()
-    networks = adapters.with_features(networks, use, edges, image_shape)
-    adapting = adapters.make_adapters(networks, use, edges, image_shape, **_kinds(config))
+    networks = adapters.with_features(networks, use, edges, data.image_shape)
+    adapting = adapters.make_adapters(networks, use, edges, data.image_shape, **_kinds(config))
     return Plan(
         config=config,
         topology=graph,
@@ -127,9 +124,7 @@ def make(
         method=method,
         adapters=adapting,
         devices=together,
-        num_classes=num_classes,
-        image_shape=image_shape,
-        preprocess=preprocess,
+        data=data,
         steps_per_epoch=per_epoch,
         total_steps=total,
     )
@@ -167,7 +162,7 @@ def _check_method(config: Config, method: Method, graph: Topology) -> None:
         )
     if frozen and len(frozen) == len(graph.nodes):
         raise ConfigError("config.networks: all networks are frozen, so none would learn")
-    if method.refreshes(config.hyperparameters, graph.nodes) and config.data.validation_fraction == 0:
+    if method.refresh(config.hyperparameters) and config.data.validation_fraction == 0:
         raise ConfigError(
             f"config.data.validation_fraction is 0, and this form of {config.method!r} weighs the networks on "
             "held-out images; set it to 0.1, say"
@@ -191,21 +186,22 @@ def _network(config: Config, name: str, num_classes: int, axis_name: str | None,
 
 
 def make_step(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
-    """The train step of a plan, for `Distribution.compile`: (state, data, indices) -> (state, metrics)."""
+    """The train step of a plan, for `Distribution.compile`: (state, data, batch) -> (state, metrics)."""
     inputs = resident.train_inputs(
-        plan.preprocess,
+        plan.data.preprocess,
         augmented=plan.config.data.augment,
         steps_in_epoch=plan.steps_per_epoch,
         dtype=DTYPES[plan.config.dtype],
     )
 
     def for_devices(across: Across) -> Callable[..., Any]:
-        def step(state: Any, data: resident.Resident, indices: jax.Array) -> Any:
-            images, labels = inputs(data, indices, state.rng, state.step)
+        def step(state: Any, data: resident.Resident | None, batch: batches.Examples) -> Any:
+            images, labels = inputs(data, batch, state.rng, state.step)
             return train_step(
                 state,
                 images,
                 labels,
+                batch.index,
                 epoch=state.step // plan.steps_per_epoch + 1,
                 networks=plan.networks,
                 method=plan.method.apply,
@@ -223,10 +219,10 @@ def make_step(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
 def make_correlation(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
     """The step behind `scoring.error_correlation`, for `Distribution.compile`."""
     modules = {name: network.module for name, network in plan.networks.items()}
-    return scoring.correlation_step(modules, plan.preprocess, plan.num_classes, DTYPES[plan.config.dtype])
+    return scoring.correlation_step(modules, plan.data.preprocess, plan.data.num_classes, DTYPES[plan.config.dtype])
 
 
 def make_score(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
-    """The scoring step of a plan, for `Distribution.compile`: (variables, data, indices, mask) -> sums."""
+    """The scoring step of a plan, for `Distribution.compile`: (variables, data, batch) -> sums."""
     modules = {name: network.module for name, network in plan.networks.items()}
-    return scoring.score_step(modules, plan.preprocess, plan.num_classes, DTYPES[plan.config.dtype])
+    return scoring.score_step(modules, plan.data.preprocess, plan.data.num_classes, DTYPES[plan.config.dtype])

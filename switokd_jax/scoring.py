@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from switokd_jax.data import augment
-from switokd_jax.data.resident import Resident
+from switokd_jax.data.batches import Examples
+from switokd_jax.data.resident import Resident, look_up
 from switokd_jax.data.sources import Preprocess
 from switokd_jax.losses import correct, cross_entropy
 from switokd_jax.step import Across
@@ -23,14 +24,14 @@ def score_step(
 ) -> Callable[[Across], Callable[..., Sums]]:
     """Makes the step that scores all networks on one padded batch.
 
-    The step takes (variables by name, data, indices [batch], mask [batch]) and returns, by network, sums
+    The step takes (variables by name, data, batch) and returns, by network, sums
     over the global batch: loss and top1, top5 (counts), count, and per class class_top1 and class_count.
     """
 
     def make(across: Across) -> Callable[..., Sums]:
-        def step(variables: Mapping[str, Any], data: Resident, indices: jax.Array, mask: jax.Array) -> Sums:
-            images = augment.normalise(data.images[indices], preprocess, dtype)
-            labels = data.labels[indices]
+        def step(variables: Mapping[str, Any], data: Resident | None, batch: Examples) -> Sums:
+            raw, labels = look_up(data, batch)
+            images, mask = augment.normalise(raw, preprocess, dtype), jnp.asarray(batch.mask)
             classes = jax.nn.one_hot(labels, num_classes, dtype=mask.dtype)
 
             def score(name: str) -> dict[str, jax.Array]:
@@ -62,9 +63,10 @@ def correlation_step(
     """
 
     def make(across: Across) -> Callable[..., jax.Array]:
-        def step(variables: Mapping[str, Any], data: Resident, indices: jax.Array, mask: jax.Array) -> jax.Array:
-            images = augment.normalise(data.images[indices], preprocess, dtype)
-            truth = jax.nn.one_hot(data.labels[indices], num_classes)
+        def step(variables: Mapping[str, Any], data: Resident | None, batch: Examples) -> jax.Array:
+            raw, labels = look_up(data, batch)
+            images, mask = augment.normalise(raw, preprocess, dtype), jnp.asarray(batch.mask)
+            truth = jax.nn.one_hot(labels, num_classes)
             logits = [modules[name].apply(variables[name], images, train=False) for name in modules]
             errors = jnp.stack([jax.nn.softmax(z) - truth.astype(z.dtype) for z in logits])
             return across.total(jnp.einsum("ibc,jbc,b->ij", errors, errors, mask.astype(errors.dtype)))
@@ -74,21 +76,12 @@ def correlation_step(
     return make
 
 
-def padded(n: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices [batches, batch_size] that cover 0 .. n - 1 once, and a mask that is 0 on the padding."""
-    count = -(-n // batch_size)
-    flat = np.arange(count * batch_size, dtype=np.int32)
-    mask = (flat < n).astype(np.float32)
-    return np.minimum(flat, n - 1).reshape(count, batch_size), mask.reshape(count, batch_size)
-
-
 def score(
     call: Callable[..., Sums],
     one: Callable[[Any], Any],
     variables: Any,
     data: Any,
-    examples: int,
-    batch_size: int,
+    batches: Iterable[Any],
 ) -> dict[str, dict[str, Any]]:
     """Scores a split: by network loss, top1 and top5 (percent), class_top1 [classes] (percent, NaN for a
     class without examples) and count.
@@ -97,12 +90,11 @@ def score(
       call: the compiled score step.
       one: takes equal copies on devices to the single value (`Distribution.one`).
       variables: by network, placed on the devices.
-      data: the split, placed on the devices.
-      examples: its size.
-      batch_size: global batch, divisible by the device count.
+      data: what of the split lies on the devices, or None.
+      batches: padded and masked, placed.
     """
     # The sums stay on the devices until the end; float64 on the host keeps them exact.
-    parts = [one(call(variables, data, *batch)) for batch in zip(*padded(examples, batch_size), strict=True)]
+    parts = [one(call(variables, data, batch)) for batch in batches]
     host = jax.device_get(parts)
     total = jax.tree.map(lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *host)
     out = {}
@@ -124,11 +116,11 @@ def error_correlation(
     one: Callable[[Any], Any],
     variables: Any,
     data: Any,
+    batches: Iterable[Any],
     examples: int,
-    batch_size: int,
 ) -> np.ndarray:
-    """Mean over a split of e_i . e_j, [networks, networks] float64; arguments as in `score`."""
-    parts = [one(call(variables, data, *batch)) for batch in zip(*padded(examples, batch_size), strict=True)]
+    """Mean over a split of e_i . e_j, [networks, networks] float64; arguments as in `score`, and the split's size."""
+    parts = [one(call(variables, data, batch)) for batch in batches]
     return np.sum(np.asarray(jax.device_get(parts), np.float64), axis=0) / examples
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from switokd_jax import checkpoint, distribution, logs, plan
-from switokd_jax.data import resident, sources
+from switokd_jax.data import sources
+from switokd_jax.data.encoded import Encoded
+from switokd_jax.data.feeds import Feed, feed
 from switokd_jax.state import pair_name
 
 
@@ -23,8 +25,8 @@ class Session:
       step: the compiled training step.
       score: the compiled scoring step.
       correlate: the compiled step behind the method's refresh, or None where it has none.
-      train: the training split on the devices.
-      scored: by split, its data on the devices and its size; the first one selects the best epoch.
+      train: the training split, its data on the devices.
+      scored: the other splits likewise; the first one selects the best epoch.
       checkpoints: of the workdir.
       writer: of metrics.
     """
@@ -35,8 +37,8 @@ class Session:
     step: distribution.Compiled
     score: distribution.Compiled
     correlate: distribution.Compiled | None
-    train: resident.Resident
-    scored: Mapping[str, tuple[resident.Resident, int]]
+    train: Feed
+    scored: Mapping[str, Feed]
     checkpoints: checkpoint.Checkpoints
     writer: logs.Writer
 
@@ -52,7 +54,7 @@ class Session:
 
     def pace(self, clock: logs.Clock, step: int, expert: float | None) -> logs.Pace:
         """For the table on the console."""
-        examples = (self.plan.total_steps - step) * len(self.dataset.train) / self.plan.steps_per_epoch
+        examples = (self.plan.total_steps - step) * self.train.size / self.plan.steps_per_epoch
         return logs.Pace(clock.rate, examples / clock.rate if clock.rate else 0.0, expert)
 
 
@@ -60,7 +62,12 @@ def open_session(run: plan.Plan, dataset: sources.Dataset, folder: Path) -> Sess
     """Places the data and opens the workdir's files; compiles nothing yet."""
     config, devices = run.config, run.devices
     splits = {"validation": dataset.validation, "test": dataset.test}
-    refreshes = run.method.refreshes(config.hyperparameters, run.topology.nodes)
+    refreshes = run.method.refresh(config.hyperparameters) is not None
+
+    def open_feed(split: sources.Split | Encoded) -> Feed:
+        made = feed(split, dataset.form, config.data, config.seed, config.batch_size, devices.share)
+        return dataclasses.replace(made, data=devices.place(made.data))
+
     return Session(
         plan=run,
         dataset=dataset,
@@ -68,10 +75,8 @@ def open_session(run: plan.Plan, dataset: sources.Dataset, folder: Path) -> Sess
         step=devices.compile(plan.make_step(run), donate=True),
         score=devices.compile(plan.make_score(run), donate=False),
         correlate=devices.compile(plan.make_correlation(run), donate=False) if refreshes else None,
-        train=devices.place(resident.resident(dataset.train)),
-        scored={
-            name: (devices.place(resident.resident(split)), len(split)) for name, split in splits.items() if len(split)
-        },
+        train=open_feed(dataset.train),
+        scored={name: open_feed(split) for name, split in splits.items() if len(split)},
         checkpoints=checkpoint.open_checkpoints(folder, run.topology.nodes, config.checkpoint, run.steps_per_epoch),
         writer=logs.open_writer(folder, config.log.tensorboard and distribution.is_main_process()),
     )
@@ -91,11 +96,7 @@ def events(run: plan.Plan, first: int) -> list[Event]:
     per_epoch, total = run.steps_per_epoch, run.total_steps
     evaluations = _marks(run.config.eval_every * per_epoch, total)
     saves = _marks(run.config.checkpoint.every * per_epoch, total)
-    turns = {
-        epoch * per_epoch: source
-        for epoch in range(1, total // per_epoch + 1)
-        if (source := run.method.anchor(run.config.hyperparameters, epoch))
-    }
+    turns = run.turns
     steps = sorted(evaluations | saves | {*turns})
     return [Event(step, step in evaluations, turns.get(step), step in saves) for step in steps if step > first]
 

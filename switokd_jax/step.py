@@ -41,11 +41,6 @@ def _same(tree: Tree) -> Tree:
     return tree
 
 
-def _zero(size: int) -> int:
-    del size
-    return 0
-
-
 @dataclasses.dataclass(frozen=True)
 class Across:
     """What the step has to know of the devices, as functions; the default is one that sees everything.
@@ -62,7 +57,7 @@ class Across:
     scatter: Callable[[Tree], Tree] = _same
     total: Callable[[Tree], Tree] = _same
     average: Callable[[Tree], Tree] = _same
-    first: Callable[[int], jax.Array | int] = _zero
+    first: Callable[[int], jax.Array | int] = lambda size: 0
 
 
 class _Said(NamedTuple):
@@ -82,6 +77,7 @@ def train_step(
     state: TrainState,
     images: jax.Array,
     labels: jax.Array,
+    indices: jax.Array,
     *,
     epoch: jax.Array | int,
     networks: Mapping[str, Network],
@@ -97,6 +93,7 @@ def train_step(
       state: the state before; donate it.
       images: [batch, height, width, channels], normalised, this device's share of the batch.
       labels: [batch], integer, likewise.
+      indices: [batch] int32, the examples' places in the training split, likewise.
       epoch: int32 scalar, from 1.
       networks: what does not change, by name.
       method: a pure function of `methods.METHODS`.
@@ -115,7 +112,7 @@ def train_step(
         name: _forward(networks[name], state.networks[name], images, first, fold_in_name(key, name))
         for name in topology.nodes
     }
-    everyone = across.gather(labels)
+    everyone, everyone_at = across.gather(labels), across.gather(indices)
     frozen = frozenset(name for name, network in networks.items() if network.frozen)
     heard = {
         name: jax.tree.map(across.gather, jax.lax.stop_gradient(forward.said)) for name, forward in outputs.items()
@@ -137,6 +134,8 @@ def train_step(
                 edge: _adapt(adapters[edge], state.adapters[edge].batch_stats, params)
                 for edge, params in trained.items()
             },
+            indices=everyone_at,
+            keys={edge: fold_in_name(key, edge) for edge in trained},
             epoch=epoch,
             memory=state.memory,
         )
@@ -179,7 +178,12 @@ def train_step(
         for edge, gradient in adapter_gradients.items()
     }
     after_step = dataclasses.replace(
-        state, networks=after, adapters=adapted, expert_steps=expert_steps, step=state.step + 1
+        state,
+        networks=after,
+        adapters=adapted,
+        expert_steps=expert_steps,
+        memory=state.memory if decision.memory is None else decision.memory,
+        step=state.step + 1,
     )
     return after_step, metrics
 
@@ -202,9 +206,9 @@ def _forward(
 
 
 def _adapt(adapter: Network, batch_stats: Tree, params: Tree) -> Adapt:
-    def apply(x: jax.Array) -> tuple[jax.Array, Tree]:
+    def apply(x: jax.Array, source: jax.Array) -> tuple[Tree, Tree]:
         variables = {"params": params, "batch_stats": batch_stats}
-        adapted, moved = adapter.module.apply(variables, x, train=True, mutable=["batch_stats"])
+        adapted, moved = adapter.module.apply(variables, x, source, train=True, mutable=["batch_stats"])
         return adapted, moved.get("batch_stats", {})
 
     return apply

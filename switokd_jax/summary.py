@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
-from switokd_jax.data.sources import Dataset
+from switokd_jax.data.sources import Dataset, Split
 from switokd_jax.logs import Clock, expert_shares, read_metrics
 from switokd_jax.plan import Plan
 from switokd_jax.state import TrainState, pair_name
@@ -32,7 +32,7 @@ def count(params: Any) -> int:
 def describe(plan: Plan, dataset: Dataset, state: TrainState) -> str:
     """The run plan: data, devices, steps, who learns from whom, parameters and memory."""
     config = plan.config
-    height, width, channels = dataset.image_shape
+    height, width, channels = dataset.form.shape
     sizes = f"{len(dataset.train)} train, {len(dataset.validation)} validation, {len(dataset.test)} test"
     devices = f"{plan.devices.device_count} x {plan.devices.platform}"
     rows = [
@@ -49,7 +49,8 @@ def describe(plan: Plan, dataset: Dataset, state: TrainState) -> str:
         gate = ", in learning mode" if edge.gate else ""
         rows.append(("edge", f"{edge.learner} learns from {edge.source}, weight {edge.weight:g}{gate}"))
     memory = sum(x.nbytes for x in jax.tree.leaves(state)) / 2**20
-    images = sum(split.images.nbytes for split in (dataset.train, dataset.validation, dataset.test)) / 2**20
+    splits = (dataset.train, dataset.validation, dataset.test)
+    images = sum(split.images.nbytes for split in splits if isinstance(split, Split)) / 2**20
     rows.append(("memory", f"{memory:.1f} MiB state and {images:.1f} MiB images on each device"))
     table = "\n".join(f"{head:<9}{row}" for head, row in rows)
     return "\n".join([table, *(_parameters(name, plan, state.networks[name].params) for name in plan.topology.nodes)])

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from switokd_jax import config, initialise, plan
-from switokd_jax.data import resident, sources
+from switokd_jax import config, distribution, initialise, plan
+from switokd_jax.data import batches, resident, sources
 from switokd_jax.state import TrainState
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -32,7 +32,16 @@ def tiny_config(model: str = "resnet8", student: str = "resnet8", **changes: Any
 
 def tiny_plan(c: ConfigDict, examples: int, devices: int = 1) -> plan.Plan:
     """The plan of a config for so many 8x8 images, on the first devices."""
-    return plan.make(config.parse(c), 10, SHAPE, examples, PREPROCESS, jax.devices()[:devices])
+    return plan.make(config.parse(c), sources.Facts(10, SHAPE, examples, PREPROCESS), jax.devices()[:devices])
+
+
+def resident_splits(spec: config.Data, seed: int = 0) -> tuple[sources.Split, sources.Split, sources.Split]:
+    """Train, validation and test of a data set in memory."""
+    data = sources.load(spec, seed)
+    assert isinstance(data.train, sources.Split)
+    assert isinstance(data.validation, sources.Split)
+    assert isinstance(data.test, sources.Split)
+    return data.train, data.validation, data.test
 
 
 def random_split(examples: int, seed: int = 0) -> sources.Split:
@@ -44,7 +53,18 @@ def random_split(examples: int, seed: int = 0) -> sources.Split:
 
 def start(run: plan.Plan, split: sources.Split) -> tuple[TrainState, resident.Resident]:
     """The initial state and the data, placed."""
-    return run.devices.place(initialise.initial(run)), run.devices.place(resident.resident(split))
+    return run.devices.place(initialise.initial(run)), place(run, split)
+
+
+def place(run: plan.Plan, split: sources.Split) -> resident.Resident:
+    """The split on the devices."""
+    placed: resident.Resident = run.devices.place(resident.Resident(split.images, split.labels))
+    return placed
+
+
+def batch(run: plan.Plan, indices: np.ndarray) -> distribution.Batch:
+    """The batch of these examples of a resident split."""
+    return run.devices.batch(len(indices), batches.Examples(np.asarray(indices, np.int32)))
 
 
 def assert_same_bits(a: Any, b: Any) -> None:

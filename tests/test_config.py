@@ -27,8 +27,9 @@ def test_every_config_builds_its_plan(path: Path) -> None:
         "cifar10": (10, (32, 32, 3)),
         "cifar100": (100, (32, 32, 3)),
         "tiny_imagenet_200": (200, (64, 64, 3)),
+        "imagenet2012": (1000, (224, 224, 3)),
     }[c.data.name]
-    run = plan.make(c, classes, shape, 1000, sources.KNOWN[c.data.name], jax.devices()[:1])
+    run = plan.make(c, sources.Facts(classes, shape, 1000, sources.KNOWN[c.data.name]), jax.devices()[:1])
     assert set(run.networks) == set(c.networks)
     for name, network in run.networks.items():
         made = jax.eval_shape(functools.partial(initial_variables, network.module, name, 0, shape))
@@ -139,7 +140,7 @@ def test_methods_say_what_they_lack(changes: dict[str, Any], message: str) -> No
     c = config.default()
     c.update_from_flattened_dict(changes)
     with pytest.raises(fields.ConfigError, match=message):
-        plan.make(config.parse(c), 10, (8, 8, 1), 100, sources.KNOWN["digits"], jax.devices()[:1])
+        plan.make(config.parse(c), sources.Facts(10, (8, 8, 1), 100, sources.KNOWN["digits"]), jax.devices()[:1])
 
 
 TOPOLOGY: dict[str, tuple[dict[str, Any], str]] = {

@@ -9,53 +9,56 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from switokd_jax import fields
-from switokd_jax.data import augment, resident, sources
+import runs
+from switokd_jax import config, fields
+from switokd_jax.data import augment, batches, resident, sources
 
+DIGITS = config.Data(name="digits")
 IMAGES = np.arange(5 * 6 * 6 * 1, dtype=np.uint8).reshape(5, 6, 6, 1) + 1
 
 
 def test_digits_test_a_stratified_fifth() -> None:
-    data = sources.load("digits", "", 0.0, seed=3)
-    assert (len(data.train), len(data.validation), len(data.test)) == (1437, 0, 360)
-    shares = np.bincount(data.test.labels) / (np.bincount(data.test.labels) + np.bincount(data.train.labels))
+    train, validation, test = runs.resident_splits(DIGITS, 3)
+    assert (len(train), len(validation), len(test)) == (1437, 0, 360)
+    shares = np.bincount(test.labels) / (np.bincount(test.labels) + np.bincount(train.labels))
     np.testing.assert_allclose(shares, 0.2, atol=0.006)
-    again = sources.load("digits", "", 0.0, seed=4)
-    np.testing.assert_array_equal(data.test.images, again.test.images)  # not the run's seed
-    assert data.image_shape == (8, 8, 1)
-    assert data.train.images.max() == 16
+    np.testing.assert_array_equal(test.images, runs.resident_splits(DIGITS, 4)[2].images)  # not the run's seed
+    assert sources.load(DIGITS, 3).form.shape == (8, 8, 1)
+    assert train.images.max() == 16
 
 
 def test_validation_is_stratified_and_fixed_by_the_seed() -> None:
-    one, same, other = (sources.load("digits", "", 0.1, seed=s) for s in (0, 0, 1))
-    assert len(one.validation) == 144
-    assert len(one.train) == 1437 - 144
-    assert set(np.bincount(one.validation.labels)) <= {14, 15}
-    np.testing.assert_array_equal(one.validation.images, same.validation.images)
-    assert not np.array_equal(one.validation.images, other.validation.images)
-    everything = np.concatenate([one.train.images, one.validation.images]).reshape(1437, -1)
-    whole = sources.load("digits", "", 0.0, seed=0).train.images.reshape(1437, -1)
+    with_slice = config.Data(name="digits", validation_fraction=0.1)
+    (train, one, _), (_, same, _), (_, other, _) = (runs.resident_splits(with_slice, s) for s in (0, 0, 1))
+    assert len(one) == 144
+    assert len(train) == 1437 - 144
+    assert set(np.bincount(one.labels)) <= {14, 15}
+    np.testing.assert_array_equal(one.images, same.images)
+    assert not np.array_equal(one.images, other.images)
+    everything = np.concatenate([train.images, one.images]).reshape(1437, -1)
+    whole = runs.resident_splits(DIGITS)[0].images.reshape(1437, -1)
     assert collections.Counter(map(bytes, everything)) == collections.Counter(map(bytes, whole))
 
 
 def test_a_stratified_choice_of_training_images() -> None:
-    some, same = (sources.load("digits", "", 0.0, seed, train_examples=200) for seed in (0, 1))
-    assert np.bincount(some.train.labels).tolist() == [20] * 10
-    np.testing.assert_array_equal(some.train.images, same.train.images)
-    assert len(some.test) == 360
+    few = config.Data(name="digits", train_examples=200)
+    (some, _, test), (same, _, _) = (runs.resident_splits(few, seed) for seed in (0, 1))
+    assert np.bincount(some.labels).tolist() == [20] * 10
+    np.testing.assert_array_equal(some.images, same.images)
+    assert len(test) == 360
     with pytest.raises(fields.ConfigError, match=r"config.data.train_examples is 2000, and 'digits' has 1437"):
-        sources.load("digits", "", 0.0, 0, train_examples=2000)
+        sources.load(config.Data(name="digits", train_examples=2000), 0)
 
 
 def test_every_example_once_an_epoch_and_from_any_step_on() -> None:
-    stream = resident.batches(seed=7, examples=10, batch_size=4, first_step=0)
-    first = [next(stream) for _ in range(6)]
+    first = [batches.training(step, seed=7, examples=10, batch_size=4) for step in range(6)]
     assert [len(b) for b in first] == [4, 4, 2] * 2
     for epoch in (first[:3], first[3:]):
         assert sorted(np.concatenate(epoch)) == [*range(10)]
     assert not np.array_equal(np.concatenate(first[:3]), np.concatenate(first[3:]))
-    later = resident.batches(seed=7, examples=10, batch_size=4, first_step=4)
-    np.testing.assert_array_equal(next(later), first[4])
+    size, later = next(resident.training(10, 7, 4, batches.Share(), first=4, total=6))
+    assert size == 4
+    np.testing.assert_array_equal(later.index, first[4])
 
 
 def keys(count: int, epoch: int = 0) -> jax.Array:
@@ -116,12 +119,12 @@ def test_measured_statistics() -> None:
 
 def test_unknown_data_set() -> None:
     with pytest.raises(fields.ConfigError, match="no data set 'cifar1000'; did you mean 'cifar100'"):
-        sources.load("cifar1000", "", 0.0, 0)
+        sources.load(config.Data(name="cifar1000"), 0)
 
 
 def test_data_dir_that_is_no_folder(tmp_path: object) -> None:
     with pytest.raises(fields.ConfigError, match=r"config.data.dir '.*nowhere' is not a folder"):
-        sources.load("cifar100", f"{tmp_path}/nowhere", 0.0, 0)
+        sources.load(config.Data(name="cifar100", dir=f"{tmp_path}/nowhere"), 0)
 
 
 def test_not_prepared_and_no_network(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,4 +132,4 @@ def test_not_prepared_and_no_network(tmp_path: object, monkeypatch: pytest.Monke
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     with pytest.raises(fields.ConfigError, match=r"run: tfds build cifar10 --file_format=array_record --data_dir="):
-        sources.load("cifar10", str(tmp_path), 0.0, 0)
+        sources.load(config.Data(name="cifar10", dir=str(tmp_path)), 0)

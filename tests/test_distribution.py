@@ -9,29 +9,29 @@ import numpy as np
 import pytest
 
 import runs
-from switokd_jax import fields, plan
+from switokd_jax import config, fields, plan
 from switokd_jax.data import resident, sources
 
 EPOCHS = 3
 BATCH = 192
 
 
-def digits() -> sources.Dataset:
-    return sources.load("digits", "", 0.0, 0)
+def digits() -> sources.Split:
+    return runs.resident_splits(config.Data(name="digits"))[0]
 
 
 def train(parallelism: str, devices: int, dtype: str, steps: int | None = None) -> list[dict[str, Any]]:
     """Metrics of every step."""
-    dataset = digits()
+    split = digits()
     c = runs.tiny_config(batch_size=BATCH, dtype=dtype, parallelism=parallelism)
     with jax.enable_x64(dtype == "float64"):
-        run = runs.tiny_plan(c, len(dataset.train), devices)
-        state, data = runs.start(run, dataset.train)
+        run = runs.tiny_plan(c, len(split), devices)
+        state, data = runs.start(run, split)
         step = run.devices.compile(plan.make_step(run), donate=True)
-        indices = resident.batches(0, len(dataset.train), BATCH, 0)
+        total = steps or EPOCHS * run.steps_per_epoch
         metrics = []
-        for _ in range(steps or EPOCHS * run.steps_per_epoch):
-            state, seen = step.call(state, data, next(indices))
+        for coming in run.devices.ahead(resident.training(len(split), 0, BATCH, run.devices.share, 0, total)):
+            state, seen = step.call(state, data, coming)
             metrics.append(jax.device_get(run.devices.one(seen)))
     return metrics
 
@@ -52,7 +52,7 @@ CASES = [(kind, n) for kind in ("jit", "pmap") for n in (1, 2, 4, 8)][1:]
 @pytest.mark.parametrize(("parallelism", "devices"), CASES)
 def test_float64_is_the_same_run(parallelism: str, devices: int, alone64: list[dict[str, Any]]) -> None:
     """Three epochs with a partial last batch (1437 = 7 * 192 + 93): every mode, every number."""
-    assert len(digits().train) % BATCH
+    assert len(digits()) % BATCH
     got = train(parallelism, devices, "float64")
     modes = [bool(line["teacher->student/expert"]) for line in alone64]
     assert [bool(line["teacher->student/expert"]) for line in got] == modes
@@ -76,14 +76,14 @@ def test_local_batch_norm_is_another_run(alone64: list[dict[str, Any]]) -> None:
     run = runs.tiny_plan(c, 64, devices=4)
     state, data = runs.start(run, split)
     step = run.devices.compile(plan.make_step(run), donate=True)
-    state, metrics = step.call(state, data, np.arange(64, dtype=np.int32))
+    state, metrics = step.call(state, data, runs.batch(run, np.arange(64)))
     for leaf in jax.tree.leaves(jax.device_get(state)):
         for copy in leaf[1:]:
             np.testing.assert_array_equal(copy, leaf[0])
     whole = runs.tiny_plan(runs.tiny_config(batch_size=64), 64)
     state, data = runs.start(whole, split)
     _, other = whole.devices.compile(plan.make_step(whole), donate=True).call(
-        state, data, np.arange(64, dtype=np.int32)
+        state, data, runs.batch(whole, np.arange(64))
     )
     assert float(metrics["student/loss"][0]) != pytest.approx(float(other["student/loss"]), rel=1e-6)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from switokd_jax import fields
+import runs
+from switokd_jax import config, fields
 from switokd_jax.data import sources
 
 
@@ -29,21 +30,22 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_reads_both_splits(root: Path) -> None:
-    data = sources.load("folder", str(root), 0.0, 0)
-    assert (data.num_classes, data.image_shape, len(data.train), len(data.test)) == (2, (12, 10, 3), 6, 4)
-    np.testing.assert_array_equal(data.train.labels, [0, 0, 0, 1, 1, 1])
-    np.testing.assert_array_equal(data.train.images[:, 0, 0, 0], [0, 1, 2, 100, 101, 102])
-    assert (data.train.images[..., 2] == 7).all()
+    data = sources.load(config.Data(name="folder", dir=str(root)), 0)
+    assert (data.num_classes, data.form.shape, len(data.train), len(data.test)) == (2, (12, 10, 3), 6, 4)
+    train, _, _ = runs.resident_splits(config.Data(name="folder", dir=str(root)))
+    np.testing.assert_array_equal(train.labels, [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(train.images[:, 0, 0, 0], [0, 1, 2, 100, 101, 102])
+    assert (train.images[..., 2] == 7).all()
 
 
 def test_grey_where_all_are(tmp_path: Path) -> None:
     for split in ("train", "test"):
         picture(tmp_path / split / "a" / "0.png", 5, "L")
-    assert sources.load("folder", str(tmp_path), 0.0, 0).image_shape == (12, 10, 1)
+    assert sources.load(config.Data(name="folder", dir=str(tmp_path)), 0).form.shape == (12, 10, 1)
     picture(tmp_path / "train" / "b" / "0.png", 6)
-    data = sources.load("folder", str(tmp_path), 0.0, 0)
-    assert data.image_shape == (12, 10, 3)
-    np.testing.assert_array_equal(data.train.images[0, 0, 0], [5, 5, 5])
+    mixed = config.Data(name="folder", dir=str(tmp_path))
+    assert sources.load(mixed, 0).form.shape == (12, 10, 3)
+    np.testing.assert_array_equal(runs.resident_splits(mixed)[0].images[0, 0, 0], [5, 5, 5])
 
 
 def broken(root: Path) -> None:
@@ -69,7 +71,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "other size": (
         lambda root: picture(root / "train" / "bee" / "9.png", 1, size=(9, 9)),
-        r"bee/9.png has 9x9 pixels, the first image 10x12; .* resize them first",
+        r"bee/9.png has 9x9 pixels, the first 10x12; resize them, or set config.data.pipeline",
     ),
     "no image": (broken, r"ant/9.png cannot be read as an image"),
     "cut short": (cut, r"bee/0.png cannot be read as an image"),
@@ -80,9 +82,9 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_what_is_wrong_is_named(root: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(root)
     with pytest.raises(fields.ConfigError, match=message):
-        sources.load("folder", str(root), 0.0, 0)
+        sources.load(config.Data(name="folder", dir=str(root)), 0)
 
 
 def test_no_folder_named() -> None:
     with pytest.raises(fields.ConfigError, match=r"config.data.dir is empty; data.name 'folder' reads DIR/train/CLASS"):
-        sources.load("folder", "", 0.0, 0)
+        sources.load(config.Data(name="folder"), 0)

@@ -13,7 +13,7 @@ from scipy import optimize
 
 from switokd_jax import topology
 from switokd_jax.losses import cross_entropy
-from switokd_jax.methods import METHODS, Decision, Outputs, dkd, fitnet, kdcl
+from switokd_jax.methods import METHODS, Decision, Outputs, Start, crd, dkd, fitnet, kdcl
 
 CLASSES, BATCH = 4, 6
 TOPOLOGIES = {
@@ -40,9 +40,26 @@ STAGES = ("stage1", "stage2", "stage3")
 
 
 def random_features(node: str) -> dict[str, np.ndarray]:
-    """Maps of 4x4, 4x4 and 2x2 pixels with three channels."""
+    """Maps of 4x4, 4x4 and 2x2 pixels with three channels, and a vector of five."""
     rng = np.random.default_rng(ord(node))
-    return {stage: rng.normal(size=(BATCH, side, side, 3)) for stage, side in zip(STAGES, (4, 4, 2), strict=True)}
+    maps = {stage: rng.normal(size=(BATCH, side, side, 3)) for stage, side in zip(STAGES, (4, 4, 2), strict=True)}
+    return maps | {"pooled": rng.normal(size=(BATCH, 5))}
+
+
+# Twenty training images: the batch is the first six.
+TRAINING_LABELS = np.concatenate([LABELS, np.arange(14) % CLASSES]).astype(np.int32)
+SMALL_CRD: dict[str, Any] = {"size": 5, "negatives": 9}
+
+
+def adapter(method: str) -> Any:
+    """FitNet's doubles what it gets, CRD's brings both vectors to unit length."""
+    if method != "crd":
+        return lambda x, y: (2 * x, {})
+    return lambda x, y: (tuple(v / jnp.linalg.norm(v, axis=1, keepdims=True) for v in (x, y)), {})
+
+
+def keys(graph: topology.Topology) -> dict[str, jax.Array]:
+    return {str(edge): jax.random.PRNGKey(place) for place, edge in enumerate(graph.edges)}
 
 
 def decide(
@@ -54,20 +71,25 @@ def decide(
     features: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Decision:
-    """The method on these logits; the first node is frozen for the offline ones, adapters double what they get."""
+    """The method on these logits; the first node is frozen for the offline ones."""
     ce = {name: jnp.mean(cross_entropy(jnp.asarray(z), jnp.asarray(LABELS))) for name, z in logits.items()}
     entry = METHODS[method]
     frozen = frozenset(graph.nodes[:1] if entry.offline else ())
+    hyperparameters = entry.hyperparameters(**(SMALL_CRD if method == "crd" else {}), **changes)
+    if memory is None:
+        memory = entry.start(hyperparameters, Start(graph.nodes, TRAINING_LABELS, keys(graph)))
     outputs = Outputs(
         {name: jnp.asarray(z) for name, z in logits.items()},
         ce,
         frozen,
         jax.tree.map(jnp.asarray, features or {node: random_features(node) for node in graph.nodes}),
-        {str(edge): lambda x: (2 * x, {}) for edge in graph.edges},
+        {str(edge): adapter(method) for edge in graph.edges},
+        jnp.arange(BATCH),
+        keys(graph),
         epoch,
         memory,
     )
-    return entry.apply(outputs, jnp.asarray(LABELS), graph, entry.hyperparameters(**changes))
+    return entry.apply(outputs, jnp.asarray(LABELS), graph, hyperparameters)
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -347,8 +369,8 @@ def test_fitnets_regressor() -> None:
     x = np.random.default_rng(0).normal(size=(BATCH, 4, 4, 3))
     with jax.enable_x64(True):
         module = fitnet.regressor((1, 4, 4, 3), (1, 2, 2, 5), dtype=np.float64, param_dtype=np.float64)
-        variables = module.init(jax.random.PRNGKey(0), jnp.asarray(x), train=False)
-        got, _ = module.apply(variables, jnp.asarray(x), train=True, mutable=["batch_stats"])
+        variables = module.init(jax.random.PRNGKey(0), jnp.asarray(x), x, train=False)
+        got, _ = module.apply(variables, jnp.asarray(x), x, train=True, mutable=["batch_stats"])
     conv = jax.tree.map(np.asarray, variables["params"]["conv"])
     y = x[:, ::2, ::2] @ conv["kernel"] + conv["bias"]
     expected = np.maximum((y - y.mean((0, 1, 2))) / np.sqrt(y.var((0, 1, 2)) + 1e-5), 0)
@@ -359,20 +381,81 @@ def test_fitnets_regressor() -> None:
         fitnet.regressor((1, 4, 4, 3), (1, 8, 8, 3))
 
 
-@pytest.mark.parametrize("method", ["at", "fitnet"])
+def contrast(view: np.ndarray, bank: np.ndarray, negatives: np.ndarray, scale: float) -> tuple[float, float]:
+    """Eq. 18 of the paper image by image, and Z."""
+    n, k = len(bank), negatives.shape[1]
+    raw = np.asarray(
+        [[np.exp(view[i] @ bank[j] / 0.07) for j in (i, *negatives[i])] for i in range(len(view))], np.float64
+    )
+    scale = scale or raw.mean() * n
+    total = 0.0
+    for row in raw / scale:
+        total += np.log(row[0] / (row[0] + k / n + 1e-7))
+        total += sum(np.log((k / n) / (p + k / n + 1e-7)) for p in row[1:])
+    return -total / len(view), scale
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def test_crd() -> None:
+    """Two steps: the first sets the scales, the second meets the embeddings that the first has left."""
+    graph, z = TOPOLOGIES["pair"], random_logits(TOPOLOGIES["pair"], 0)
+    views = {node: unit(random_features(node)["pooled"]) for node in "ab"}
+    with jax.enable_x64(True):
+        memory = METHODS["crd"].start(crd.Hyperparameters(**SMALL_CRD), Start(("a", "b"), TRAINING_LABELS, keys(graph)))
+        draws = crd.other_classes(keys(graph)["b <- a"], jnp.asarray(LABELS), 9, memory)
+        negatives, scales = np.asarray(draws), [0.0, 0.0]
+        for _ in range(2):
+            banks = [np.asarray(bank.embeddings) for bank in memory.banks["b <- a"]]
+            decision = decide("crd", graph, z, memory=memory)
+            of_student, scales[1] = contrast(views["b"], banks[1], negatives, scales[1])
+            of_teacher, scales[0] = contrast(views["a"], banks[0], negatives, scales[0])
+            expected = ce(z["b"]).mean() + 0.7 * 0.8 * (of_student + of_teacher)
+            assert decision.losses["b"] == pytest.approx(expected, rel=1e-10)
+            memory = decision.memory
+            for bank, before, node, scale in zip(memory.banks["b <- a"], banks, "ba", scales, strict=True):
+                np.testing.assert_allclose(bank.scale, scale, rtol=1e-12)
+                np.testing.assert_allclose(bank.embeddings[:BATCH], unit(before[:BATCH] / 2 + views[node] / 2), 1e-12)
+                np.testing.assert_array_equal(bank.embeddings[BATCH:], before[BATCH:])
+
+
+def test_crds_negatives_are_all_images_of_other_classes() -> None:
+    given = Start(("a", "b"), TRAINING_LABELS, keys(TOPOLOGIES["pair"]))
+    memory = METHODS["crd"].start(crd.Hyperparameters(**SMALL_CRD), given)
+    drawn = np.asarray(crd.other_classes(jax.random.PRNGKey(0), jnp.asarray(LABELS), 20_000, memory))
+    for label, row in zip(LABELS, drawn, strict=True):
+        counts = np.bincount(row, minlength=len(TRAINING_LABELS))
+        others = label != TRAINING_LABELS
+        assert not counts[~others].any()
+        np.testing.assert_allclose(counts[others] / counts.sum(), 1 / others.sum(), rtol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"), [(None, "use data.pipeline 'resident'"), (np.zeros(9, np.int32), "all training images")]
+)
+def test_crd_wants_labels(labels: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        METHODS["crd"].start(crd.Hyperparameters(), Start(("a", "b"), labels))
+
+
+@pytest.mark.parametrize("method", ["at", "fitnet", "crd"])
 def test_gradients_at_the_features(method: str) -> None:
     """Finite differences at the student's features, nothing at the teacher's."""
     graph, z = TOPOLOGIES["pair"], random_logits(TOPOLOGIES["pair"], 0)
     rng = np.random.default_rng(3)
     with jax.enable_x64(True):
+        # CRD's scales are set by its first batch and held still from then on.
+        memory = decide(method, graph, z).memory
 
         def loss(features: dict[str, Any]) -> jax.Array:
-            return decide(method, graph, z, features=features).losses["b"]
+            return decide(method, graph, z, features=features, memory=memory).losses["b"]
 
         f = {node: random_features(node) for node in "ab"}
         gradient = jax.grad(loss)(jax.tree.map(jnp.asarray, f))
         assert not any(np.any(g) for g in gradient["a"].values())
-        for stage in STAGES if method == "at" else ("stage2",):
+        for stage in {"at": STAGES, "fitnet": ("stage2",), "crd": ("pooled",)}[method]:
             direction = rng.normal(size=f["b"][stage].shape)
             h = 1e-6
             ahead, behind = (
@@ -427,7 +510,7 @@ def test_others_are_heard_and_not_pushed(method: str, name: str) -> None:
         assert heard == set()
     elif method in ("dml", "kdcl"):
         assert heard == everybody
-    elif method in ("at", "fitnet"):
+    elif method in ("at", "fitnet", "crd"):
         assert heard == set(), "they hear features"
     elif METHODS[method].offline:
         assert heard == {(e.learner, e.source) for e in graph.edges_from(frozenset(graph.nodes[:1]))}

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+import runs
 from switokd_jax import config, models, plan
 from switokd_jax.data import augment, resident, sources
 from switokd_jax.interop import pytorch
@@ -50,7 +51,8 @@ def build(meta: dict[str, Any], parallelism: str) -> plan.Plan:
     preprocess = sources.Preprocess(tuple(meta["mean"]), tuple(meta["std"]))
     examples = meta["steps"] * meta["batch_size"]
     devices = jax.devices()[: math.gcd(meta["batch_size"], jax.device_count())]
-    return plan.make(config.parse(c), meta["num_classes"], (32, 32, 3), examples, preprocess, devices)
+    facts = sources.Facts(meta["num_classes"], (32, 32, 3), examples, preprocess)
+    return plan.make(config.parse(c), facts, devices)
 
 
 @pytest.mark.parametrize("parallelism", ["jit", "pmap"])
@@ -76,9 +78,9 @@ def check(recorded: dict[str, np.ndarray], meta: dict[str, Any], parallelism: st
     step = run.devices.compile(plan.make_step(run), donate=True)
 
     for index in range(meta["steps"]):
-        batch = np.arange(index * meta["batch_size"], (index + 1) * meta["batch_size"], dtype=np.int32)
+        batch = np.arange(index * meta["batch_size"], (index + 1) * meta["batch_size"])
         before = {name: int(run.devices.one(state).networks[name].updates) for name in names}
-        state, metrics = step.call(state, data, batch)
+        state, metrics = step.call(state, data, runs.batch(run, batch))
         metrics = jax.device_get(run.devices.one(metrics))
         for p, (teacher, student) in enumerate(run.pairs):
             pair = f"{teacher}->{student}"
@@ -114,7 +116,7 @@ def check_eval(
     recorded: dict[str, np.ndarray], meta: dict[str, Any], run: plan.Plan, final: Any, i: int, name: str
 ) -> None:
     module = models.create(meta["networks"][i], meta["num_classes"], dtype=np.float64, param_dtype=np.float64)
-    images = augment.normalise(recorded["eval_images"], run.preprocess, np.float64)
+    images = augment.normalise(recorded["eval_images"], run.data.preprocess, np.float64)
     logits: Any = module.apply(final.networks[name].evaluated, images, train=False)
     np.testing.assert_allclose(logits, recorded[f"eval_logits/{i}"], rtol=2e-2, atol=2e-2)
 

@@ -8,11 +8,12 @@ import pytest
 
 import runs
 from switokd_jax import initialise, plan, scoring
-from switokd_jax.data import augment, resident
+from switokd_jax.data import augment, batches, resident
 
 
 def test_padding_covers_once() -> None:
-    indices, mask = scoring.padded(7, 3)
+    seen = [examples for _, examples in resident.scoring(7, 3, batches.Share())]
+    indices, mask = (np.stack([getattr(examples, field) for examples in seen]) for field in ("index", "mask"))
     assert indices.shape == mask.shape == (3, 3)
     np.testing.assert_array_equal(indices[mask > 0], np.arange(7))
 
@@ -24,12 +25,12 @@ def test_counts_are_numpys(parallelism: str, devices: int) -> None:
     split = runs.random_split(3 * 16 + 1)
     run = runs.tiny_plan(runs.tiny_config(batch_size=16, parallelism=parallelism), len(split), devices)
     start = initialise.initial(run)
-    data = run.devices.place(resident.resident(split))
     variables = {name: network.evaluated for name, network in start.networks.items()}
     call = run.devices.compile(plan.make_score(run), donate=False).call
-    scores = scoring.score(call, run.devices.one, run.devices.place(variables), data, len(split), 16)
+    coming = run.devices.ahead(resident.scoring(len(split), 16, run.devices.share))
+    scores = scoring.score(call, run.devices.one, run.devices.place(variables), runs.place(run, split), coming)
     for name, network in run.networks.items():
-        images = augment.normalise(split.images, run.preprocess, np.float32)
+        images = augment.normalise(split.images, run.data.preprocess, np.float32)
         module = network.module.clone(axis_name=None)
         logits = np.asarray(module.apply(variables[name], images, train=False), np.float64)
         right = logits.argmax(1) == split.labels

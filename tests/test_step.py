@@ -32,7 +32,7 @@ def take(c: Any, state: TrainState | None, steps: range) -> tuple[TrainState, di
     step = run.devices.compile(plan.make_step(run), donate=True)
     metrics: dict[str, Any] = {}
     for number in steps:
-        current, metrics = step.call(current, data, batch(number))
+        current, metrics = step.call(current, data, runs.batch(run, batch(number)))
     return jax.tree.map(np.array, jax.device_get(current)), jax.device_get(metrics)
 
 
@@ -162,7 +162,7 @@ def test_paused_backward_stands_inside_the_conditional_only() -> None:
     run = runs.tiny_plan(c, len(SPLIT))
     state, data = runs.start(run, SPLIT)
     step = run.devices.compile(plan.make_step(run), donate=True)
-    hlo = step.variants[True].lower(state, data, batch(0)).compile().as_text()
+    hlo = step.variants[True].lower(state, data, runs.batch(run, batch(0)).examples).compile().as_text()
     parts = computations(hlo)
     entry = re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)
     assert entry
@@ -190,6 +190,7 @@ def test_compiles_once_per_batch_shape(caplog: pytest.LogCaptureFixture) -> None
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for _ in range(3):
             for first in range(0, examples, BATCH):
-                state, _metrics = step.call(state, data, np.arange(first, min(first + BATCH, examples), dtype=np.int32))
+                some = runs.batch(run, np.arange(first, min(first + BATCH, examples)))
+                state, _metrics = step.call(state, data, some)
     compiled = [r.getMessage() for r in caplog.records if re.match(r"Compiling jit\(step\)", r.getMessage())]
     assert len(compiled) == 2, compiled

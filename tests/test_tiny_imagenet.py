@@ -6,32 +6,35 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
-from switokd_jax import fields
-from switokd_jax.data import sources
+import runs
+from switokd_jax import config, fields
+from switokd_jax.data import sources, tiny_imagenet
 
 WNIDS = [f"n{i:08}" for i in range(200)]
 
 
-def jpeg(colour: tuple[int, int, int] | int) -> bytes:
+def jpeg(colour: tuple[int, int, int] | int, corner: tuple[int, int, int] | int | None = None) -> bytes:
     out = io.BytesIO()
-    Image.new("L" if isinstance(colour, int) else "RGB", (64, 64), colour).save(out, format="JPEG", quality=95)
+    image = Image.new("L" if isinstance(colour, int) else "RGB", (64, 64), colour)
+    if corner is not None:
+        image.paste(corner, (0, 0, 16, 16))
+    image.save(out, format="JPEG", quality=95)
     return out.getvalue()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data_dir with the archive where somebody would put it: one image a class, every tenth of them grey."""
-    data_dir = tmp_path_factory.mktemp("tfds")
-    manual = data_dir / "downloads" / "manual"
-    manual.mkdir(parents=True)
-    with zipfile.ZipFile(manual / "tiny-imagenet-200.zip", "w") as file:
+def write_archive(path: Path) -> None:
+    """One training image a class, every tenth of them grey, and 20 with another corner to test on."""
+    with zipfile.ZipFile(path, "w") as file:
         file.writestr("tiny-imagenet-200/wnids.txt", "\n".join(reversed(WNIDS)))
         annotations = []
         for i, wnid in enumerate(WNIDS):
@@ -39,11 +42,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.writestr(f"tiny-imagenet-200/train/{wnid}/images/{wnid}_0.JPEG", picture)
             file.writestr(f"tiny-imagenet-200/train/{wnid}/{wnid}_boxes.txt", "not an image")
             if i < 20:
-                file.writestr(f"tiny-imagenet-200/val/images/val_{i}.JPEG", picture)
+                another = jpeg(i, corner=99) if i % 10 == 0 else jpeg((i, 0, 255 - i), corner=(99, 99, 99))
+                file.writestr(f"tiny-imagenet-200/val/images/val_{i}.JPEG", another)
                 annotations.append(f"val_{i}.JPEG\t{wnid}\t0\t0\t63\t63")
                 file.writestr(f"tiny-imagenet-200/test/images/test_{i}.JPEG", picture)
         file.writestr("tiny-imagenet-200/val/val_annotations.txt", "\n".join(annotations))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data_dir with the archive where somebody would put it."""
+    data_dir = tmp_path_factory.mktemp("tfds")
+    manual = data_dir / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    write_archive(manual / "tiny-imagenet-200.zip")
     return data_dir
+
+
+class TestBuilder(tfds.testing.DatasetBuilderTestCase):
+    """TFDS's own test case, on the archive as it comes from the network; the manual folder is tested below."""
+
+    DATASET_CLASS = tiny_imagenet.TinyImagenet200
+    SPLITS: ClassVar = {"train": 200, "test": 20}
+    DL_DOWNLOAD_RESULT = "downloaded.zip"
+    # None are registered: the archive is its authors' to change, and TFDS then takes what the server sends.
+    SKIP_CHECKSUMS = True
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls.EXAMPLE_DIR = cls.enterClassContext(tempfile.TemporaryDirectory())
+        write_archive(Path(cls.EXAMPLE_DIR) / cls.DL_DOWNLOAD_RESULT)
 
 
 def test_prepares_and_reads_without_tensorflow(folder: Path) -> None:
@@ -57,8 +86,9 @@ def test_prepares_and_reads_without_tensorflow(folder: Path) -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'tensorflow': return importlib.machinery.ModuleSpec(name, Refuse())\n"
         "sys.meta_path.insert(0, Finder())\n"
+        "from switokd_jax import config\n"
         "from switokd_jax.data import sources\n"
-        "print(len(sources.load('tiny_imagenet_200', sys.argv[1], 0.0, 0).train))\n"
+        "print(len(sources.load(config.Data(name='tiny_imagenet_200', dir=sys.argv[1]), 0).train))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder)],
@@ -71,11 +101,12 @@ def test_prepares_and_reads_without_tensorflow(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "200"
 
-    data = sources.load("tiny_imagenet_200", str(folder), 0.0, 0)
-    assert (data.num_classes, data.image_shape, len(data.train), len(data.test)) == (200, (64, 64, 3), 200, 20)
+    data = sources.load(config.Data(name="tiny_imagenet_200", dir=str(folder)), 0)
+    assert (data.num_classes, data.form.shape, len(data.train), len(data.test)) == (200, (64, 64, 3), 200, 20)
     assert data.preprocess.std == (0.2023, 0.1994, 0.2010)
     # Labels are the sorted ids' places, whatever the order in wnids.txt; grey images have three channels.
-    for split in (data.train, data.test):
+    train, _, test = runs.resident_splits(config.Data(name="tiny_imagenet_200", dir=str(folder)))
+    for split in (train, test):
         for picture, label in zip(split.images, split.labels, strict=True):
             expected = (label, label, label) if label % 10 == 0 else (label, 0, 255 - label)
             np.testing.assert_allclose(picture[32, 32].astype(int), expected, atol=3)
@@ -86,4 +117,4 @@ def test_no_archive_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     message = r"fetch http://\S+tiny-imagenet-200.zip and put it into \S+downloads/manual"
     with pytest.raises(fields.ConfigError, match=message):
-        sources.load("tiny_imagenet_200", str(tmp_path), 0.0, 0)
+        sources.load(config.Data(name="tiny_imagenet_200", dir=str(tmp_path)), 0)

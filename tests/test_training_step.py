@@ -16,8 +16,8 @@ import pytest
 from flax import linen as nn
 
 import runs
-from switokd_jax import adapters, checkpoint, config, loop, models, plan
-from switokd_jax.data import resident
+from switokd_jax import adapters, checkpoint, config, initialise, loop, models, plan
+from switokd_jax.data import sources
 from switokd_jax.methods import METHODS
 from switokd_jax.models import layers
 from switokd_jax.state import initial_state, initial_variables
@@ -50,7 +50,7 @@ class OneLayer(nn.Module):
         x = nn.relu(layers.norm(name="norm", train=train, axis_name=self.axis_name, **kinds)(x))
         for stage in ("stage1", "stage2", "stage3"):
             layers.tap(self, stage, x)
-        x = layers.dropout(self, jnp.mean(x, axis=(1, 2)), self.dropout, train=train and self.dropout > 0)
+        x = layers.dropout(self, layers.pooled(self, x), self.dropout, train=train and self.dropout > 0)
         return layers.at_least_float32(layers.linear(x, self.num_classes, name="head", **kinds))
 
 
@@ -72,17 +72,18 @@ def planned(
         return OneLayer(classes, dropout=dropout, **kinds)
 
     with mock.patch.object(models, "create", one_layer):
-        return plan.make(config.parse(c), 10, runs.SHAPE, len(SPLIT), runs.PREPROCESS, jax.devices()[:devices])
+        facts = sources.Facts(10, runs.SHAPE, len(SPLIT), runs.PREPROCESS, SPLIT.labels)
+        return plan.make(config.parse(c), facts, jax.devices()[:devices])
 
 
 def one_step(run: plan.Plan) -> tuple[Any, Any, dict[str, Any]]:
     variables = {name: initial_variables(network.module, name, 0, runs.SHAPE) for name, network in run.networks.items()}
-    memory = run.method.start(run.config.hyperparameters, run.topology.nodes)
+    memory = initialise.initial_memory(run)
     adapting = adapters.initial_adapters(run.adapters, run.networks, runs.SHAPE, 0)
     before = initial_state(run.networks, variables, run.pairs, 0, memory, adapting)
-    state, data = run.devices.place(before), run.devices.place(resident.resident(SPLIT))
+    state, data = run.devices.place(before), runs.place(run, SPLIT)
     step = run.devices.compile(plan.make_step(run), donate=False)
-    after, metrics = step.call(state, data, np.arange(16, dtype=np.int32))
+    after, metrics = step.call(state, data, runs.batch(run, np.arange(16)))
     return before, jax.device_get(run.devices.one(after)), jax.device_get(run.devices.one(metrics))
 
 
@@ -109,10 +110,11 @@ def test_step(method: str, topology: str, target: str) -> None:
         )
         assert moved == (int(after.networks[node].updates) == 1), node
         assert moved or run.networks[node].frozen or METHODS[method].switches
-    assert len(after.adapters) == (len(run.topology.edges_from(frozenset("a"))) if method == "fitnet" else 0)
+    adapting = run.topology.edges_from(frozenset("a")) if method in ("fitnet", "crd") else ()
+    assert {*after.adapters} == {str(edge) for edge in adapting}
     for edge, adapter in after.adapters.items():
         assert int(adapter.updates) == 1
-        for part in ("params", "batch_stats"):
+        for part in ("params", "batch_stats") if method == "fitnet" else ("params",):
             was, now = getattr(before.adapters[edge], part), getattr(adapter, part)
             assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(was), jax.tree.leaves(now), strict=True))
     if METHODS[method].offline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,29 @@ from switokd_jax.fields import ConfigError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-def read_folder(root: Path) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], list[str]]:
-    """Reads both splits; classes are the names of the training folders, sorted.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Files:
+    """Image files of a split with their labels; `encoded.Records` of them."""
 
-    Returns:
-      (images, labels) of train, the same of test, and the classes. Images are [n, height, width, channels] uint8 with
-      one channel where all are grey, else three; labels are [n] int32.
+    paths: tuple[Path, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> tuple[bytes, int]:
+        return self.paths[place].read_bytes(), int(self.labels[place])
+
+    def title(self, place: int) -> str:
+        """Its path."""
+        return f"config.data.dir: {self.paths[place]}"
+
+
+def find_files(root: Path) -> tuple[Files, Files, int]:
+    """The files of train and of test, and the number of classes: the names of the training folders, sorted.
 
     Raises:
-      ConfigError: naming the folder or file that is missing, broken or of another size.
+      ConfigError: naming the folder that is missing or empty.
     """
     for split in ("train", "test"):
         if not (root / split).is_dir():
@@ -31,23 +46,26 @@ def read_folder(root: Path) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.nda
         raise ConfigError(f"config.data.dir: {root / 'train'} holds no folders; make one for each class")
     if stray := sorted({path.name for path in (root / "test").iterdir() if path.is_dir()} - {*classes}):
         raise ConfigError(f"config.data.dir: {root / 'test' / stray[0]} is a class that {root / 'train'} does not have")
-    files = {split: _files(root / split, classes) for split in ("train", "test")}
-    everything = [path for split in files.values() for path, _ in split]
-    headers = [_header(path) for path in everything]
+    train, test = (_files(root / split, classes) for split in ("train", "test"))
+    return train, test, len(classes)
+
+
+def read_files(train: Files, test: Files) -> tuple[np.ndarray, np.ndarray]:
+    """Images [n, height, width, channels] uint8 of both splits; one channel where all are grey, else three.
+
+    Raises:
+      ConfigError: naming the file that is broken or of another size.
+    """
+    headers = [_header(path) for files in (train, test) for path in files.paths]
     grey, size = all(mode in ("L", "1", "I;16") for mode, _ in headers), headers[0][1]
-    train, test = (
-        (
-            np.stack(
-                [_read(path, grey, size) for path, _ in tqdm(found, desc=f"reading {split}", delay=2, disable=None)]
-            ),
-            np.asarray([label for _, label in found], np.int32),
-        )
-        for split, found in files.items()
-    )
-    return train, test, classes
+    images = [
+        np.stack([_read(path, grey, size) for path in tqdm(files.paths, desc="reading images", delay=2, disable=None)])
+        for files in (train, test)
+    ]
+    return images[0], images[1]
 
 
-def _files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+def _files(folder: Path, classes: list[str]) -> Files:
     found = [
         (path, label)
         for label, name in enumerate(classes)
@@ -56,7 +74,7 @@ def _files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     ]
     if not found:
         raise ConfigError(f"config.data.dir: {folder} holds no images ({', '.join(SUFFIXES)})")
-    return found
+    return Files(tuple(path for path, _ in found), np.asarray([label for _, label in found], np.int32))
 
 
 def _header(path: Path) -> tuple[str, tuple[int, int]]:
@@ -73,8 +91,9 @@ def _read(path: Path, grey: bool, size: tuple[int, int]) -> np.ndarray:
         with Image.open(path) as image:
             if image.size != size:
                 raise ConfigError(
-                    f"config.data.dir: {path} has {image.size[0]}x{image.size[1]} pixels, the first image "
-                    f"{size[0]}x{size[1]}; the resident pipeline needs one size, so resize them first"
+                    f"{path} has {image.size[0]}x{image.size[1]} pixels, the first "
+                    f"{size[0]}x{size[1]}; resize them, or set config.data.pipeline to 'stream' "
+                    "and config.data.image_size"
                 )
             pixels = np.asarray(image.convert("L" if grey else "RGB"), np.uint8)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import logging
 import urllib.error
@@ -19,22 +20,111 @@ from switokd_jax.fields import ConfigError, nearest
 
 Arrays = tuple[np.ndarray, np.ndarray]
 # Named in the message for an unknown set; TFDS has many more.
-COMMON = ("digits", "folder", "cifar10", "cifar100", "tiny_imagenet_200", "fashion_mnist", "mnist", "svhn_cropped")
+COMMON = (
+    *("digits", "folder", "cifar10", "cifar100", "tiny_imagenet_200", "imagenet2012", "fashion_mnist", "mnist"),
+    "svhn_cropped",
+)
+# Their test splits have no labels.
+UNLABELLED_TEST = ("imagenet2012", "imagenet2012_subset")
 
 
-def read_tfds(name: str, data_dir: str) -> tuple[Arrays, Arrays, int]:
-    """Reads the splits train and test of a set by its TFDS name, and prepares it first where it is not.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """A set that lies on disk.
+
+    Attributes:
+      builder: TFDS's.
+      name: its TFDS name.
+      command: what prepares it again.
+    """
+
+    builder: Any
+    name: str
+    command: str
+
+    @property
+    def shape(self) -> tuple[int | None, int | None, int]:
+        """(height, width, channels); None for sizes that vary."""
+        height, width, channels = self.builder.info.features["image"].shape
+        return height, width, channels
+
+    @property
+    def num_classes(self) -> int:
+        """Of its labels."""
+        return int(self.builder.info.features["label"].num_classes)
+
+    @property
+    def test_split(self) -> str:
+        """'test', or 'validation' where there is no test split with labels."""
+        unlabelled = self.name.partition(":")[0].partition("/")[0] in UNLABELLED_TEST
+        return "test" if "test" in self.builder.info.splits and not unlabelled else "validation"
+
+    def source(self, split: str, **options: Any) -> Any:
+        """Random access to a split; options as of TFDS's `as_data_source`.
+
+        Raises:
+          ConfigError: if there is no such split, or its files have no random access.
+        """
+        if split not in self.builder.info.splits:
+            raise ConfigError(
+                f"config.data.name: {self.name!r} has no split {split!r}; it has {[*self.builder.info.splits]}"
+            )
+        try:
+            return self.builder.as_data_source(split=split, **options)
+        except NotImplementedError:
+            raise ConfigError(
+                f"{self.builder.data_dir} is not in a format with random access; prepare it again: {self.command}"
+            ) from None
+
+    def arrays(self, split: str) -> Arrays:
+        """A whole split: images [n, height, width, channels] uint8 and labels [n] int32.
+
+        Raises:
+          ConfigError: also if the images have several sizes.
+        """
+        if None in self.shape:
+            raise ConfigError(
+                f"config.data.name: the images of {self.name!r} have many sizes; set config.data.pipeline = 'stream' "
+                "and config.data.image_size (224, say)"
+            )
+        return _read(self.source(split), f"{self.name} {split}")
+
+    def records(self, split: str) -> TfdsRecords:
+        """A split as encoded images."""
+        import tensorflow_datasets as tfds
+
+        source = self.source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        return TfdsRecords(source, f"{self.name} {split}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TfdsRecords:
+    """`encoded.Records` of a split of TFDS."""
+
+    source: Any
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, place: int) -> tuple[bytes, int]:
+        example = self.source[place]
+        return example["image"], int(example["label"])
+
+    def title(self, place: int) -> str:
+        """Its split and place."""
+        return f"image {place} of {self.name}"
+
+
+def open_tfds(name: str, data_dir: str) -> Prepared:
+    """A set by its TFDS name, prepared first where it is not.
 
     Args:
       name: a TFDS name.
       data_dir: TFDS's folder; '' for its default.
 
-    Returns:
-      (images, labels) of train, the same of test, and the number of classes. Images are [n, height, width, channels]
-      uint8; labels are [n] int32.
-
     Raises:
-      ConfigError: if there is no such set, it cannot be fetched, or its images do not fit.
+      ConfigError: if there is no such set or it cannot be fetched.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -49,19 +139,11 @@ def read_tfds(name: str, data_dir: str) -> tuple[Arrays, Arrays, int]:
         builder = tfds.builder(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError:
         raise ConfigError(f"config.data.name: no data set {name!r}; {nearest(name, COMMON)}, and all of TFDS") from None
-    features, splits = builder.info.features, ("train", "test")
+    features = builder.info.features
     if not (isinstance(features, tfds.features.FeaturesDict) and {"image", "label"} <= {*features.keys()}):
         raise ConfigError(f"config.data.name: {name!r} is not an image-classification set of TFDS")
     _prepare(builder, name, folder)
-    if missing := [split for split in splits if split not in builder.info.splits]:
-        raise ConfigError(f"config.data.name: {name!r} has no split {missing[0]!r}; it has {[*builder.info.splits]}")
-    try:
-        train, test = (_read(builder.as_data_source(split=split), f"{name} {split}") for split in splits)
-    except NotImplementedError:
-        raise ConfigError(
-            f"{builder.data_dir} is not in a format with random access; prepare it again: {_command(name, folder)}"
-        ) from None
-    return train, test, int(features["label"].num_classes)
+    return Prepared(builder, name, _command(name, folder))
 
 
 def _prepare(builder: Any, name: str, folder: str | None) -> None:

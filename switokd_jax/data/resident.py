@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from flax import struct
 
-from switokd_jax.data import augment, sources
+from switokd_jax.data import augment, batches
+from switokd_jax.data.batches import Examples, Reading, Share
+from switokd_jax.data.sources import Preprocess
 
 
 @struct.dataclass
@@ -21,42 +22,45 @@ class Resident:
     labels: jax.Array | np.ndarray
 
 
-def resident(split: sources.Split) -> Resident:
-    """A split as the tree that `Distribution.place` copies to the devices."""
-    return Resident(split.images, split.labels)
+def training(examples: int, seed: int, batch_size: int, share: Share, first: int, total: int) -> Reading:
+    """The batches of the global steps from `first` to the last before `total`."""
+    for step in range(first, total):
+        index = batches.training(step, seed, examples, batch_size)
+        yield len(index), Examples(index[share.rows(len(index))])
 
 
-def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """The last partial batch counts."""
-    return math.ceil(examples / batch_size)
+def scoring(examples: int, batch_size: int, share: Share) -> Reading:
+    """Batches that cover the split once, padded and masked."""
+    for step in range(batches.steps_per_epoch(examples, batch_size)):
+        index, mask = batches.scoring(step, examples, batch_size)
+        rows = share.rows(batch_size)
+        yield batch_size, Examples(index[rows], mask[rows])
 
 
-def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
-    """The order [examples] int32 of an epoch (from 0): the same for every device count and dtype."""
-    return np.random.default_rng((seed, epoch)).permutation(examples).astype(np.int32)
+def look_up(data: Resident | None, batch: Examples) -> tuple[Any, Any]:
+    """Images [batch, height, width, channels] uint8 and labels [batch] of a batch, inside a step.
 
-
-def batches(seed: int, examples: int, batch_size: int, first_step: int) -> Iterator[np.ndarray]:
-    """Index arrays from a global step on, for ever; each epoch takes every example once."""
-    per_epoch = steps_per_epoch(examples, batch_size)
-    epoch, within = divmod(first_step, per_epoch)
-    while True:
-        order = epoch_order(seed, epoch, examples)
-        for start in range(within * batch_size, examples, batch_size):
-            yield order[start : start + batch_size]
-        epoch, within = epoch + 1, 0
+    Args:
+      data: the split on the devices, or None where the batch brings its images along.
+      batch: traced.
+    """
+    if data is None:
+        return batch.images, batch.labels
+    return data.images[batch.index], data.labels[batch.index]
 
 
 def train_inputs(
-    preprocess: sources.Preprocess, *, augmented: bool, steps_in_epoch: int, dtype: Any
-) -> Callable[[Resident, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Makes (data, indices [batch], run key, global step) -> (images, labels) for inside the step."""
+    preprocess: Preprocess, *, augmented: bool, steps_in_epoch: int, dtype: Any
+) -> Callable[[Resident | None, Examples, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Makes (data, batch, run key, global step) -> (images, labels) for inside the step."""
+    # Streams of images of any size are cropped and mirrored where they are decoded.
+    augmented = augmented and (preprocess.padding > 0 or preprocess.flip)
 
-    def inputs(data: Resident, indices: jax.Array, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        images = data.images[indices]
+    def inputs(data: Resident | None, batch: Examples, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images, labels = look_up(data, batch)
         if augmented:
-            keys = augment.example_keys(rng, step // steps_in_epoch, indices)
+            keys = augment.example_keys(rng, step // steps_in_epoch, batch.index)
             images = augment.crop_and_flip(images, keys, preprocess)
-        return augment.normalise(images, preprocess, dtype), data.labels[indices]
+        return augment.normalise(images, preprocess, dtype), labels
 
     return inputs

@@ -1,14 +1,18 @@
-"""Data sets as uint8 arrays: scikit-learn's digits, TFDS's image-classification sets, a folder of images."""
+"""Data sets: scikit-learn's digits, TFDS's image-classification sets, a folder of images; in memory or encoded."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from switokd_jax.data.folder import read_folder
-from switokd_jax.data.prepared import read_tfds
+from switokd_jax.config import Data
+from switokd_jax.data.encoded import Encoded, Form, Pixels, Records, size_of
+from switokd_jax.data.folder import find_files, read_files
+from switokd_jax.data.prepared import open_tfds
 from switokd_jax.fields import ConfigError
 
 CHOICE_SEED = 0  # of the digits' test fifth and of `train_examples`, which are the same in every run
@@ -33,12 +37,15 @@ class Preprocess:
     flip: bool = True
 
 
-# CIFAR's and Tiny-ImageNet's are the public SwitOKD code's; other sets are measured on their training images.
+IMAGENET = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# The public SwitOKD code's. Other sets are measured on their training images, or take ImageNet's where these are not
+# in memory.
 KNOWN: dict[str, Preprocess] = {
     "digits": Preprocess((0.0,), (1.0,), scale=16.0, padding=1, flip=False),
     "cifar10": Preprocess((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
     "cifar100": Preprocess((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
     "tiny_imagenet_200": Preprocess((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "imagenet2012": IMAGENET,
 }
 # A mirrored digit or letter is another one, or none.
 NOT_MIRRORED = ("mnist", "emnist", "kmnist", "binarized_mnist", "svhn_cropped", "omniglot", "cmaterdb")
@@ -61,46 +68,97 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in memory; `validation` may be empty."""
+    """A data set; `validation` may be empty.
+
+    Attributes:
+      name: as in the config.
+      num_classes: of its labels.
+      form: (height, width, channels) of its images as networks see them, and how they get there.
+      train: in memory, or encoded where the pipeline is 'stream'; so are
+      validation: held out of the training split, and
+      test: the split that is reported.
+      preprocess: how pixels become inputs.
+    """
 
     name: str
     num_classes: int
-    train: Split
-    validation: Split
-    test: Split
+    form: Form
+    train: Split | Encoded
+    validation: Split | Encoded
+    test: Split | Encoded
     preprocess: Preprocess
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        height, width, channels = self.train.images.shape[1:]
-        return height, width, channels
+    def facts(self) -> Facts:
+        """What a plan is made of."""
+        return Facts(self.num_classes, self.form.shape, len(self.train), self.preprocess, self.train.labels)
 
 
-def load(name: str, data_dir: str, validation_fraction: float, seed: int, train_examples: int = 0) -> Dataset:
-    """Loads a data set and holds out a stratified share of its training split.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Facts:
+    """What a run has to know of a data set beforehand.
+
+    Attributes:
+      num_classes: of its labels.
+      image_shape: (height, width, channels).
+      train_examples: how many.
+      preprocess: how pixels become inputs.
+      labels: [train_examples] int32, or None where only reading the images would tell.
+    """
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    train_examples: int
+    preprocess: Preprocess
+    labels: np.ndarray | None = None
+
+
+def load(spec: Data, seed: int) -> Dataset:
+    """Loads a data set, or finds its files where it is streamed, and holds out a share of its training split.
+
+    The share is stratified where the labels are known: everywhere but in streams of TFDS.
 
     Args:
-      name: 'digits', 'folder' or a TFDS name.
-      data_dir: TFDS's folder, '' for its default; for 'folder' the one with train/CLASS and test/CLASS.
-      validation_fraction: 0 for no validation split.
+      spec: the config's block.
       seed: decides which examples are held out.
-      train_examples: so many of the training examples, stratified and the same in every run; 0 for all.
 
     Raises:
       ConfigError: if there is no such set, it cannot be read or fetched, or its images do not fit.
     """
-    readers = {"digits": _digits, "folder": lambda: _folder(data_dir)}
-    train, test, num_classes = readers.get(name, lambda: _tfds(name, data_dir))()
-    preprocess = KNOWN.get(name) or measured(train.images, flip=name.split(":")[0] not in NOT_MIRRORED)
-    if train_examples > len(train):
+    if spec.image_size and spec.pipeline != "stream":
         raise ConfigError(
-            f"config.data.train_examples is {train_examples}, and {name!r} has {len(train)} training images"
+            f"config.data.image_size is {spec.image_size}, and config.data.pipeline 'resident' keeps images as they "
+            "are; set it to 'stream'"
         )
-    if train_examples:
-        train = train.take(stratified(train.labels, train_examples / len(train), CHOICE_SEED))
-    held_out = stratified(train.labels, validation_fraction, seed)
-    return Dataset(name, num_classes, train.take(~held_out), train.take(held_out), test, preprocess)
+    found = {"digits": _digits, "folder": _folder}.get(spec.name, _tfds)(spec)
+    train = found.train
+    preprocess = KNOWN.get(spec.name) or (
+        measured(train.images, flip=spec.name.split(":")[0] not in NOT_MIRRORED)
+        if isinstance(train, Split)
+        else dataclasses.replace(IMAGENET, padding=found.form.shape[0] // 8)
+    )
+    if spec.train_examples > len(train):
+        raise ConfigError(
+            f"config.data.train_examples is {spec.train_examples}, and {spec.name!r} has {len(train)} training images"
+        )
+    if spec.train_examples:
+        train = train.take(_part(train, spec.train_examples / len(train), CHOICE_SEED))
+    held_out = _part(train, spec.validation_fraction, seed)
+    return Dataset(
+        name=spec.name,
+        num_classes=found.num_classes,
+        form=found.form,
+        train=train.take(~held_out),
+        validation=train.take(held_out),
+        test=found.test,
+        preprocess=dataclasses.replace(preprocess, padding=0, flip=False) if found.form.resized else preprocess,
+    )
+
+
+def _part(split: Split | Encoded, fraction: float, seed: int) -> np.ndarray:
+    """A mask of `stratified`; of one class for all where the labels are not known."""
+    labels = np.zeros(len(split), np.int32) if split.labels is None else split.labels
+    return stratified(labels, fraction, seed)
 
 
 def stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -134,22 +192,59 @@ def measured(images: np.ndarray, *, flip: bool) -> Preprocess:
     )
 
 
-def _digits() -> tuple[Split, Split, int]:
+class _Found(NamedTuple):
+    """What a reader has of a data set, whole."""
+
+    train: Split | Encoded
+    test: Split | Encoded
+    num_classes: int
+    form: Form
+
+
+def _in_memory(train: Split, test: Split, num_classes: int) -> _Found:
+    height, width, channels = train.images.shape[1:]
+    return _Found(train, test, num_classes, Form((height, width, channels), resized=False))
+
+
+def _streamed(
+    train: Records, test: Records, labels: Sequence[np.ndarray | None], num_classes: int, channels: int, spec: Data
+) -> _Found:
+    splits = [
+        Encoded(records, np.arange(len(records)), known) for records, known in zip((train, test), labels, strict=True)
+    ]
+    size = spec.image_size
+    height, width = (size, size) if size else size_of(train[0][0])
+    return _Found(splits[0], splits[1], num_classes, Form((height, width, channels), resized=size > 0))
+
+
+def _digits(spec: Data) -> _Found:
     from sklearn.datasets import load_digits  # slow to import, and only this set needs it
 
     raw = load_digits()
     everything = Split(raw.images[..., None].astype(np.uint8), raw.target.astype(np.int32))
-    test = stratified(everything.labels, 360 / len(everything), CHOICE_SEED)
-    return everything.take(~test), everything.take(test), 10
+    chosen = stratified(everything.labels, 360 / len(everything), CHOICE_SEED)
+    train, test = everything.take(~chosen), everything.take(chosen)
+    if spec.pipeline == "resident":
+        return _in_memory(train, test, 10)
+    first, second = (Pixels(split.images, split.labels) for split in (train, test))
+    return _streamed(first, second, [train.labels, test.labels], 10, 1, spec)
 
 
-def _folder(data_dir: str) -> tuple[Split, Split, int]:
-    if not data_dir:
+def _folder(spec: Data) -> _Found:
+    if not spec.dir:
         raise ConfigError("config.data.dir is empty; data.name 'folder' reads DIR/train/CLASS and DIR/test/CLASS")
-    train, test, classes = read_folder(Path(data_dir).expanduser())
-    return Split(*train), Split(*test), len(classes)
+    train, test, num_classes = find_files(Path(spec.dir).expanduser())
+    if spec.pipeline == "stream":
+        return _streamed(train, test, [train.labels, test.labels], num_classes, 3, spec)
+    images = read_files(train, test)
+    return _in_memory(Split(images[0], train.labels), Split(images[1], test.labels), num_classes)
 
 
-def _tfds(name: str, data_dir: str) -> tuple[Split, Split, int]:
-    train, test, num_classes = read_tfds(name, data_dir)
-    return Split(*train), Split(*test), num_classes
+def _tfds(spec: Data) -> _Found:
+    prepared = open_tfds(spec.name, spec.dir)
+    splits = ("train", prepared.test_split)
+    if spec.pipeline == "stream":
+        train, test = (prepared.records(split) for split in splits)
+        return _streamed(train, test, [None, None], prepared.num_classes, prepared.shape[2], spec)
+    arrays = [Split(*prepared.arrays(split)) for split in splits]
+    return _in_memory(arrays[0], arrays[1], prepared.num_classes)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from switokd_jax.methods import at, dist, dkd, dml, fitnet, kd, kdcl, rco, switokd, uniokd, vanilla
-from switokd_jax.methods.protocol import Adapt, Decision, MethodFn, Outputs
+from switokd_jax.methods import at, crd, dist, dkd, dml, fitnet, kd, kdcl, rco, switokd, uniokd, vanilla
+from switokd_jax.methods.protocol import Adapt, Decision, MethodFn, Outputs, Start
 
-__all__ = ["METHODS", "Adapt", "Decision", "FeatureUse", "Method", "MethodFn", "Outputs"]
+__all__ = ["METHODS", "Adapt", "Decision", "FeatureUse", "Method", "MethodFn", "Outputs", "Start"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class FeatureUse:
     Attributes:
       learner: tapped names of the learner.
       source: tapped names of the source, one for each of the learner's.
-      adapter: makes the module that brings the learner's first feature to the form of the source's, given their
+      adapter: makes the module that brings the learner's first feature and the source's together, given their
         shapes [batch, ...] and the options dtype and param_dtype; None where the method needs none.
     """
 
@@ -41,9 +41,14 @@ def _no_anchor(hyperparameters: Any, epoch: int) -> None:
     del hyperparameters, epoch
 
 
-def _no_memory(hyperparameters: Any, nodes: Sequence[str]) -> None:
+def _no_memory(hyperparameters: Any, given: Start) -> None:
     """Most methods keep nothing between steps."""
-    del hyperparameters, nodes
+    del hyperparameters, given
+
+
+def _no_refresh(hyperparameters: Any) -> None:
+    """Most methods look at training images only."""
+    del hyperparameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +61,10 @@ class Method:
       switches: whether it decides a mode for each gated pair.
       offline: whether it learns from frozen networks.
       features: of its hyperparameters, the features that it takes.
-      start: (hyperparameters, nodes) to what it keeps between steps, None for nothing.
+      start: (hyperparameters, `Start`) to what it keeps between steps, None for nothing.
       anchor: of its hyperparameters and the whole epochs behind, the checkpoint that frozen networks become, or None.
-      refresh: takes the correlation [n, n] of the networks' errors on held-out data to new memory, at each
-        evaluation; asked only where `start` made some.
+      refresh: of its hyperparameters, the function from the correlation [n, n] of the networks' errors on held-out
+        data to new memory, called at each evaluation; or None.
     """
 
     apply: MethodFn
@@ -67,19 +72,15 @@ class Method:
     switches: bool = False
     offline: bool = False
     features: Callable[[Any], FeatureUse] = _no_features
-    start: Callable[[Any, Sequence[str]], Any] = _no_memory
+    start: Callable[[Any, Start], Any] = _no_memory
     anchor: Callable[[Any, int], str | None] = _no_anchor
-    refresh: Callable[[jax.Array], Any] | None = None
-
-    def refreshes(self, hyperparameters: Any, nodes: Sequence[str]) -> bool:
-        """Whether it takes new memory at each evaluation, with these hyperparameters."""
-        return self.refresh is not None and self.start(hyperparameters, nodes) is not None
+    refresh: Callable[[Any], Callable[[jax.Array], Any] | None] = _no_refresh
 
 
 METHODS: dict[str, Method] = {
     "vanilla": Method(vanilla.vanilla, vanilla.Hyperparameters),
     "dml": Method(dml.dml, dml.Hyperparameters),
-    "kdcl": Method(kdcl.kdcl, kdcl.Hyperparameters, start=kdcl.start, refresh=kdcl.general_weights),
+    "kdcl": Method(kdcl.kdcl, kdcl.Hyperparameters, start=kdcl.start, refresh=kdcl.refresh),
     "switokd": Method(switokd.switokd, switokd.Hyperparameters, switches=True),
     "uniokd": Method(uniokd.uniokd, uniokd.Hyperparameters, switches=True),
     "kd": Method(kd.kd, kd.Hyperparameters, offline=True),
@@ -92,5 +93,12 @@ METHODS: dict[str, Method] = {
         fitnet.Hyperparameters,
         offline=True,
         features=lambda h: FeatureUse((h.student,), (h.teacher,), fitnet.regressor),
+    ),
+    "crd": Method(
+        crd.crd,
+        crd.Hyperparameters,
+        offline=True,
+        features=lambda h: FeatureUse((h.student,), (h.teacher,), crd.embedding(h)),
+        start=crd.start,
     ),
 }

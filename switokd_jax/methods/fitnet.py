@@ -40,7 +40,7 @@ def fitnet(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparamet
     losses, stats = dict(outputs.cross_entropy), {}
     for edge in topology.edges_from(outputs.frozen):
         source = jax.lax.stop_gradient(at_least_float32(outputs.features[edge.source][h.teacher]))
-        adapted, stats[str(edge)] = outputs.adapters[str(edge)](outputs.features[edge.learner][h.student])
+        adapted, stats[str(edge)] = outputs.adapters[str(edge)](outputs.features[edge.learner][h.student], source)
         losses[edge.learner] += h.weight * edge.weight * jnp.mean((at_least_float32(adapted) - source) ** 2)
     return Decision(losses, adapter_stats=stats)
 
@@ -54,8 +54,9 @@ class Regressor(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, source: jax.Array, *, train: bool) -> jax.Array:
         """[batch, height, width, channels] to [batch, height / stride, width / stride, features]."""
+        del source  # only its shape counts, and `regressor` has seen that
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         # A 1x1 convolution is a linear layer on every pixel.
         x = nn.Dense(self.features, name="conv", **kinds)(x[:, :: self.stride, :: self.stride])

@@ -12,7 +12,7 @@ logits z_i of N networks and the true class y, the target is made per example:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import optax
 
 from switokd_jax import fields
 from switokd_jax.losses import at_least_float32, cross_entropy, kl_divergence
-from switokd_jax.methods.protocol import Decision, Outputs
+from switokd_jax.methods.protocol import Decision, Outputs, Start
 from switokd_jax.topology import Topology
 
 
@@ -94,9 +94,15 @@ def linear(z: jax.Array, labels: jax.Array, steps: int) -> jax.Array:
     return jax.vmap(solve)(u)
 
 
-def start(hyperparameters: Hyperparameters, nodes: Sequence[str]) -> jax.Array | None:
+def start(hyperparameters: Hyperparameters, given: Start) -> jax.Array | None:
     """The weights of 'general' before the first look at held-out data: [n] float32, all equal."""
-    return jnp.full(len(nodes), 1.0 / len(nodes), jnp.float32) if hyperparameters.target == "general" else None
+    count = len(given.nodes)
+    return jnp.full(count, 1.0 / count, jnp.float32) if hyperparameters.target == "general" else None
+
+
+def refresh(hyperparameters: Hyperparameters) -> Callable[[jax.Array], jax.Array] | None:
+    """'general' takes new weights at each evaluation."""
+    return general_weights if hyperparameters.target == "general" else None
 
 
 def general_weights(correlation: jax.Array) -> jax.Array:

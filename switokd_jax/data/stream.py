@@ -1,0 +1,96 @@
+"""The streaming pipeline: Grain's worker processes read, decode and crop whole batches ahead of the devices.
+
+What a batch holds depends on its step alone, and what becomes of an image on (seed, epoch, index): any number of
+workers, processes and restarts sees the same bits. A worker makes whole batches, so that nothing but finished arrays
+crosses between processes, through shared memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from switokd_jax.data import batches
+from switokd_jax.data.batches import Examples, Reading, Share
+from switokd_jax.data.encoded import Encoded, Form, read
+
+AHEAD = 2  # finished batches that wait in each worker
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Training:
+    """The training batches as a random-access source of Grain's, by global step."""
+
+    split: Encoded
+    form: Form
+    augmented: bool
+    seed: int
+    batch_size: int
+    share: Share
+    total: int
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        index = batches.training(step, self.seed, len(self.split), self.batch_size)
+        epoch = step // batches.steps_per_epoch(len(self.split), self.batch_size)
+        mine = index[self.share.rows(len(index))]
+        draws = [np.random.default_rng((self.seed, epoch, i)) if self.augmented else None for i in mine]
+        return {"size": len(index), "index": mine, **_read(self.split, mine, self.form, draws)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scoring:
+    """The batches of an evaluation, padded and masked, likewise."""
+
+    split: Encoded
+    form: Form
+    batch_size: int
+    share: Share
+
+    def __len__(self) -> int:
+        return batches.steps_per_epoch(len(self.split), self.batch_size)
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        index, mask = batches.scoring(step, len(self.split), self.batch_size)
+        rows = self.share.rows(self.batch_size)
+        mine = index[rows]
+        seen = _read(self.split, mine, self.form, [None] * len(mine))
+        return {"size": self.batch_size, "index": mine, "mask": mask[rows], **seen}
+
+
+def batches_of(source: Training | Scoring, workers: int, first: int = 0) -> Reading:
+    """The batches from step `first` on.
+
+    Args:
+      source: what to read.
+      workers: processes; 0 reads in a thread of this one.
+      first: step.
+
+    Raises:
+      ConfigError: naming an image that cannot be used.
+    """
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags, which a notebook has not parsed
+    rest = len(source) - first
+    dataset = grain.MapDataset.source(source)[first:].to_iter_dataset(grain.ReadOptions(1, AHEAD))
+    if workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(min(workers, rest), AHEAD))
+    iterator = iter(dataset)
+    try:
+        for batch in iterator:
+            yield batch.pop("size"), Examples(**batch)
+    finally:
+        iterator.close()
+
+
+def _read(split: Encoded, index: np.ndarray, form: Form, draws: list[Any]) -> dict[str, np.ndarray]:
+    images, labels = np.empty((len(index), *form.shape), np.uint8), np.empty(len(index), np.int32)
+    for row, (i, rng) in enumerate(zip(index, draws, strict=True)):
+        images[row], labels[row] = read(split, int(i), form, rng)
+    return {"images": images, "labels": labels}
