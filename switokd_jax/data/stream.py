@@ -78,7 +78,8 @@ def batches_of(source: Training | Scoring, workers: int, first: int = 0) -> Read
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags, which a notebook has not parsed
     rest = len(source) - first
-    dataset = grain.MapDataset.source(source)[first:].to_iter_dataset(grain.ReadOptions(1, AHEAD))
+    dataset = grain.MapDataset.source(source)[first:].to_iter_dataset(grain.ReadOptions(0, 0) if workers else grain.ReadOptions(1, AHEAD))
+    dataset = grain.experimental.WithOptionsIterDataset(dataset, grain.experimental.DatasetOptions(min_shm_size=2**16))
     if workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(min(workers, rest), AHEAD))
     iterator = iter(dataset)
