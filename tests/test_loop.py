@@ -7,12 +7,14 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import runs
 from experiments.faults import storm
@@ -190,10 +192,42 @@ def test_a_run_of_eight_devices_is_read_on_one(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
 
 
-def test_killed_run_ends_as_the_one_that_was_not(tmp_path: Path) -> None:
+def photographs(folder: Path) -> None:
+    """Training and test images of many sizes, in two classes."""
+    rng = np.random.default_rng(0)
+    for number in range(200):
+        path = folder / ("train" if number < 160 else "test") / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        height, width = rng.integers(16, 40, 2)
+        Image.fromarray(rng.integers(0, 256, (height, width, 3)).astype(np.uint8)).save(path)
+
+
+def crd(folder: Path) -> tuple[str, ...]:
+    """A frozen teacher, and a memory that every step moves."""
+    c = runs.tiny_config(batch_size=160, epochs=1.0, method="vanilla")
+    loop.train_and_evaluate(c, folder, jax.devices()[:1])
+    teacher = (f"--config.networks.teacher.{field}" for field in ("frozen=True", f"init_from={folder}:teacher@latest"))
+    return ("--config.method=crd", "--config.crd.negatives=64", *teacher)
+
+
+def stream(folder: Path) -> tuple[str, ...]:
+    """Images of many sizes, decoded and cropped at random by a worker process."""
+    photographs(folder)
+    data = ("name=folder", f"dir={folder}", "pipeline=stream", "image_size=16", "workers=1")
+    return (*(f"--config.data.{field}" for field in data), "--config.batch_size=16", "--config.eval_every=3")
+
+
+def plain(folder: Path) -> tuple[str, ...]:
+    """The demo's method and data."""
+    del folder
+    return ()
+
+
+@pytest.mark.parametrize("kind", [plain, crd, stream])
+def test_killed_run_ends_as_the_one_that_was_not(kind: Callable[[Path], tuple[str, ...]], tmp_path: Path) -> None:
     """SIGKILL at a random moment after the first save: the same bits and lines in the end."""
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.CACHE)}
-    flags = ("--config.epochs=6", "--config.checkpoint.every=0.25")
+    flags = (*kind(tmp_path / "given"), "--config.epochs=6", "--config.checkpoint.every=0.25")
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     assert storm.start(alone, flags, environment).wait(300) == 0
     delay = random.uniform(0.0, 0.6)

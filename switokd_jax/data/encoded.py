@@ -128,7 +128,8 @@ def size_of(encoded: bytes | np.ndarray) -> tuple[int, int]:
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
     """A random resized crop and a random mirror image, as torchvision's: [size, size] pixels, bilinear."""
-    cropped = image.resize((size, size), Image.Resampling.BILINEAR, random_box(image.width, image.height, rng))
+    # Not resize(box=...): that looks beyond the box at its border.
+    cropped = image.crop(random_box(image.width, image.height, rng)).resize((size, size), Image.Resampling.BILINEAR)
     return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else cropped
 
 

@@ -163,7 +163,9 @@ def _prepare(builder: Any, name: str, folder: str | None) -> None:
 def _remedy(builder: Any, name: str, folder: str | None) -> str:
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         manual = Path(builder.data_dir).parents[1] / "downloads" / "manual"
-        return f"where there is network, fetch {builder.urls[0]} and put it into {manual}"
+        if urls := getattr(builder, "urls", ()):
+            return f"where there is network, fetch {urls[0]} and put it into {manual}"
+        return f"manual_dir is {manual}: {' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())}"
     return f"where there is network, run: {_command(name, folder)}"
 
 

@@ -8,6 +8,10 @@ crosses between processes, through shared memory.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
+import threading
+import time
 from typing import Any
 
 import grain
@@ -78,16 +82,31 @@ def batches_of(source: Training | Scoring, workers: int, first: int = 0) -> Read
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags, which a notebook has not parsed
     rest = len(source) - first
-    dataset = grain.MapDataset.source(source)[first:].to_iter_dataset(grain.ReadOptions(0, 0) if workers else grain.ReadOptions(1, AHEAD))
+    dataset = grain.MapDataset.source(source)[first:].to_iter_dataset(
+        grain.ReadOptions(0, 0) if workers else grain.ReadOptions(1, AHEAD)
+    )
     dataset = grain.experimental.WithOptionsIterDataset(dataset, grain.experimental.DatasetOptions(min_shm_size=2**16))
     if workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(min(workers, rest), AHEAD))
+        options = grain.MultiprocessingOptions(min(workers, rest), AHEAD)
+        dataset = dataset.mp_prefetch(options, functools.partial(_end_with, os.getpid()))
     iterator = iter(dataset)
     try:
         for batch in iterator:
             yield batch.pop("size"), Examples(**batch)
     finally:
         iterator.close()
+
+
+def _end_with(parent: int, worker: int, workers: int) -> None:
+    """Grain's workers wait for ever for a main process that was killed; these end within a second."""
+    del worker, workers
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _read(split: Encoded, index: np.ndarray, form: Form, draws: list[Any]) -> dict[str, np.ndarray]:
