@@ -199,7 +199,7 @@ def test_validation_and_a_part_of_a_stream(tmp_path: Path) -> None:
 
 def test_a_worker_ends_with_a_killed_parent() -> None:
     """Its watch ends the process once the parent is another one."""
-    code = "import time; from switokd_jax.data import stream; stream._end_with(1, 0, 1); time.sleep(30)"
+    code = "import time; from switokd_jax.data import stream; stream._start_worker(1, 0, 1); time.sleep(30)"
     assert subprocess.run([sys.executable, "-c", code], timeout=25, check=False).returncode == 1
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import signal
 import threading
 import time
 from typing import Any
@@ -88,7 +89,7 @@ def batches_of(source: Training | Scoring, workers: int, first: int = 0) -> Read
     dataset = grain.experimental.WithOptionsIterDataset(dataset, grain.experimental.DatasetOptions(min_shm_size=2**16))
     if workers:
         options = grain.MultiprocessingOptions(min(workers, rest), AHEAD)
-        dataset = dataset.mp_prefetch(options, functools.partial(_end_with, os.getpid()))
+        dataset = dataset.mp_prefetch(options, functools.partial(_start_worker, os.getpid()))
     iterator = iter(dataset)
     try:
         for batch in iterator:
@@ -97,9 +98,10 @@ def batches_of(source: Training | Scoring, workers: int, first: int = 0) -> Read
         iterator.close()
 
 
-def _end_with(parent: int, worker: int, workers: int) -> None:
-    """Grain's workers wait for ever for a main process that was killed; these end within a second."""
+def _start_worker(parent: int, worker: int, workers: int) -> None:
+    """Leaves Ctrl-C to the main process, and ends within a second of it where Grain's workers would wait for ever."""
     del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:
