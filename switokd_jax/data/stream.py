@@ -7,8 +7,10 @@ crosses between processes, through shared memory.
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
+import gc
 import os
 import signal
 import threading
@@ -90,12 +92,23 @@ def batches_of(source: Training | Scoring, workers: int, first: int = 0) -> Read
     if workers:
         options = grain.MultiprocessingOptions(min(workers, rest), AHEAD)
         dataset = dataset.mp_prefetch(options, functools.partial(_start_worker, os.getpid()))
+        atexit.unregister(_give_back)
+        atexit.register(_give_back)
     iterator = iter(dataset)
     try:
         for batch in iterator:
             yield batch.pop("size"), Examples(**batch)
     finally:
         iterator.close()
+
+
+def _give_back() -> None:
+    """Frees the last batches' shared memory before Python's tracker reports it as forgotten.
+
+    Grain's iterators hold them in a cycle, device arrays on CPU lean on them, and Grain frees in a thread.
+    """
+    gc.collect()
+    time.sleep(0.1)
 
 
 def _start_worker(parent: int, worker: int, workers: int) -> None:
