@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import runs
-from switokd_jax import checkpoint, config, fields, loop
+from switokd_jax import checkpoint, config, distribution, fields, loop
 from switokd_jax.data import batches, encoded, feeds, prepared, sources
 
 DIGITS = config.Data(name="digits", pipeline="stream", workers=0)
@@ -105,6 +105,37 @@ def test_processes_share_a_batch(processes: int) -> None:
         else:
             np.testing.assert_array_equal(np.concatenate(got), examples.images)
     assert len(whole[-1][1].images) == 1437 - 14 * 96
+
+
+@pytest.mark.parametrize("parallelism", ["jit", "pmap"])
+@pytest.mark.parametrize("size", [16, 13])
+def test_a_batch_on_eight_devices(parallelism: str, size: int) -> None:
+    """Split over the devices where they divide it, else whole on each; two batches are under way before they run."""
+    devices = distribution.create(parallelism, "global", 16)
+    assert devices.share == batches.Share(0, 1, 8)
+    images = np.arange(size * 4, dtype=np.uint8).reshape(size, 2, 2, 1)
+    drawn = []
+
+    def reading() -> Any:
+        for number in range(4):
+            drawn.append(number)
+            yield (
+                size,
+                batches.Examples(np.arange(size, dtype=np.int32) + number, images=images, labels=images[:, 0, 0]),
+            )
+
+    coming = devices.ahead(reading())
+    for number in range(4):
+        placed = next(coming)
+        assert len(drawn) == min(number + 1 + distribution.AHEAD, 4)
+        assert (placed.size, placed.split) == (size, size == 16)
+        parts = [np.asarray(shard.data) for shard in placed.examples.images.addressable_shards]
+        assert len(parts) == 8
+        if parallelism == "pmap":
+            parts = [part[0] for part in parts]
+        whole = np.concatenate(parts) if placed.split else parts[number]
+        np.testing.assert_array_equal(whole, images)
+        assert int(np.asarray(placed.examples.index).ravel()[0]) == number
 
 
 def test_random_boxes() -> None:

@@ -135,6 +135,23 @@ def test_dropout_is_the_same_on_any_devices(parallelism: str, devices: int) -> N
     assert float(without["a/loss"]) != pytest.approx(float(alone["a/loss"]), rel=1e-3)
 
 
+@pytest.mark.parametrize("method", ["fitnet", "crd"])
+@pytest.mark.parametrize(("parallelism", "devices"), [("jit", 4), ("pmap", 4)])
+def test_adapters_and_memory_are_the_same_on_any_devices(method: str, parallelism: str, devices: int) -> None:
+    """Negatives are drawn by the global batch; every device keeps the same memory."""
+    alone, several = (
+        one_step(planned(method, "1t2s", parallelism=kind, devices=count))
+        for kind, count in (("jit", 1), (parallelism, devices))
+    )
+    for node in ("b", "c"):
+        assert several[2][f"{node}/loss"] == pytest.approx(float(alone[2][f"{node}/loss"]), rel=1e-5)
+    for part in ("memory", "adapters"):
+        ours, theirs = (jax.tree.leaves(getattr(state, part)) for _, state, _ in (several, alone))
+        assert len(ours) == len(theirs)
+        for here, there in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(here, there, rtol=1e-4, atol=5e-5)  # a bias before a norm has rounding only
+
+
 def test_kdcl_general_trains_and_weighs_on_held_out_images(tmp_path: Path) -> None:
     """A whole run: the weights leave their even start, sum to one, and are part of the saved state."""
     c = runs.tiny_config(batch_size=160, epochs=2.0, method="kdcl")
