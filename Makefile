@@ -1,4 +1,4 @@
-# Two commands: `make demo` trains the embedded default, `make test` checks everything.
+# Two commands: `make demo` trains the embedded default, `make test` checks everything; `make bench` measures speed.
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/digits
@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 # On Linux the CPU build of torch without its gigabytes of CUDA; elsewhere PyPI's is that already.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH ?= torch==2.13.0
+# Of `make bench`: cpu or gpu.
+DEVICE ?= cpu
 
-.PHONY: demo test test-torch lint clean
+.PHONY: demo test test-torch bench lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m switokd_jax.main --config=configs/digits.py --workdir=$(WORKDIR)
@@ -17,6 +19,11 @@ test: lint
 
 test-torch: $(VENV)/ready-torch
 	$(BIN)/python -m pytest -m torch
+
+# Our speed beside PyTorch's, on whatever JAX runs on: about ten minutes on two cores.
+bench: $(VENV)/ready-torch
+	$(BIN)/python experiments/speed/compare_torch.py --device=$(DEVICE) --json=runs/speed.json
+	$(BIN)/python experiments/speed/stream.py
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

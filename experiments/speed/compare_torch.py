@@ -1,0 +1,191 @@
+"""Our training step beside PyTorch's: same networks, batch, dtype and optimizer, taking turns in one process.
+
+python experiments/speed/compare_torch.py --device=cpu --steps=8 --rounds=5 --json=runs/speed.json
+
+Topologies: the CIFAR-100 pair (wrn_16_2 teaches mobilenetv2_0.5) and a star of one teacher with two students, batches
+of 128. Modes: 'learning' (all networks take their step) and 'expert' (the teacher waits). Ours is the step that runs
+train with, crops, flips and normalisation included; what decides about the teacher is overruled by a traced value, so
+one compiled step serves both modes. PyTorch gets normalised images. Prints Markdown, writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the PyTorch networks that the tests compare logits with
+
+import torch_networks  # noqa: E402
+from experiments.speed import torch_step  # noqa: E402
+from experiments.speed.our_step import BATCH, CLASSES, SIDE, Timed, our_config, ours  # noqa: E402
+from switokd_jax.files import write_json  # noqa: E402
+
+TOPOLOGIES = {
+    "pair": (("wrn_16_2",), ("mobilenetv2_0.5",)),
+    "1t2s": (("wrn_16_2",), ("mobilenetv2_0.5", "resnet20")),
+}
+
+
+def theirs(models: tuple[str, ...], teachers: int, device: str, dtype: str, variant: str) -> Timed:
+    """PyTorch's step in one variant."""
+    torch.manual_seed(0)
+    layout = torch.contiguous_format if variant == "eager" else torch.channels_last
+    networks: list[Any] = [torch_networks.structure(name, CLASSES).to(device).train() for name in models]
+    networks = [network.to(memory_format=layout) for network in networks]
+    optimizers = [torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4) for network in networks]
+    if variant == "compile":
+        networks = [torch.compile(network) for network in networks]
+    pairs = [(t, s) for t in range(teachers) for s in range(teachers, len(models))]
+    step = torch_step.make_step(
+        torch_step.Star(networks, optimizers, pairs), autocast=torch.bfloat16 if dtype == "bfloat16" else None
+    )
+    images = torch.randn(BATCH, 3, SIDE, SIDE, device=device).contiguous(memory_format=layout)
+    labels = torch.randint(0, CLASSES, (BATCH,), device=device)
+
+    def timed(paused: bool, steps: int) -> float:
+        wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+        wait()
+        begin = time.perf_counter()
+        for _ in range(steps):
+            step(images, labels, paused)
+        wait()
+        return time.perf_counter() - begin
+
+    return timed
+
+
+def peak_flops(dtype: str) -> float:
+    """Operations per second of a large matrix product on this device."""
+    x = jnp.ones((2048, 2048), dtype)
+    product = jax.jit(lambda a: a @ a)
+    product(x).block_until_ready()
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        product(x).block_until_ready()
+        times.append(time.perf_counter() - begin)
+    return 2 * 2048**3 / statistics.median(times)
+
+
+def measure(
+    topology: str, dtype: str, device: str, steps: int, rounds: int, peak: float, method: str
+) -> list[dict[str, Any]]:
+    """The rows of a topology, one for each mode."""
+    teachers, students = TOPOLOGIES[topology]
+    models = (*teachers, *students)
+    ways: dict[str, Timed] = {}
+    ways["ours"], compiling = ours(our_config(teachers, students, dtype, method))
+    failed = {}
+    for variant in ("eager", "channels_last", "compile"):
+        try:
+            way = theirs(models, len(teachers), "cuda" if device == "gpu" else "cpu", dtype, variant)
+            way(False, 2)
+            way(True, 2)
+            ways[variant] = way
+        except Exception as error:  # torch.compile fails in its own many ways where it has no compiler
+            failed[variant] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+    seen: dict[tuple[str, bool], list[float]] = {}
+    for way in ways.values():
+        way(False, 1)
+        way(True, 1)
+    for _ in range(rounds):
+        for paused in (False, True):
+            for name, way in ways.items():
+                seen.setdefault((name, paused), []).append(steps * BATCH / way(paused, steps))
+    image = torch.zeros(1, 3, SIDE, SIDE)
+    flops = [torch_step.forward_flops(torch_networks.structure(name, CLASSES).eval(), image) for name in models]
+    rows = []
+    for paused in (False, True):
+        rates = {name: statistics.median(seen[name, paused]) for name in ways}
+        # A backward pass costs two forward ones.
+        needed = sum(flop * (1 if paused and i < len(teachers) else 3) for i, flop in enumerate(flops))
+        torch_rates = {name: rate for name, rate in rates.items() if name != "ours"}
+        rows.append(
+            {
+                "topology": topology,
+                "mode": "expert" if paused else "learning",
+                "method": method,
+                "dtype": dtype,
+                "device": device,
+                "networks": models,
+                "batch": BATCH,
+                "ours_images_per_second": rates["ours"],
+                "torch_images_per_second": torch_rates,
+                "torch_failed": failed,
+                "ratio_to_eager": rates["ours"] / torch_rates["eager"],
+                "ratio_to_fastest_torch": rates["ours"] / max(torch_rates.values()),
+                "rounds": {name: seen[name, paused] for name in ways},
+                "flops_per_image": needed,
+                "share_of_peak": rates["ours"] * needed / peak,
+                **compiling,
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    variants = [*dict.fromkeys(name for row in rows for name in row["torch_images_per_second"])]
+    lines = [
+        f"| topology | mode | dtype | ours | {' | '.join(f'torch {name}' for name in variants)} | to eager "
+        "| to fastest | of peak | compile s |",
+        "|" + "---|" * (8 + len(variants)),
+    ]
+    for row in rows:
+        rates = [row["torch_images_per_second"].get(name) for name in variants]
+        cells = [row["topology"], row["mode"], row["dtype"], f"{row['ours_images_per_second']:.0f}"]
+        cells += ["-" if rate is None else f"{rate:.0f}" for rate in rates]
+        cells += [f"{row['ratio_to_eager']:.2f}", f"{row['ratio_to_fastest_torch']:.2f}"]
+        cells += [f"{100 * row['share_of_peak']:.0f} %", f"{row['compile_seconds']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--steps", type=int, default=8, help="timed in a row")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=Path("runs/speed.json"))
+    parser.add_argument("--topologies", nargs="+", choices=TOPOLOGIES, default=[*TOPOLOGIES])
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
+    options = parser.parse_args()
+    if jax.default_backend() != options.device:
+        sys.exit(f"--device={options.device}, and JAX runs on {jax.default_backend()}")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    run = functools.partial(measure, device=options.device, steps=options.steps, rounds=options.rounds)
+    rows = []
+    for dtype in options.dtypes:
+        peak = peak_flops(dtype)
+        for topology in options.topologies:
+            rows += run(topology, dtype=dtype, peak=peak, method="switokd")
+    facts = {
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+        "device": str(jax.devices()[0].device_kind),
+        "cores": len(os.sched_getaffinity(0)),
+        "peak_flops": {row["dtype"]: peak for row in rows},
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.json, {"facts": facts, "rows": rows})
+    print(f"images/s, medians of {options.rounds} rounds of {options.steps} steps; {json.dumps(facts)}\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
