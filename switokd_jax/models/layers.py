@@ -1,27 +1,17 @@
-"""Convolutions and norms that all models use, with PyTorch's defaults and gradients that are fast on CPU.
-
-XLA:CPU rewrites only the convolutions of the entry computation for its fast library; inside `lax.cond`
-and `lax.scan` the exotic dimension numbers of a convolution's gradients fall to a naive loop, a hundred
-times slower (jax issue 12868). So on CPU both gradients are spelt out here as plain NHWC x HWIO
-convolutions of transposed arrays, and depthwise convolutions as sums of shifted products.
-"""
+"""Convolutions, norms and heads that all models use, with PyTorch's defaults."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 from jax.nn import initializers as init
 
 from switokd_jax.losses import at_least_float32
-
-Pads = tuple[tuple[int, int], tuple[int, int]]
-PLAIN = ("NHWC", "HWIO", "NHWC")
+from switokd_jax.models.convolution import convolution
 
 
 def conv(
@@ -150,91 +140,3 @@ def inverse_fan_in(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float3
 kaiming_normal = init.variance_scaling(2.0, "fan_in", "normal")
 kaiming_normal_fan_out = init.variance_scaling(2.0, "fan_out", "normal")
 xavier_uniform_sqrt2 = init.variance_scaling(2.0, "fan_avg", "uniform")  # gain sqrt(2)
-
-
-def convolution(
-    x: jax.Array,
-    kernel: jax.Array,
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    *,
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
-    feature_group_count: int = 1,
-    precision: Any = None,
-) -> jax.Array:
-    """`lax.conv_general_dilated` for [batch, height, width, channels], in the form the backend likes."""
-    depthwise = feature_group_count == x.shape[-1] > 1 and kernel.shape[-1] == x.shape[-1]
-    dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-    if jax.default_backend() != "cpu" or dilated or (feature_group_count > 1 and not depthwise):
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            strides,
-            padding,
-            lhs_dilation,
-            rhs_dilation,
-            dimension_numbers,
-            feature_group_count,
-            precision=precision,
-        )
-    stride = (strides[0], strides[1])
-    pads = (padding[0], padding[1])
-    if depthwise:
-        return _depthwise(x, kernel, stride, pads)
-    if kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
-        x, stride = x[:, :: stride[0], :: stride[1]], (1, 1)
-    return _plain(x, kernel, stride, pads)
-
-
-def _depthwise(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> jax.Array:
-    rows, columns = kernel.shape[:2]
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    height = (x.shape[1] - rows) // stride[0] + 1
-    width = (x.shape[2] - columns) // stride[1] + 1
-    total = jnp.zeros((), x.dtype)
-    for i in range(rows):
-        for j in range(columns):
-            last = (i + (height - 1) * stride[0] + 1, j + (width - 1) * stride[1] + 1)
-            shifted = lax.slice(x, (0, i, j, 0), (x.shape[0], *last, x.shape[3]), (1, stride[0], stride[1], 1))
-            total = total + shifted * kernel[i, j, 0]
-    return total
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _plain(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> jax.Array:
-    return lax.conv_general_dilated(x, kernel, stride, pads, dimension_numbers=PLAIN)
-
-
-def _forward(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> Any:
-    return _plain(x, kernel, stride, pads), (x, kernel)
-
-
-def _backward(stride: tuple[int, int], pads: Pads, saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    # Elements that the strided output spans; what lies behind the last window never took part.
-    span = [(g.shape[1 + i] - 1) * stride[i] + 1 for i in (0, 1)]
-
-    # dx: the output's gradient, dilated by the stride, correlated with the rotated kernel.
-    rotated = jnp.transpose(kernel[::-1, ::-1], (0, 1, 3, 2))
-    low = [kernel.shape[i] - 1 - pads[i][0] for i in (0, 1)]
-    high = [x.shape[1 + i] + kernel.shape[i] - 1 - span[i] - low[i] for i in (0, 1)]
-    dx = lax.conv_general_dilated(
-        g, rotated, (1, 1), tuple(zip(low, high, strict=True)), lhs_dilation=stride, dimension_numbers=PLAIN
-    )
-
-    # dkernel: input channels become the batch, the batch becomes the channels that are summed over.
-    high = [kernel.shape[i] - 1 - x.shape[1 + i] - pads[i][0] + span[i] for i in (0, 1)]
-    dkernel = lax.conv_general_dilated(
-        jnp.transpose(x, (3, 1, 2, 0)),
-        jnp.transpose(g, (1, 2, 0, 3)),
-        (1, 1),
-        tuple((pads[i][0], high[i]) for i in (0, 1)),
-        rhs_dilation=stride,
-        dimension_numbers=PLAIN,
-    )
-    return dx, jnp.transpose(dkernel, (1, 2, 0, 3))
-
-
-_plain.defvjp(_forward, _backward)
