@@ -19,8 +19,9 @@ from jax import lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 PLAIN = ("NHWC", "HWIO", "NHWC")
-# Of kernel gradients, by measuring: so many images at a time; with fewer input channels one convolution is faster.
-IMAGES, NARROW = 4, 16
+# Of kernel gradients, by measuring: so many images at a time; with fewer input channels, or fewer numbers in an
+# image, one convolution over the whole batch is faster.
+IMAGES, NARROW, SMALL = 4, 32, 2**14
 
 
 def alone() -> bool:
@@ -154,7 +155,7 @@ def _backward(stride: tuple[int, int], pads: Pads, saved: Any, g: jax.Array) -> 
         g, rotated, (1, 1), tuple(zip(low, high, strict=True)), lhs_dilation=stride, dimension_numbers=PLAIN
     )
 
-    if alone() and x.shape[3] >= NARROW:
+    if alone() and x.shape[3] >= NARROW and math.prod(x.shape[1:]) >= SMALL:
         return dx, _kernel_gradient(x, g, kernel.shape, stride, pads)
 
     # dkernel: input channels become the batch, the batch becomes the channels that are summed over.
