@@ -123,6 +123,24 @@ def test_init_from_nowhere(finished: Path, source: str, message: str) -> None:
         initialise.initial(runs.tiny_plan(c, 64))
 
 
+def test_anchors_are_tried_at_the_start(finished: Path, tmp_path: Path) -> None:
+    """Days may pass before the turn of a wrong one."""
+    c = two_epochs()
+    c.method, c.rco.every = "rco", 1
+    c.networks.teacher.frozen, c.networks.teacher.init_from = True, f"{finished}:teacher@best"
+    c.rco.anchors = (f"{finished}:teacher@7",)
+    with pytest.raises(fields.ConfigError, match=r"config.rco.anchors: '.*': .*latest holds the steps"):
+        loop.train_and_evaluate(c, tmp_path / "new", jax.devices()[:1])
+    assert not (tmp_path / "new").exists()
+
+
+def test_images_that_a_model_cannot_take(tmp_path: Path) -> None:
+    c = runs.tiny_config(student="swin_tiny")
+    with pytest.raises(fields.ConfigError, match=r"config.networks.student.model 'swin_tiny': a swin wants square"):
+        loop.train_and_evaluate(c, tmp_path / "new", jax.devices()[:1])
+    assert not (tmp_path / "new").exists()
+
+
 def test_init_from_another_model(finished: Path) -> None:
     c = runs.tiny_config("resnet14")
     c.networks.teacher.init_from = f"{finished}:student@best"
