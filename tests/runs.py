@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from switokd_jax import config, distribution, initialise, plan
 from switokd_jax.data import batches, resident, sources
@@ -65,6 +66,20 @@ def place(run: plan.Plan, split: sources.Split) -> resident.Resident:
 def batch(run: plan.Plan, indices: np.ndarray) -> distribution.Batch:
     """The batch of these examples of a resident split."""
     return run.devices.batch(len(indices), batches.Examples(np.asarray(indices, np.int32)))
+
+
+def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Noise in colour."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8))
+
+
+def photographs(root: Path, count: int) -> None:
+    """A data set 'folder': images of many sizes in two classes; an eighth of them to test on."""
+    for number in range(count):
+        path = root / ("test" if number % 8 == 7 else "train") / "ab"[number % 2] / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph(20 + number % 7, 30 - number % 5, number).save(path)
+    (root / "test" / "a").mkdir(exist_ok=True)
 
 
 def assert_same_bits(a: Any, b: Any) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 import runs
 from experiments.faults import storm
@@ -210,16 +209,6 @@ def test_a_run_of_eight_devices_is_read_on_one(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
 
 
-def photographs(folder: Path) -> None:
-    """Training and test images of many sizes, in two classes."""
-    rng = np.random.default_rng(0)
-    for number in range(200):
-        path = folder / ("train" if number < 160 else "test") / "ab"[number % 2] / f"{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        height, width = rng.integers(16, 40, 2)
-        Image.fromarray(rng.integers(0, 256, (height, width, 3)).astype(np.uint8)).save(path)
-
-
 def crd(folder: Path) -> tuple[str, ...]:
     """A frozen teacher, and a memory that every step moves."""
     c = runs.tiny_config(batch_size=160, epochs=1.0, method="vanilla")
@@ -230,7 +219,7 @@ def crd(folder: Path) -> tuple[str, ...]:
 
 def stream(folder: Path) -> tuple[str, ...]:
     """Images of many sizes, decoded and cropped at random by a worker process."""
-    photographs(folder)
+    runs.photographs(folder, 200)
     data = ("name=folder", f"dir={folder}", "pipeline=stream", "image_size=16", "workers=1")
     return (*(f"--config.data.{field}" for field in data), "--config.batch_size=16", "--config.eval_every=3")
 

@@ -24,17 +24,8 @@ DIGITS = config.Data(name="digits", pipeline="stream", workers=0)
 ALL = batches.Share()
 
 
-def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8))
-
-
 def folder(root: Path, count: int = 12) -> config.Data:
-    """Photographs of many sizes in two classes; an eighth of them to test on."""
-    for number in range(count):
-        path = root / ("test" if number % 8 == 7 else "train") / "ab"[number % 2] / f"{number:03}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        photograph(20 + number % 7, 30 - number % 5, number).save(path)
-    (root / "test" / "a").mkdir(exist_ok=True)
+    runs.photographs(root, count)
     return config.Data(name="folder", dir=str(root), pipeline="stream", image_size=16, workers=0)
 
 
@@ -178,7 +169,7 @@ def test_where_no_box_fits_the_centre_is_taken(size: tuple[int, int], expected: 
 
 
 def test_a_random_crop_is_a_crop_and_a_resize() -> None:
-    image = photograph(60, 80)
+    image = runs.photograph(60, 80)
     for seed in range(20):
         rng = np.random.default_rng(seed)
         crop = image.crop(encoded.random_box(80, 60, rng)).resize((24, 24), Image.Resampling.BILINEAR)
@@ -190,7 +181,7 @@ def test_a_random_crop_is_a_crop_and_a_resize() -> None:
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (256, 256), (100, 90)])
 def test_centre_crop(size: tuple[int, int]) -> None:
     """Shorter side 256, centre 224."""
-    image = photograph(size[1], size[0])
+    image = runs.photograph(size[1], size[0])
     width, height = (256, int(256 * size[1] / size[0])) if size[0] <= size[1] else (int(256 * size[0] / size[1]), 256)
     resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     top, left = round((height - 224) / 2), round((width - 224) / 2)
@@ -242,7 +233,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def jpeg(seed: int) -> bytes:
     out = io.BytesIO()
-    photograph(40 + seed, 60 - seed, seed).save(out, format="JPEG")
+    runs.photograph(40 + seed, 60 - seed, seed).save(out, format="JPEG")
     return out.getvalue()
 
 

@@ -80,27 +80,28 @@ def peak_flops(dtype: str) -> float:
     return 2 * 2048**3 / statistics.median(times)
 
 
-def measure(
-    topology: str, dtype: str, device: str, steps: int, rounds: int, peak: float, method: str
-) -> list[dict[str, Any]]:
+def warm_up(way: Timed) -> None:
+    """Both modes, untimed."""
+    for paused in (False, True):
+        way(paused, 3)
+
+
+def measure(topology: str, dtype: str, device: str, steps: int, rounds: int, peak: float) -> list[dict[str, Any]]:
     """The rows of a topology, one for each mode."""
     teachers, students = TOPOLOGIES[topology]
     models = (*teachers, *students)
     ways: dict[str, Timed] = {}
-    ways["ours"], compiling = ours(our_config(teachers, students, dtype, method))
+    ways["ours"], compiling = ours(our_config(teachers, students, dtype))
+    warm_up(ways["ours"])
     failed = {}
     for variant in ("eager", "channels_last", "compile"):
         try:
             way = theirs(models, len(teachers), "cuda" if device == "gpu" else "cpu", dtype, variant)
-            way(False, 2)
-            way(True, 2)
+            warm_up(way)
             ways[variant] = way
         except Exception as error:  # torch.compile fails in its own many ways where it has no compiler
             failed[variant] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
     seen: dict[tuple[str, bool], list[float]] = {}
-    for way in ways.values():
-        way(False, 1)
-        way(True, 1)
     for _ in range(rounds):
         for paused in (False, True):
             for name, way in ways.items():
@@ -117,7 +118,7 @@ def measure(
             {
                 "topology": topology,
                 "mode": "expert" if paused else "learning",
-                "method": method,
+                "method": "switokd",
                 "dtype": dtype,
                 "device": device,
                 "networks": models,
@@ -172,7 +173,7 @@ def main() -> None:
     for dtype in options.dtypes:
         peak = peak_flops(dtype)
         for topology in options.topologies:
-            rows += run(topology, dtype=dtype, peak=peak, method="switokd")
+            rows += run(topology, dtype=dtype, peak=peak)
     facts = {
         "jax": jax.__version__,
         "torch": torch.__version__,

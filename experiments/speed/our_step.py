@@ -21,10 +21,10 @@ Timed = Callable[[bool, int], float]
 """(paused, steps) to the seconds that so many steps take."""
 
 
-def our_config(teachers: tuple[str, ...], students: tuple[str, ...], dtype: str, method: str) -> Any:
+def our_config(teachers: tuple[str, ...], students: tuple[str, ...], dtype: str) -> Any:
     """The config of a star, or of a pair."""
     c = config.default()
-    c.data.name, c.batch_size, c.dtype, c.method = "cifar100", BATCH, dtype, method
+    c.data.name, c.batch_size, c.dtype = "cifar100", BATCH, dtype
     names = [f"n{i}" for i in range(len(teachers) + len(students))]
     c.topology.kind = "pair" if len(names) == 2 else "star"
     c.topology.teachers, c.topology.students = tuple(names[: len(teachers)]), tuple(names[len(teachers) :])

@@ -115,14 +115,15 @@ def _depthwise_backward(stride: tuple[int, int], pads: Pads, saved: Any, g: jax.
     x, kernel = saved
     (dx,) = jax.linear_transpose(lambda x: _shifted_sum(x, kernel, stride, pads), x)(g)
 
+    def of_images(x: jax.Array, g: jax.Array) -> jax.Array:
+        seen = _windows(x, (kernel.shape[0], kernel.shape[1]), stride, pads)
+        return jnp.stack([jnp.sum(window * g, (0, 1, 2)) for window in seen])
+
     def add_image(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        one, its_g = image
-        seen = _windows(one[None], (kernel.shape[0], kernel.shape[1]), stride, pads)
-        return total + jnp.stack([jnp.sum(window[0] * its_g, (0, 1)) for window in seen]), None
+        return total + of_images(image[0][None], image[1][None]), None
 
     if not alone():
-        seen = _windows(x, (kernel.shape[0], kernel.shape[1]), stride, pads)
-        return dx, jnp.stack([jnp.sum(window * g, (0, 1, 2)) for window in seen]).reshape(kernel.shape)
+        return dx, of_images(x, g).reshape(kernel.shape)
     # Image by image, which stays in the cache: sums over the whole batch read it from memory nine times, and XLA's
     # loop for them is not vectorised (2 cores, batch 128, 32x32x48: 59 ms; so 10 ms).
     nothing = jnp.zeros((kernel.shape[0] * kernel.shape[1], kernel.shape[3]), g.dtype)

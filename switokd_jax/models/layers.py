@@ -85,6 +85,25 @@ def linear(
     return layer(x)
 
 
+def patches(x: jax.Array, features: int, side: int, *, name: str, **kinds: Any) -> jax.Array:
+    """One linear layer on every patch of `side` pixels, as a convolution whose stride is its size.
+
+    [batch, height, width, channels] to [batch, height / side, width / side, features]; torch.nn.Conv2d's defaults.
+    """
+    layer = nn.Conv(
+        features,
+        (side, side),
+        side,
+        padding=0,
+        kernel_init=init.variance_scaling(1 / 3, "fan_in", "uniform"),
+        bias_init=linear_bias_init(side * side * x.shape[-1]),
+        conv_general_dilated=convolution,
+        name=name,
+        **kinds,
+    )
+    return layer(x)
+
+
 def tap(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     """Lets methods that learn from features take x by that name; costs nothing where nobody does.
 

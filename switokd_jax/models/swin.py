@@ -149,7 +149,7 @@ class Stage(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """One linear layer on every patch, as a convolution whose stride is its size, and a norm."""
+    """`layers.patches` and a norm."""
 
     norm: Any
     kinds: Any
@@ -157,18 +157,7 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, height, width, channels] to [batch, 16, 16, 96]."""
-        side = x.shape[1] // PATCHES
-        patches = nn.Conv(
-            WIDTH,
-            (side, side),
-            side,
-            padding=0,
-            kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-            bias_init=layers.linear_bias_init(side * side * x.shape[-1]),
-            conv_general_dilated=layers.convolution,
-            name="proj",
-            **self.kinds,
-        )(x)
+        patches = layers.patches(x, WIDTH, x.shape[1] // PATCHES, name="proj", **self.kinds)
         return self.norm(name="norm")(patches)
 
 

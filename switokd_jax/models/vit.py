@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """One linear layer on every patch, as a convolution whose stride is its size."""
+    """`layers.patches`, which timm names 'patch_embed.proj'."""
 
     width: int
     kinds: Any
@@ -76,19 +76,7 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, height, width, channels] to [batch, 8, 8, features]."""
-        side = x.shape[1] // PATCHES
-        fan_in = side * side * x.shape[-1]
-        return nn.Conv(
-            self.width,
-            (side, side),
-            side,
-            padding=0,
-            kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-            bias_init=layers.linear_bias_init(fan_in),
-            conv_general_dilated=layers.convolution,
-            name="proj",
-            **self.kinds,
-        )(x)
+        return layers.patches(x, self.width, x.shape[1] // PATCHES, name="proj", **self.kinds)
 
 
 class VisionTransformer(nn.Module):
