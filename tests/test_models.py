@@ -219,16 +219,17 @@ def test_bfloat16_keeps_float32_parameters_and_logits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "stride", "side", "depthwise"),
-    list(itertools.product([1, 3], [1, 2], [1, 2, 7, 8], [False, True])),
+    ("size_and_stride", "side", "depthwise"),
+    list(itertools.product([(1, 1), (1, 2), (3, 1), (3, 2), (2, 3), (5, 3)], [1, 2, 7, 8], [False, True])),
 )
 @pytest.mark.parametrize("alone", [False, True])
 def test_convolution_and_gradients(
-    alone: bool, size: int, stride: int, side: int, depthwise: bool, monkeypatch: pytest.MonkeyPatch
+    alone: bool, size_and_stride: tuple[int, int], side: int, depthwise: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Our forms, of one device and of several, and XLA's own: the same numbers, forward and in both gradients."""
     monkeypatch.setattr(convolution, "alone", lambda: alone)
     monkeypatch.setattr(convolution, "SMALL", 0)
+    size, stride = size_and_stride
     channels = convolution.NARROW
     groups = channels if depthwise else 1
     rng = np.random.default_rng(0)
