@@ -171,7 +171,7 @@ def _input_gradient(
 
     Pixel `stride * q + place` takes part in output q - d through the kernel's element `stride * d + place + pad`. As a
     convolution of the gradient with zeros between its pixels, three quarters of the products are by zero (2 cores,
-    batch 128, 32x32x64 to 64 in strides of 2: 57 ms; so 29). Without strides there is one place, and this is the usual
+    batch 128, 32x32x64 to 64 in strides of 2: 57 ms; so 40). Without strides there is one place, and this is the usual
     form.
     """
     size = [-(-shape[1 + i] // stride[i]) for i in (0, 1)]
