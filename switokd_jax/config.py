@@ -149,12 +149,16 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole run. `networks` and `hyperparameters` are filled by `parse`."""
+    """A whole run. `networks` and `hyperparameters` are filled by `parse`.
+
+    steps_per_call: largest number of steps that the devices take without the host; a stream is sent step by step.
+    """
 
     seed: int = fields.integer(0, low=0)
     epochs: float = fields.number(20.0, above=0.0)
     steps: int = fields.integer(0, low=0)
     batch_size: int = fields.integer(64, low=1)
+    steps_per_call: int = fields.integer(10, low=1)
     eval_every: float = fields.number(1.0, above=0.0)
     dtype: str = fields.choice("float32", "float32", "bfloat16", "float64")
     method: str = fields.choice("switokd", *METHODS)

@@ -16,7 +16,7 @@ from switokd_jax import config as configs
 from switokd_jax import distribution, figures, initialise, logs, plan, scoring, summary
 from switokd_jax.data import resident, sources
 from switokd_jax.files import write_json
-from switokd_jax.session import Session, events, head, numbers, open_session
+from switokd_jax.session import Session, events, head, lines, open_session
 from switokd_jax.state import TrainState
 from switokd_jax.workdir import check_workdir, open_workdir
 
@@ -79,14 +79,15 @@ def _train(run: Session, host: TrainState) -> dict[str, Any]:
         bar.say(f"resuming {run.folder} at step {first} of {total}")
     bar.head(run.plan.topology.nodes)
     reading = run.train.training(first, total)
-    coming = devices.ahead(reading)
+    happenings = events(run.plan, first)
+    coming = devices.ahead(run.stacked(reading, first, {event.step for event in happenings}))
     state, timed = devices.place(host), _timed(run.step, clock)
-    for stop, evaluate, anchor, save in events(run.plan, first):
-        for after, lines in _steps(run, timed, state, coming, range(first, stop)):
+    for stop, evaluate, anchor, save in happenings:
+        for after, seen in _steps(run, timed, state, coming, first, stop):
             state = after
             clock.lap()
-            run.write(lines)
-            bar.step(lines[-1], run.pace(clock, lines[-1]["step"], _share(lines)))
+            run.write(seen)
+            bar.step(seen[-1], run.pace(clock, seen[-1]["step"], _share(seen)))
         clock.stop()
         first = stop
         if evaluate:
@@ -110,40 +111,39 @@ def _train(run: Session, host: TrainState) -> dict[str, Any]:
 
 
 def _timed(step: distribution.Compiled, clock: logs.Clock) -> Callable[..., Any]:
-    """The step with its examples counted and its time taken, but for calls that compile."""
-    seen: set[int] = set()
+    """The steps with their examples counted and their time taken; compiling is not."""
+    compiled: set[int] = set()
 
-    def call(state: TrainState, data: resident.Resident | None, batch: distribution.Batch) -> Any:
-        if batch.size in seen:
-            clock.start()
-            clock.examples += batch.size
-            return step.call(state, data, batch)
-        jax.block_until_ready(state)
-        clock.stop()
-        seen.add(batch.size)
-        return jax.block_until_ready(step.call(state, data, batch))
+    def call(state: TrainState, data: resident.Resident | None, coming: distribution.Batches) -> Any:
+        if coming.size not in compiled:
+            jax.block_until_ready(state)
+            clock.stop()
+            compiled.add(coming.size)
+            state, _ = jax.block_until_ready(step.call(state, data, dataclasses.replace(coming, count=0)))
+        clock.start()
+        clock.examples += coming.size * coming.count
+        return step.call(state, data, coming)
 
     return call
 
 
 def _steps(
-    run: Session, step: Callable[..., Any], state: TrainState, coming: Iterator[distribution.Batch], steps: range
+    run: Session,
+    call: Callable[..., Any],
+    state: TrainState,
+    coming: Iterator[distribution.Batches],
+    done: int,
+    stop: int,
 ) -> Iterator[tuple[TrainState, list[logs.Line]]]:
-    """Takes the steps; yields at each log interval with the lines since the last one."""
-    waiting: list[Any] = []
-    for number in steps:
-        state, metrics = step(state, run.train.data, next(coming))
-        waiting.append(metrics)
-        done = number + 1
-        if done % run.plan.config.log.every == 0 or done == steps.stop:
-            host = jax.device_get([run.plan.devices.one(metrics) for metrics in waiting])
-            yield (
-                state,
-                [
-                    {**head("train", run.plan, done - len(host) + 1 + i), **numbers(run.plan, metrics)}
-                    for i, metrics in enumerate(host)
-                ],
-            )
+    """Takes the steps after `done` up to `stop`; yields at each log interval with the lines since the last one."""
+    waiting: list[tuple[range, Any]] = []
+    while done < stop:
+        batches = next(coming)
+        state, metrics = call(state, run.train.data, batches)
+        waiting.append((range(done + 1, done + batches.count + 1), run.plan.devices.one(metrics)))
+        done += batches.count
+        if done % run.plan.config.log.every == 0 or done == stop:
+            yield state, [line for steps, seen in waiting for line in lines(run.plan, steps, jax.device_get(seen))]
             waiting = []
 
 
@@ -152,13 +152,13 @@ def _evaluate(run: Session, state: TrainState, step: int, best: Best, bar: logs.
     one, names = run.plan.devices.one, run.plan.topology.nodes
     variables = {name: state.networks[name].evaluated for name in names}
     scores = {
-        split: scoring.score(run.score.call, one, variables, feed.data, run.plan.devices.ahead(feed.scoring()))
+        split: scoring.score(run.score.call, one, variables, feed.data, run.scoring(feed))
         for split, feed in run.scored.items()
     }
-    lines = [{**head(split, run.plan, step), **scoring.as_line(by_name, names)} for split, by_name in scores.items()]
-    run.write(lines)
+    scored = [{**head(split, run.plan, step), **scoring.as_line(by_name, names)} for split, by_name in scores.items()]
+    run.write(scored)
     shares = [*logs.expert_shares(jax.device_get(one(state.expert_steps)), step).values()]
-    for line in lines:
+    for line in scored:
         bar.evaluated(line, run.pace(clock, step, float(np.mean(shares)) if shares else None))
     better = {
         name: {"score": score["top1"], "step": step, "top1": scores["test"][name]["top1"]}
@@ -182,7 +182,7 @@ def _refresh(run: Session, state: TrainState) -> TrainState:
         run.plan.devices.one,
         variables,
         held_out.data,
-        run.plan.devices.ahead(held_out.scoring()),
+        run.scoring(held_out),
         held_out.size,
     )
     memory = refresh(jax.numpy.asarray(correlation))
@@ -200,6 +200,6 @@ def _turn(run: Session, state: TrainState, anchor: str) -> TrainState:
     return dataclasses.replace(state, networks=networks)
 
 
-def _share(lines: list[logs.Line]) -> float | None:
-    keys = [key for key in lines[-1] if key.endswith("/expert")]
-    return float(np.mean([[line[key] for key in keys] for line in lines])) if keys else None
+def _share(seen: list[logs.Line]) -> float | None:
+    keys = [key for key in seen[-1] if key.endswith("/expert")]
+    return float(np.mean([[line[key] for key in keys] for line in seen])) if keys else None

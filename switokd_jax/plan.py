@@ -186,7 +186,7 @@ def _network(config: Config, name: str, num_classes: int, axis_name: str | None,
 
 
 def make_step(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
-    """The train step of a plan, for `Distribution.compile`: (state, data, batch) -> (state, metrics)."""
+    """The train step of a plan, for `Distribution.compile`, carried: (state, data, batch) -> (state, metrics)."""
     inputs = resident.train_inputs(
         plan.data.preprocess,
         augmented=plan.config.data.augment,

@@ -87,16 +87,13 @@ def score(
     class without examples) and count.
 
     Args:
-      call: the compiled score step.
+      call: the compiled score steps.
       one: takes equal copies on devices to the single value (`Distribution.one`).
       variables: by network, placed on the devices.
       data: what of the split lies on the devices, or None.
-      batches: padded and masked, placed.
+      batches: stacks of padded and masked batches, placed.
     """
-    # The sums stay on the devices until the end; float64 on the host keeps them exact.
-    parts = [one(call(variables, data, batch)) for batch in batches]
-    host = jax.device_get(parts)
-    total = jax.tree.map(lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *host)
+    total = _total([one(call(variables, data, stack)) for stack in batches])
     out = {}
     for name, sums in total.items():
         with np.errstate(invalid="ignore"):
@@ -120,8 +117,14 @@ def error_correlation(
     examples: int,
 ) -> np.ndarray:
     """Mean over a split of e_i . e_j, [networks, networks] float64; arguments as in `score`, and the split's size."""
-    parts = [one(call(variables, data, batch)) for batch in batches]
-    return np.sum(np.asarray(jax.device_get(parts), np.float64), axis=0) / examples
+    correlation: np.ndarray = _total([one(call(variables, data, stack)) for stack in batches])
+    return correlation / examples
+
+
+def _total(parts: list[Any]) -> Any:
+    """Sums of outputs [most, ...] of several calls, whose rows beyond a call's count are 0."""
+    # The sums of each batch stay on the devices until the end; float64 on the host keeps them exact.
+    return jax.tree.map(lambda *xs: np.sum(np.asarray(xs, np.float64), axis=(0, 1)), *jax.device_get(parts))
 
 
 def as_line(scores: Mapping[str, dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from switokd_jax import checkpoint, distribution, logs, plan
-from switokd_jax.data import sources
+from switokd_jax.data import batches, sources
 from switokd_jax.data.encoded import Encoded
 from switokd_jax.data.feeds import Feed, feed
 from switokd_jax.state import pair_name
@@ -22,9 +24,9 @@ class Session:
       plan: all that the run is.
       dataset: on the host.
       folder: the workdir.
-      step: the compiled training step.
-      score: the compiled scoring step.
-      correlate: the compiled step behind the method's refresh, or None where it has none.
+      step: the compiled training steps.
+      score: the compiled scoring steps.
+      correlate: the compiled steps behind the method's refresh, or None where it has none.
       train: the training split, its data on the devices.
       scored: the other splits likewise; the first one selects the best epoch.
       checkpoints: of the workdir.
@@ -46,6 +48,16 @@ class Session:
     def selected_on(self) -> str:
         """The split whose best epoch counts: validation where there is one."""
         return next(iter(self.scored))
+
+    def stacked(self, reading: batches.Reading, first: int = 0, stops: Container[int] = ()) -> Iterator[batches.Stack]:
+        """Batches after the step `first` as calls take them, none of them over a log interval or one of `stops`."""
+        config = self.plan.config
+        most = config.steps_per_call if config.data.pipeline == "resident" else 1  # images are large
+        return batches.stacked(reading, most, first, lambda step: step % config.log.every == 0 or step in stops)
+
+    def scoring(self, split: Feed) -> Iterator[distribution.Batches]:
+        """The batches of a split on the devices."""
+        return self.plan.devices.ahead(self.stacked(split.scoring()))
 
     def write(self, lines: list[logs.Line]) -> None:
         """Writes lines of metrics, in one process only."""
@@ -72,9 +84,9 @@ def open_session(run: plan.Plan, dataset: sources.Dataset, folder: Path) -> Sess
         plan=run,
         dataset=dataset,
         folder=folder,
-        step=devices.compile(plan.make_step(run), donate=True),
-        score=devices.compile(plan.make_score(run), donate=False),
-        correlate=devices.compile(plan.make_correlation(run), donate=False) if refreshes else None,
+        step=devices.compile(plan.make_step(run), carried=True),
+        score=devices.compile(plan.make_score(run), carried=False),
+        correlate=devices.compile(plan.make_correlation(run), carried=False) if refreshes else None,
         train=open_feed(dataset.train),
         scored={name: open_feed(split) for name, split in splits.items() if len(split)},
         checkpoints=checkpoint.open_checkpoints(folder, run.topology.nodes, config.checkpoint, run.steps_per_epoch),
@@ -112,8 +124,19 @@ def head(split: str, run: plan.Plan, step: int) -> logs.Line:
     return {"split": split, "epoch": round(run.epoch(step), 6), "step": step}
 
 
-def numbers(run: plan.Plan, metrics: Mapping[str, Any]) -> dict[str, float | bool]:
-    """A step's metrics as JSON values, network by network in the topology's order (JAX sorts by name)."""
+def lines(run: plan.Plan, steps: range, metrics: Mapping[str, np.ndarray]) -> list[logs.Line]:
+    """Metrics [most] of the calls' steps as JSON values, a line for each step, network by network in the topology's
+    order (JAX sorts by name).
+
+    Args:
+      run: the plan.
+      steps: their global steps, counted from 1.
+      metrics: by name; rows beyond the steps mean nothing.
+    """
     owners = [*run.topology.nodes, *map(pair_name, run.pairs)]
     ordered = sorted(metrics, key=lambda name: owners.index(name.partition("/")[0]))
-    return {name: bool(metrics[name]) if metrics[name].dtype == bool else float(metrics[name]) for name in ordered}
+    values = {name: metrics[name].tolist() for name in ordered}
+    return [
+        {**head("train", run, step), **{name: value[i] for name, value in values.items()}}
+        for i, step in enumerate(steps)
+    ]

@@ -63,9 +63,15 @@ def place(run: plan.Plan, split: sources.Split) -> resident.Resident:
     return placed
 
 
-def batch(run: plan.Plan, indices: np.ndarray) -> distribution.Batch:
-    """The batch of these examples of a resident split."""
-    return run.devices.batch(len(indices), batches.Examples(np.asarray(indices, np.int32)))
+def batch(run: plan.Plan, indices: np.ndarray) -> distribution.Batches:
+    """One batch of these examples of a resident split."""
+    return run.devices.batches(batches.Stack(len(indices), 1, batches.Examples(np.asarray(indices, np.int32)[None])))
+
+
+def call(step: distribution.Compiled, state: Any, data: Any, coming: distribution.Batches) -> tuple[Any, Any]:
+    """The state after the steps, and the last one's metrics."""
+    state, metrics = step.call(state, data, coming)
+    return state, jax.tree.map(lambda x: x[..., coming.count - 1], metrics)
 
 
 def photograph(height: int, width: int, seed: int = 0) -> Image.Image:

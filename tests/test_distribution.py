@@ -10,7 +10,7 @@ import pytest
 
 import runs
 from switokd_jax import config, fields, plan
-from switokd_jax.data import resident, sources
+from switokd_jax.data import batches, resident, sources
 
 EPOCHS = 3
 BATCH = 192
@@ -27,12 +27,14 @@ def train(parallelism: str, devices: int, dtype: str, steps: int | None = None) 
     with jax.enable_x64(dtype == "float64"):
         run = runs.tiny_plan(c, len(split), devices)
         state, data = runs.start(run, split)
-        step = run.devices.compile(plan.make_step(run), donate=True)
+        step = run.devices.compile(plan.make_step(run), carried=True)
         total = steps or EPOCHS * run.steps_per_epoch
         metrics = []
-        for coming in run.devices.ahead(resident.training(len(split), 0, BATCH, run.devices.share, 0, total)):
+        reading = resident.training(len(split), 0, BATCH, run.devices.share, 0, total)
+        for coming in run.devices.ahead(batches.stacked(reading, 5)):
             state, seen = step.call(state, data, coming)
-            metrics.append(jax.device_get(run.devices.one(seen)))
+            host = jax.device_get(run.devices.one(seen))
+            metrics += [{name: values[i] for name, values in host.items()} for i in range(coming.count)]
     return metrics
 
 
@@ -75,16 +77,15 @@ def test_local_batch_norm_is_another_run(alone64: list[dict[str, Any]]) -> None:
     c = runs.tiny_config(batch_size=64, parallelism="pmap", batch_norm="local")
     run = runs.tiny_plan(c, 64, devices=4)
     state, data = runs.start(run, split)
-    step = run.devices.compile(plan.make_step(run), donate=True)
-    state, metrics = step.call(state, data, runs.batch(run, np.arange(64)))
+    step = run.devices.compile(plan.make_step(run), carried=True)
+    state, metrics = runs.call(step, state, data, runs.batch(run, np.arange(64)))
     for leaf in jax.tree.leaves(jax.device_get(state)):
         for copy in leaf[1:]:
             np.testing.assert_array_equal(copy, leaf[0])
     whole = runs.tiny_plan(runs.tiny_config(batch_size=64), 64)
     state, data = runs.start(whole, split)
-    _, other = whole.devices.compile(plan.make_step(whole), donate=True).call(
-        state, data, runs.batch(whole, np.arange(64))
-    )
+    step = whole.devices.compile(plan.make_step(whole), carried=True)
+    _, other = runs.call(step, state, data, runs.batch(whole, np.arange(64)))
     assert float(metrics["student/loss"][0]) != pytest.approx(float(other["student/loss"]), rel=1e-6)
 
 

@@ -85,12 +85,12 @@ def check(recorded: dict[str, np.ndarray], meta: dict[str, Any], parallelism: st
     state = run.devices.place(initial_state(run.networks, variables, run.pairs, seed=0))
     flat = recorded["images"].reshape(-1, *recorded["images"].shape[2:])
     data = run.devices.place(resident.Resident(flat, recorded["labels"].reshape(-1).astype(np.int32)))
-    step = run.devices.compile(plan.make_step(run), donate=True)
+    step = run.devices.compile(plan.make_step(run), carried=True)
 
     for index in range(meta["steps"]):
         batch = np.arange(index * meta["batch_size"], (index + 1) * meta["batch_size"])
         before = {name: int(run.devices.one(state).networks[name].updates) for name in names}
-        state, metrics = step.call(state, data, runs.batch(run, batch))
+        state, metrics = runs.call(step, state, data, runs.batch(run, batch))
         metrics = jax.device_get(run.devices.one(metrics))
         for p, (teacher, student) in enumerate(run.pairs):
             pair = f"{teacher}->{student}"

@@ -26,8 +26,9 @@ def test_counts_are_numpys(parallelism: str, devices: int) -> None:
     run = runs.tiny_plan(runs.tiny_config(batch_size=16, parallelism=parallelism), len(split), devices)
     start = initialise.initial(run)
     variables = {name: network.evaluated for name, network in start.networks.items()}
-    call = run.devices.compile(plan.make_score(run), donate=False).call
-    coming = run.devices.ahead(resident.scoring(len(split), 16, run.devices.share))
+    call = run.devices.compile(plan.make_score(run), carried=False).call
+    reading = resident.scoring(len(split), 16, run.devices.share)
+    coming = run.devices.ahead(batches.stacked(reading, 3))
     scores = scoring.score(call, run.devices.one, run.devices.place(variables), runs.place(run, split), coming)
     for name, network in run.networks.items():
         images = augment.normalise(split.images, run.data.preprocess, np.float32)

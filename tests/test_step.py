@@ -29,10 +29,10 @@ def take(c: Any, state: TrainState | None, steps: range) -> tuple[TrainState, di
     run = runs.tiny_plan(c, len(SPLIT))
     first, data = runs.start(run, SPLIT)
     current = first if state is None else run.devices.place(state)
-    step = run.devices.compile(plan.make_step(run), donate=True)
+    step = run.devices.compile(plan.make_step(run), carried=True)
     metrics: dict[str, Any] = {}
     for number in steps:
-        current, metrics = step.call(current, data, runs.batch(run, batch(number)))
+        current, metrics = runs.call(step, current, data, runs.batch(run, batch(number)))
     return jax.tree.map(np.array, jax.device_get(current)), jax.device_get(metrics)
 
 
@@ -161,8 +161,8 @@ def test_paused_backward_stands_inside_the_conditional_only() -> None:
     c = runs.tiny_config("wrn_10_1", "wrn_10_1", batch_size=BATCH)
     run = runs.tiny_plan(c, len(SPLIT))
     state, data = runs.start(run, SPLIT)
-    step = run.devices.compile(plan.make_step(run), donate=True)
-    hlo = step.variants[True].lower(state, data, runs.batch(run, batch(0)).examples).compile().as_text()
+    step = run.devices.compile(plan.make_step(run), carried=True)
+    hlo = step.variants[True].lower(state, data, runs.batch(run, batch(0)).examples, 1).compile().as_text()
     parts = computations(hlo)
     entry = re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)
     assert entry
@@ -188,11 +188,11 @@ def test_compiles_once_per_batch_shape(caplog: pytest.LogCaptureFixture) -> None
     examples = 2 * BATCH + 5
     run = runs.tiny_plan(runs.tiny_config(batch_size=BATCH), examples)
     state, data = runs.start(run, SPLIT)
-    step = run.devices.compile(plan.make_step(run), donate=True)
+    step = run.devices.compile(plan.make_step(run), carried=True)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for _ in range(3):
             for first in range(0, examples, BATCH):
                 some = runs.batch(run, np.arange(first, min(first + BATCH, examples)))
                 state, _metrics = step.call(state, data, some)
-    compiled = [r.getMessage() for r in caplog.records if re.match(r"Compiling jit\(step\)", r.getMessage())]
+    compiled = [r.getMessage() for r in caplog.records if re.match(r"Compiling jit\(call\)", r.getMessage())]
     assert len(compiled) == 2, compiled

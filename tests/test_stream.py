@@ -115,17 +115,17 @@ def test_a_batch_on_eight_devices(parallelism: str, size: int) -> None:
                 batches.Examples(np.arange(size, dtype=np.int32) + number, images=images, labels=images[:, 0, 0]),
             )
 
-    coming = devices.ahead(reading())
+    coming = devices.ahead(batches.stacked(reading(), 1))
     for number in range(4):
         placed = next(coming)
         assert len(drawn) == min(number + 1 + distribution.AHEAD, 4)
-        assert (placed.size, placed.split) == (size, size == 16)
+        assert (placed.size, placed.count, placed.split) == (size, 1, size == 16)
         parts = [np.asarray(shard.data) for shard in placed.examples.images.addressable_shards]
         assert len(parts) == 8
         if parallelism == "pmap":
             parts = [part[0] for part in parts]
-        whole = np.concatenate(parts) if placed.split else parts[number]
-        np.testing.assert_array_equal(whole, images)
+        whole = np.concatenate(parts, axis=1) if placed.split else parts[number]
+        np.testing.assert_array_equal(whole, images[None])
         assert int(np.asarray(placed.examples.index).ravel()[0]) == number
 
 

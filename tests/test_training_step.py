@@ -81,10 +81,11 @@ def one_step(run: plan.Plan) -> tuple[Any, Any, dict[str, Any]]:
     memory = initialise.initial_memory(run)
     adapting = adapters.initial_adapters(run.adapters, run.networks, runs.SHAPE, 0)
     before = initial_state(run.networks, variables, run.pairs, 0, memory, adapting)
+    untouched = jax.tree.map(np.array, jax.device_get(before))  # the step takes its memory
     state, data = run.devices.place(before), runs.place(run, SPLIT)
-    step = run.devices.compile(plan.make_step(run), donate=False)
-    after, metrics = step.call(state, data, runs.batch(run, np.arange(16)))
-    return before, jax.device_get(run.devices.one(after)), jax.device_get(run.devices.one(metrics))
+    step = run.devices.compile(plan.make_step(run), carried=True)
+    after, metrics = runs.call(step, state, data, runs.batch(run, np.arange(16)))
+    return untouched, jax.device_get(run.devices.one(after)), jax.device_get(run.devices.one(metrics))
 
 
 CASES = [

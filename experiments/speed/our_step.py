@@ -58,13 +58,12 @@ def ours(c: Any) -> tuple[Timed, dict[str, float]]:
     begin = time.perf_counter()
     state = made.devices.place(initialise.initial(made))
     data = made.devices.place(resident.Resident(split.images, split.labels))
-    step = made.devices.compile(plan.make_step(made), donate=True)
-    drawn = [
-        made.devices.batch(BATCH, batches.Examples(np.arange(i * BATCH, (i + 1) * BATCH, dtype=np.int32)))
-        for i in range(8)
-    ]
+    step = made.devices.compile(plan.make_step(made), carried=True)
+    drawn = made.devices.batches(
+        batches.Stack(BATCH, 8, batches.Examples(np.arange(8 * BATCH, dtype=np.int32).reshape(8, BATCH)))
+    )
     started = time.perf_counter()
-    state, metrics = step.call(state, data, drawn[0])
+    state, metrics = step.call(state, data, dataclasses.replace(drawn, count=1))
     jax.block_until_ready(metrics)
     ended = time.perf_counter()
     held = {"state": state}
@@ -74,8 +73,9 @@ def ours(c: Any) -> tuple[Timed, dict[str, float]]:
         number = jnp.asarray(first_waiting_step if paused else 0, jnp.int32)
         state = jax.block_until_ready(dataclasses.replace(held["state"], step=number))
         begin = time.perf_counter()
-        for i in range(steps):
-            state, metrics = step.call(state, data, drawn[i % len(drawn)])
+        for done in range(0, steps, drawn.count):
+            coming = dataclasses.replace(drawn, count=min(drawn.count, steps - done))
+            state, metrics = step.call(state, data, coming)
         jax.block_until_ready((state, metrics))
         taken = time.perf_counter() - begin
         held["state"] = state

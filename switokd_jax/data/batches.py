@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from flax import struct
 
@@ -37,6 +38,21 @@ Sized = tuple[int, Examples]
 """The size of a global batch and the part of it that this process sends."""
 Reading = Generator[Sized, None, None]
 """Batches; to be closed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Batches of one size that follow one another, for one call of the devices.
+
+    Attributes:
+      size: of each global batch.
+      count: how many there are.
+      examples: arrays [most, ...] of NumPy, this process's part; beyond the count they mean nothing.
+    """
+
+    size: int
+    count: int
+    examples: Examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,3 +100,38 @@ def scoring(step: int, examples: int, batch_size: int) -> tuple[np.ndarray, np.n
     """The examples [batch] of one step of an evaluation, and a mask that is 0 on the padding of the last one."""
     index = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int32)
     return np.minimum(index, examples - 1), (index < examples).astype(np.float32)
+
+
+def stacked(
+    batches: Iterable[Sized], most: int, first: int = 0, stops: Callable[[int], bool] = lambda step: False
+) -> Iterator[Stack]:
+    """Stacks of up to `most` batches.
+
+    Args:
+      batches: in the order of their steps.
+      most: the leading size of every stack's arrays.
+      first: global steps before the first batch.
+      stops: whether a stack has to end with this global step (counted from 1).
+    """
+    waiting: list[Examples] = []
+    size = 0
+    for step, (coming, examples) in enumerate(batches, first + 1):
+        if waiting and coming != size:
+            yield _stack(size, waiting, most)
+            waiting = []
+        size = coming
+        waiting.append(examples)
+        if len(waiting) == most or stops(step):
+            yield _stack(size, waiting, most)
+            waiting = []
+    if waiting:
+        yield _stack(size, waiting, most)
+
+
+def _stack(size: int, batches: list[Examples], most: int) -> Stack:
+    def together(*rows: np.ndarray) -> np.ndarray:
+        if most == 1:
+            return rows[0][None]  # a stream's images are large: no copy
+        return np.stack([*rows, *[rows[-1]] * (most - len(rows))])
+
+    return Stack(size, len(batches), jax.tree.map(together, *batches))

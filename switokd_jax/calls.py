@@ -1,0 +1,51 @@
+"""Several steps in one call of the devices, so that the host has nothing to do between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from switokd_jax.data.batches import Examples
+from switokd_jax.state import Tree
+
+
+def in_turn(step: Callable[..., Any], *, carried: bool) -> Callable[..., Any]:
+    """Makes (tree, data, batches [most, batch, ...], count) -> results of a step of one batch.
+
+    The steps run in one loop whose length is traced: one compiled function takes any count up to `most`, and
+    with a count of 0 it only compiles.
+
+    Args:
+      step: (tree, data, batch); traced once.
+      carried: whether it returns (the next step's tree, outputs), or outputs alone and every step sees the same tree.
+
+    Returns:
+      A function whose results are (the last tree, outputs) or outputs, each output [most, ...]; those beyond the
+      count are 0.
+    """
+
+    # As a function of its own it is traced once: for the outputs' shapes, and again from the cache for the loop.
+    @jax.jit
+    def one(tree: Tree, data: Tree, batch: Examples) -> tuple[Tree, Tree]:
+        result = step(tree, data, batch)
+        return result if carried else (tree, result)
+
+    def call(tree: Tree, data: Tree, batches: Examples, count: jax.Array | int) -> Any:
+        def batch(i: jax.Array | int) -> Examples:
+            return jax.tree.map(lambda x: x[i], batches)
+
+        def body(i: jax.Array, before: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
+            tree, outputs = before
+            tree, output = one(tree, data, batch(i))
+            return tree, jax.tree.map(lambda xs, x: xs.at[i].set(x), outputs, output)
+
+        most = len(batches.index)
+        _, shapes = jax.eval_shape(one, tree, data, batch(0))
+        outputs = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
+        tree, outputs = jax.lax.fori_loop(0, count, body, (tree, outputs))
+        return (tree, outputs) if carried else outputs
+
+    return call

@@ -1,0 +1,77 @@
+"""Several steps in one call are the same steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import runs
+from switokd_jax import plan
+from switokd_jax.calls import in_turn
+from switokd_jax.data import batches, resident
+from switokd_jax.data.batches import Examples
+
+BATCH = 16
+SPLIT = runs.random_split(5 * BATCH + 3)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_a_carried_tree_goes_from_step_to_step(count: int) -> None:
+    """x -> 10 x + sum of the batch, worked out by hand."""
+    traced = []
+
+    def step(x: Any, data: Any, batch: Examples) -> Any:
+        traced.append(x)
+        total = jnp.sum(data[batch.index])
+        return 10 * x + total, {"before": x, "even": total % 2 == 0}
+
+    call = jax.jit(in_turn(step, carried=True))
+    last, outputs = call(jnp.asarray(1), jnp.asarray([1, 2, 3]), Examples(jnp.asarray([[0, 0], [0, 1], [2, 2]])), count)
+    after = [1, 12, 123, 1236]
+    assert int(last) == after[count]
+    assert outputs["before"].tolist() == after[:count] + [0] * (3 - count)
+    assert outputs["even"].tolist() == [True, False, True][:count] + [False] * (3 - count)
+    assert len(traced) == 1
+
+
+def test_a_tree_that_is_not_carried_is_the_same_in_every_step() -> None:
+    call = jax.jit(in_turn(lambda x, data, batch: x * jnp.sum(data[batch.index]), carried=False))
+    outputs = call(jnp.asarray(2), jnp.asarray([1, 2, 3]), Examples(jnp.asarray([[0, 0], [0, 1], [2, 2]])), 2)
+    assert outputs.tolist() == [4, 6, 0]
+
+
+def test_stacks_end_where_they_have_to() -> None:
+    """Two epochs of three whole batches and a partial one; a log interval of five; no more than two a call."""
+    reading = resident.training(3 * 4 + 1, 0, 4, batches.Share(), 2, 8)
+    stacks = [*batches.stacked(reading, 2, first=2, stops=lambda step: step % 5 == 0)]
+    assert [(stack.size, stack.count) for stack in stacks] == [(4, 1), (1, 1), (4, 1), (4, 2), (1, 1)]
+    step = 2
+    for stack in stacks:
+        assert stack.examples.index.shape == (2, stack.size)
+        for row in stack.examples.index[: stack.count]:
+            np.testing.assert_array_equal(row, batches.training(step, 0, 13, 4))
+            step += 1
+    assert step == 8
+
+
+@pytest.mark.parametrize("parallelism", ["jit", "pmap"])
+def test_steps_of_one_call_are_bit_for_bit_those_of_many(parallelism: str) -> None:
+    """Seven steps over a partial batch, by calls of one and of up to four."""
+    run = runs.tiny_plan(runs.tiny_config(batch_size=BATCH, parallelism=parallelism), len(SPLIT), devices=2)
+    step = run.devices.compile(plan.make_step(run), carried=True)
+    ends = []
+    for most in (1, 4):
+        state, data = runs.start(run, SPLIT)
+        seen: list[Any] = []
+        reading = resident.training(len(SPLIT), 0, BATCH, run.devices.share, 0, 7)
+        for coming in run.devices.ahead(batches.stacked(reading, most)):
+            state, metrics = step.call(state, data, coming)
+            host = jax.device_get(run.devices.one(metrics))
+            seen += [{name: values[i] for name, values in host.items()} for i in range(coming.count)]
+        ends.append((jax.device_get(state), seen))
+    assert len(ends[0][1]) == 7
+    runs.assert_same_bits(*ends)
