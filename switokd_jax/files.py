@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 
+def user_cache() -> Path:
+    """The user's folder for what can be made again: $XDG_CACHE_HOME/switokd_jax, or ~/.cache/switokd_jax."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "switokd_jax"
+
+
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Lets `write` fill a temporary file beside `path` and renames it, so no reader sees half a file."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

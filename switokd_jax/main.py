@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import jax
 from absl import app, flags, logging
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from switokd_jax import loop
 from switokd_jax.config import ConfigError
+from switokd_jax.files import user_cache
 
 # New fields are let in here, because `config.parse` names them better than the flag library does.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -67,9 +67,8 @@ def _last_line(error: BaseException) -> str:
 def use_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "switokd_jax" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def cli() -> None:

@@ -93,7 +93,7 @@ def network_state(network: Any, variables: Mapping[str, Tree]) -> NetworkState:
     return NetworkState(
         params=params,
         batch_stats=variables["batch_stats"],
-        opt_state=network.optimizer.init(params),
+        opt_state=jax.jit(network.optimizer.init)(params),  # in one program, not one for each shape
         ema=jax.tree.map(jnp.array, params) if network.ema else None,
         updates=jnp.zeros((), jnp.int32),
     )

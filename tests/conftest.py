@@ -12,5 +12,8 @@ import jax
 
 import runs
 
+# Tests leave the user's own cache folder alone.
+os.environ["XDG_CACHE_HOME"] = str(runs.CACHE.parent / "user")
+
 jax.config.update("jax_compilation_cache_dir", str(runs.CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

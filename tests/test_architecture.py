@@ -13,8 +13,8 @@ PACKAGE = ROOT / "switokd_jax"
 # The order of docs/architecture.md: a module imports only what stands before it.
 ORDER = [
     *("fields", "files", "losses", "switching", "topology", "methods", "config"),
-    *("data.tiny_imagenet", "data.encoded", "data.prepared", "data.folder", "data.sources", "data.augment"),
-    *("data.batches", "data.resident", "data.stream", "data.feeds"),
+    *("data.tiny_imagenet", "data.encoded", "data.decoded", "data.prepared", "data.folder", "data.sources"),
+    *("data.augment", "data.batches", "data.resident", "data.stream", "data.feeds"),
     *("models", "optim", "state", "step", "calls", "distribution", "scoring", "adapters", "plan", "checkpoint"),
     *("interop", "initialise", "workdir", "logs", "session", "figures", "summary", "loop", "main"),
 ]

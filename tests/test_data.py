@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 
 import runs
 from switokd_jax import config, fields
-from switokd_jax.data import augment, batches, resident, sources
+from switokd_jax.data import augment, batches, decoded, resident, sources
 
 DIGITS = config.Data(name="digits")
 IMAGES = np.arange(5 * 6 * 6 * 1, dtype=np.uint8).reshape(5, 6, 6, 1) + 1
@@ -133,3 +134,43 @@ def test_not_prepared_and_no_network(tmp_path: object, monkeypatch: pytest.Monke
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     with pytest.raises(fields.ConfigError, match=r"run: tfds build cifar10 --file_format=array_record --data_dir="):
         sources.load(config.Data(name="cifar10", dir=str(tmp_path)), 0)
+
+
+def test_decoded_splits_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a shard changes or the kept file is damaged."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shard = tmp_path / "shard"
+    shard.write_bytes(b"abc")
+    split = runs.random_split(9)
+    reads = []
+
+    def read() -> decoded.Arrays:
+        reads.append(1)
+        return split.images, split.labels
+
+    def load() -> None:
+        images, labels = decoded.decoded("some train", [shard], read)
+        runs.assert_same_bits((images, labels), (split.images, split.labels))
+
+    load()
+    load()
+    assert len(reads) == 1
+    shard.write_bytes(b"abcd")
+    load()
+    load()
+    assert len(reads) == 2
+    for kept in (tmp_path / "cache").rglob("*.npz"):
+        kept.write_bytes(kept.read_bytes()[:-100])
+    load()
+    load()
+    assert len(reads) == 3
+
+
+def test_decoded_splits_without_a_place_to_keep_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images, labels = decoded.decoded("some train", [], lambda: (np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1)))
+    assert (len(images), len(labels)) == (1, 1)
+    assert "some train will be decoded again at the next start" in caplog.text

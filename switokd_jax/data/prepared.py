@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from switokd_jax.data.decoded import Arrays, decoded
 from switokd_jax.fields import ConfigError, nearest
 
-Arrays = tuple[np.ndarray, np.ndarray]
 # Named in the message for an unknown set; TFDS has many more.
 COMMON = (
     *("digits", "folder", "cifar10", "cifar100", "tiny_imagenet_200", "imagenet2012", "fashion_mnist", "mnist"),
@@ -87,7 +87,8 @@ class Prepared:
                 f"config.data.name: the images of {self.name!r} have many sizes; set config.data.pipeline = 'stream' "
                 "and config.data.image_size (224, say)"
             )
-        return _read(self.source(split), f"{self.name} {split}")
+        source, title = self.source(split), f"{self.name} {split}"
+        return decoded(title, self.builder.info.splits[split].filepaths, lambda: _read(source, title))
 
     def records(self, split: str) -> TfdsRecords:
         """A split as encoded images."""
