@@ -96,6 +96,11 @@ class Distribution:
         return str(self.mesh.devices.flat[0].platform)
 
     @property
+    def alone(self) -> bool:
+        """Whether a compiled program sees the images of one device only."""
+        return self.device_count == 1 or self.parallelism == "pmap"
+
+    @property
     def norm_axis(self) -> str | None:
         """The axis_name of BatchNorm: under jit its batch is the global one already."""
         return AXIS if self.parallelism == "pmap" and not self.local_norm else None

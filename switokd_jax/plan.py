@@ -4,6 +4,7 @@ compiles."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from switokd_jax import adapters, distribution, models, optim, scoring, topology
 from switokd_jax.config import Config, ConfigError
 from switokd_jax.data import batches, resident, sources
 from switokd_jax.methods import METHODS, Method
+from switokd_jax.models import convolution
 from switokd_jax.step import Across, Network, train_step
 from switokd_jax.topology import Pair, Topology
 
@@ -109,8 +111,14 @@ def make(config: Config, data: sources.Facts, devices: Sequence[jax.Device] | No
     together = distribution.create(config.parallelism, config.batch_norm, config.batch_size, devices)
     per_epoch = batches.steps_per_epoch(data.train_examples, config.batch_size)
     total = config.steps or max(round(config.epochs * per_epoch), 1)
-    classes, axis = data.num_classes, together.norm_axis
-    networks = {name: _network(config, name, classes, axis, per_epoch, total) for name in graph.nodes}
+    create = functools.partial(
+        models.create,
+        num_classes=data.num_classes,
+        axis_name=together.norm_axis,
+        convolution=convolution.for_devices(together.platform, alone=together.alone),
+        **_kinds(config),
+    )
+    networks = {name: _network(config, name, create, per_epoch, total) for name in graph.nodes}
     method = METHODS[config.method]
     _check_method(config, method, graph)
     use = method.features(config.hyperparameters)
@@ -169,10 +177,10 @@ def _check_method(config: Config, method: Method, graph: Topology) -> None:
         )
 
 
-def _network(config: Config, name: str, num_classes: int, axis_name: str | None, per_epoch: int, total: int) -> Network:
+def _network(config: Config, name: str, create: Callable[[str], Any], per_epoch: int, total: int) -> Network:
     spec = config.networks[name]
     try:
-        module = models.create(spec.model, num_classes, axis_name=axis_name, **_kinds(config))
+        module = create(spec.model)
     except ValueError as error:
         raise ConfigError(f"config.networks.{name}.model: {error}") from None
     return Network(

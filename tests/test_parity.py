@@ -65,8 +65,7 @@ def test_recording(path: Path, parallelism: str) -> None:
 
 
 def test_recording_on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convolutions take other forms where a process has one device, as a laptop has."""
-    monkeypatch.setattr(convolution, "alone", lambda: True)
+    """Convolutions take other forms where a program sees one device, as on a laptop."""
     monkeypatch.setattr(convolution, "SMALL", 0)
     with np.load(RECORDINGS[0]) as file, jax.enable_x64(True):
         recorded = {name: file[name] for name in file.files}

@@ -1,4 +1,4 @@
-"""Convolutions in the form that the backend likes: the one place where models look at the backend.
+"""Convolutions in the form that the devices like: the one place where models look at them.
 
 XLA:CPU rewrites only the convolutions of the entry computation for its fast library; inside `lax.cond` and `lax.scan`
 the exotic dimension numbers of a convolution's gradients fall to a naive loop, a hundred times slower (jax issue
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,9 +24,14 @@ PLAIN = ("NHWC", "HWIO", "NHWC")
 IMAGES, NARROW, SMALL = 4, 32, 2**14
 
 
-def alone() -> bool:
-    """Whether there is one device: loops over the images of a batch would gather what several devices share."""
-    return jax.device_count() == 1
+def for_devices(platform: str, *, alone: bool) -> Callable[..., jax.Array]:
+    """`convolution` for given devices; by itself it asks JAX for the default ones.
+
+    Args:
+      platform: 'cpu', 'gpu' or 'tpu'.
+      alone: whether the program sees one device's images only, so that loops over them gather nothing.
+    """
+    return functools.partial(convolution, platform=platform, alone=alone)
 
 
 def convolution(
@@ -40,11 +45,13 @@ def convolution(
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
     precision: Any = None,
+    platform: str | None = None,
+    alone: bool | None = None,
 ) -> jax.Array:
-    """`lax.conv_general_dilated` for [batch, height, width, channels], in the form the backend likes."""
+    """`lax.conv_general_dilated` for [batch, height, width, channels], in the form the devices like."""
     depthwise = feature_group_count == x.shape[-1] > 1 and kernel.shape[-1] == x.shape[-1]
     dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-    if jax.default_backend() != "cpu" or dilated or (feature_group_count > 1 and not depthwise):
+    if (platform or jax.default_backend()) != "cpu" or dilated or (feature_group_count > 1 and not depthwise):
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -58,11 +65,12 @@ def convolution(
         )
     stride = (strides[0], strides[1])
     pads = (padding[0], padding[1])
+    alone = jax.device_count() == 1 if alone is None else alone
     if depthwise:
-        return _depthwise(x, kernel, stride, pads)
+        return _depthwise(x, kernel, stride, pads, alone)
     if kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
         return _pointwise(x[:, :: stride[0], :: stride[1]], kernel[0, 0])
-    return _plain(x, kernel, stride, pads)
+    return _plain(x, kernel, stride, pads, alone)
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -102,16 +110,20 @@ def _shifted_sum(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads:
     return total
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _depthwise(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, alone: bool) -> jax.Array:
+    del alone
     return _shifted_sum(x, kernel, stride, pads)
 
 
-def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> Any:
+def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, alone: bool) -> Any:
+    del alone
     return _shifted_sum(x, kernel, stride, pads), (x, kernel)
 
 
-def _depthwise_backward(stride: tuple[int, int], pads: Pads, saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _depthwise_backward(
+    stride: tuple[int, int], pads: Pads, alone: bool, saved: Any, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     (dx,) = jax.linear_transpose(lambda x: _shifted_sum(x, kernel, stride, pads), x)(g)
 
@@ -122,7 +134,7 @@ def _depthwise_backward(stride: tuple[int, int], pads: Pads, saved: Any, g: jax.
     def add_image(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return total + of_images(image[0][None], image[1][None]), None
 
-    if not alone():
+    if not alone:
         return dx, of_images(x, g).reshape(kernel.shape)
     # Image by image, which stays in the cache: sums over the whole batch read it from memory nine times, and XLA's
     # loop for them is not vectorised (2 cores, batch 128, 32x32x48: 59 ms; so 10 ms).
@@ -134,19 +146,22 @@ def _depthwise_backward(stride: tuple[int, int], pads: Pads, saved: Any, g: jax.
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _plain(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _plain(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, alone: bool) -> jax.Array:
+    del alone
     return lax.conv_general_dilated(x, kernel, stride, pads, dimension_numbers=PLAIN)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> Any:
-    return _plain(x, kernel, stride, pads), (x, kernel)
+def _forward(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, alone: bool) -> Any:
+    return _plain(x, kernel, stride, pads, alone), (x, kernel)
 
 
-def _backward(stride: tuple[int, int], pads: Pads, saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(
+    stride: tuple[int, int], pads: Pads, alone: bool, saved: Any, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     dx = _input_gradient(g, kernel, x.shape, stride, pads)
-    if alone() and x.shape[3] >= NARROW and math.prod(x.shape[1:]) >= SMALL:
+    if alone and x.shape[3] >= NARROW and math.prod(x.shape[1:]) >= SMALL:
         return dx, _kernel_gradient(x, g, kernel.shape, stride, pads)
 
     # dkernel: input channels become the batch, the batch becomes the channels that are summed over; what lies behind

@@ -102,12 +102,15 @@ class ImageNetResNet(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
+    convolution: Any = layers.convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits [batch, classes] of images [batch, height, width, channels]."""
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: Any = functools.partial(layers.conv, kernel_init=self.form.kernel_init, **kinds)
+        conv: Any = functools.partial(
+            layers.conv, convolution=self.convolution, kernel_init=self.form.kernel_init, **kinds
+        )
         norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
         blocks, bottleneck = DEPTHS[self.depth]
         size, stride = (7, 2) if self.form.large_stem else (3, 1)

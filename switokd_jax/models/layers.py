@@ -23,6 +23,7 @@ def conv(
     kernel_init: Any,
     use_bias: bool = False,
     groups: int = 1,
+    convolution: Any = convolution,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
 ) -> nn.Conv:
@@ -85,7 +86,9 @@ def linear(
     return layer(x)
 
 
-def patches(x: jax.Array, features: int, side: int, *, name: str, **kinds: Any) -> jax.Array:
+def patches(
+    x: jax.Array, features: int, side: int, *, name: str, convolution: Any = convolution, **kinds: Any
+) -> jax.Array:
     """One linear layer on every patch of `side` pixels, as a convolution whose stride is its size.
 
     [batch, height, width, channels] to [batch, height / side, width / side, features]; torch.nn.Conv2d's defaults.

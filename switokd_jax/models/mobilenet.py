@@ -58,12 +58,15 @@ class MobileNet(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
+    convolution: Any = layers.convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits [batch, classes] of images [batch, height, width, channels]."""
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: Any = functools.partial(layers.conv, kernel_init=layers.inverse_fan_in, **kinds)
+        conv: Any = functools.partial(
+            layers.conv, convolution=self.convolution, kernel_init=layers.inverse_fan_in, **kinds
+        )
         norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
         x = nn.relu(norm(name="bn1")(conv(32, 3, name="conv1")(x.astype(self.dtype))))
         for index, (features, stride) in enumerate(BLOCKS):
@@ -105,12 +108,15 @@ class MobileNetV2(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
+    convolution: Any = layers.convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits [batch, classes] of images [batch, height, width, channels]."""
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: Any = functools.partial(layers.conv, kernel_init=layers.kaiming_normal_fan_out, **kinds)
+        conv: Any = functools.partial(
+            layers.conv, convolution=self.convolution, kernel_init=layers.kaiming_normal_fan_out, **kinds
+        )
         norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
         x = conv(int(32 * self.width), 3, 2, name="conv1_0")(x.astype(self.dtype))
         x = nn.relu(norm(name="conv1_1")(x))
@@ -176,12 +182,15 @@ class MobileNetV2Tiny(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
+    convolution: Any = layers.convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits [batch, classes] of images [batch, height, width, channels]."""
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: Any = functools.partial(layers.conv, kernel_init=layers.inverse_fan_in, **kinds)
+        conv: Any = functools.partial(
+            layers.conv, convolution=self.convolution, kernel_init=layers.inverse_fan_in, **kinds
+        )
         norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
         x = conv(divisible(32 * self.width), 3, 2, name="features_0_0")(x.astype(self.dtype))
         x, index = nn.relu6(norm(name="features_0_1")(x)), 1

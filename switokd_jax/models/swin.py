@@ -185,6 +185,7 @@ class SwinTransformer(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
+    convolution: Any = layers.convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -195,7 +196,7 @@ class SwinTransformer(nn.Module):
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         linear: Any = functools.partial(nn.Dense, kernel_init=_narrow, **kinds)
         norm: Any = functools.partial(nn.LayerNorm, epsilon=1e-5, **kinds)
-        x = PatchEmbedding(norm, kinds, name="patch_embed")(x.astype(self.dtype))
+        x = PatchEmbedding(norm, kinds | {"convolution": self.convolution}, name="patch_embed")(x.astype(self.dtype))
         for stage, (depth, heads) in enumerate(zip(DEPTHS[self.size], HEADS, strict=True)):
             parts = (linear, norm, self.param_dtype)
             x = Stage(depth, heads, stage > 0, *parts, name=f"layers_{stage}")(x)

@@ -36,12 +36,15 @@ class VGG(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
+    convolution: Any = layers.convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits [batch, classes] of images [batch, height, width, channels]."""
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: Any = functools.partial(layers.conv, use_bias=True, kernel_init=layers.kaiming_normal_fan_out, **kinds)
+        conv: Any = functools.partial(
+            layers.conv, convolution=self.convolution, use_bias=True, kernel_init=layers.kaiming_normal_fan_out, **kinds
+        )
         norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
         x, height = x.astype(self.dtype), x.shape[1]
         for block, widths in enumerate(BLOCKS[self.depth]):

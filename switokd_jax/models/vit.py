@@ -91,6 +91,7 @@ class VisionTransformer(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
+    convolution: Any = layers.convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -102,7 +103,9 @@ class VisionTransformer(nn.Module):
         linear: Any = functools.partial(nn.Dense, kernel_init=_narrow, **kinds)
         norm: Any = functools.partial(nn.LayerNorm, epsilon=1e-6, **kinds)
         width, heads = SIZES[self.size]
-        patches = PatchEmbedding(width, kinds, name="patch_embed")(x.astype(self.dtype))
+        patches = PatchEmbedding(width, kinds | {"convolution": self.convolution}, name="patch_embed")(
+            x.astype(self.dtype)
+        )
         token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, width), self.param_dtype)
         place = self.param("pos_embed", _narrow, (1, PATCHES**2 + 1, width), self.param_dtype)
         x = jnp.concatenate(

@@ -45,6 +45,7 @@ class WideResNet(nn.Module):
       dtype: of the computation; logits come in float32 at least.
       param_dtype: of parameters and running statistics.
       axis_name: of the devices over which BatchNorm averages, under pmap.
+      convolution: `models.convolution.convolution`, or what `for_devices` makes of it.
     """
 
     depth: int
@@ -53,12 +54,15 @@ class WideResNet(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
+    convolution: Any = layers.convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Logits [batch, classes] of images [batch, height, width, channels]."""
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: Any = functools.partial(layers.conv, use_bias=True, kernel_init=layers.xavier_uniform_sqrt2, **kinds)
+        conv: Any = functools.partial(
+            layers.conv, convolution=self.convolution, use_bias=True, kernel_init=layers.xavier_uniform_sqrt2, **kinds
+        )
         norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
         x = conv(16, 3, name="conv1")(x.astype(self.dtype))
         for stage, stride in enumerate((1, 2, 2)):
