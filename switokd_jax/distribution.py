@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from switokd_jax.calls import in_turn
+from switokd_jax.calls import compiler_options, in_turn
 from switokd_jax.data.batches import Share, Stack
 from switokd_jax.fields import ConfigError
 from switokd_jax.state import Tree
@@ -28,9 +28,6 @@ from switokd_jax.step import Across
 
 AXIS = "data"
 AHEAD = 2  # stacks of batches that are on their way to the devices while a call runs
-# XLA:CPU sends matrix products and convolutions to YNNPACK unless told otherwise. Products and sums are faster there,
-# 3x3 convolutions slower (32x32x32, batch 128: 10.8 ms against 6.5 by Eigen). Measured with jaxlib 0.10.2.
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 # Makes the function (state or variables, data, batch) for one way of working together.
 MakeStep = Callable[[Across], Callable[..., Any]]
 
@@ -134,7 +131,7 @@ class Distribution:
                 in_turn(make(Across()), carried=carried),
                 donate_argnums=donated,
                 out_shardings=self._sharding(),
-                compiler_options=_compiler_options(self.platform),
+                compiler_options=compiler_options(self.platform),
             )
             return Compiled({True: whole, False: whole})
         variants = {
@@ -220,24 +217,25 @@ def create(
     return Distribution(parallelism, batch_norm == "local", mesh)
 
 
-@functools.cache
-def _compiler_options(platform: str) -> dict[str, str] | None:
-    """What makes XLA faster on a platform; None where it does not know the option."""
-    if platform != "cpu":
-        return None
-    try:
-        jax.jit(lambda: 0, compiler_options=CPU_OPTIONS)()
-    except jax.errors.JaxRuntimeError:  # experimental: an older or newer jaxlib may not have it
-        return None
-    return CPU_OPTIONS
-
-
 def _first(size: int) -> jax.Array:
     return jax.lax.axis_index(AXIS) * size
 
 
-def _gather(x: jax.Array) -> jax.Array:
-    return jax.lax.all_gather(x, AXIS, tiled=True)
+def _gather(tree: Tree) -> Tree:
+    """Arrays [this device's examples, ...] to [all examples, ...], by one collective for each dtype."""
+    leaves, structure = jax.tree.flatten(tree)
+    rows = [leaf.reshape(len(leaf), -1) for leaf in leaves]
+    gathered = {
+        dtype: jax.lax.all_gather(jnp.concatenate([row for row in rows if row.dtype == dtype], 1), AXIS, tiled=True)
+        for dtype in {row.dtype for row in rows}
+    }
+    begin = dict.fromkeys(gathered, 0)
+    out = []
+    for leaf, row in zip(leaves, rows, strict=True):
+        end = begin[row.dtype] + row.shape[1]
+        out.append(gathered[row.dtype][:, begin[row.dtype] : end].reshape(-1, *leaf.shape[1:]))
+        begin[row.dtype] = end
+    return jax.tree.unflatten(structure, out)
 
 
 def _sum(tree: Tree) -> Tree:

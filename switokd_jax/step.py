@@ -46,7 +46,7 @@ class Across:
     """What the step has to know of the devices, as functions; the default is one that sees everything.
 
     Attributes:
-      gather: per-example array of this device to that of the global batch.
+      gather: tree of per-example arrays of this device to those of the global batch.
       scatter: its inverse.
       total: sums gradients over the devices.
       average: averages running statistics over the devices (differs only for local BatchNorm).
@@ -112,11 +112,9 @@ def train_step(
         name: _forward(networks[name], state.networks[name], images, first, fold_in_name(key, name))
         for name in topology.nodes
     }
-    everyone, everyone_at = across.gather(labels), across.gather(indices)
+    said = {name: jax.lax.stop_gradient(forward.said) for name, forward in outputs.items()}
+    heard, everyone, everyone_at = across.gather((said, labels, indices))
     frozen = frozenset(name for name, network in networks.items() if network.frozen)
-    heard = {
-        name: jax.tree.map(across.gather, jax.lax.stop_gradient(forward.said)) for name, forward in outputs.items()
-    }
 
     def decide(
         heard: Mapping[str, _Said], trained: Mapping[str, Tree]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import runs
+from experiments.scale.hlo import Collective, collectives
 from switokd_jax import config, fields, plan
 from switokd_jax.data import batches, resident, sources
 
@@ -92,3 +93,41 @@ def test_local_batch_norm_is_another_run(alone64: list[dict[str, Any]]) -> None:
 def test_batch_has_to_be_divisible() -> None:
     with pytest.raises(fields.ConfigError, match=r"config.batch_size is 20, which 8 devices do not divide; use 16"):
         runs.tiny_plan(runs.tiny_config(batch_size=20), 100, devices=8)
+
+
+def sent(parallelism: str, topology: str) -> tuple[plan.Plan, list[Collective]]:
+    """The collectives of a step on eight devices."""
+    split = runs.random_split(64)
+    c = runs.tiny_config(batch_size=16, parallelism=parallelism)
+    if topology == "chain":
+        c.topology.kind, c.topology.names = "chain", ("teacher", "student", "last")
+        c.networks.last = config.network(model="resnet8")
+    run = runs.tiny_plan(c, len(split), devices=8)
+    state, data = runs.start(run, split)
+    step = run.devices.compile(plan.make_step(run), carried=True)
+    lowered = step.variants[True].lower(state, data, runs.batch(run, np.arange(16)).examples, 1)
+    return run, collectives(lowered.compile().as_text())
+
+
+@pytest.mark.parametrize("topology", ["pair", "chain"])
+@pytest.mark.parametrize("parallelism", ["jit", "pmap"])
+def test_one_reduction_of_gradients_per_network(parallelism: str, topology: str) -> None:
+    """And one message for all that the decision and the metrics are made of, BatchNorm's own aside."""
+    run, found = sent(parallelism, topology)
+    # What BatchNorm's own backward pass has summed is not summed again, so a gradient is a little less than a network.
+    gradients = [one for one in found if sum(one.sizes) > 70_000]
+    assert len(gradients) == len(run.networks)
+    assert all(one.kind == "all-reduce" for one in gradients)
+    paused = [one for one in gradients if "/cond/" in one.where]
+    assert len(paused) == len(run.networks) - 1, "inside the conditional of all that can wait"
+    others = [one for one in found if one not in gradients and "bn" not in one.where]
+    if parallelism == "pmap":
+        # Logits in one message, labels in another: every device then makes the same decision of the same numbers.
+        assert sorted((one.kind, one.sizes) for one in others) == [
+            ("all-gather", (16 * 2,)),
+            ("all-gather", (16 * 10 * len(run.networks),)),
+        ]
+    else:
+        # Losses, distances and hits travel with a network's gradients, or in one message of scalars.
+        assert len(others) <= 1
+        assert all(max(one.sizes) <= 16 for one in others)

@@ -68,8 +68,9 @@ def planned(
     if METHODS[method].offline:
         c.networks[names[0]].frozen, c.networks[names[0]].init_from = True, "given:by@hand"
 
-    def one_layer(name: str, classes: int, **kinds: Any) -> OneLayer:
-        return OneLayer(classes, dropout=dropout, **kinds)
+    def one_layer(name: str, num_classes: int, convolution: Any, **kinds: Any) -> OneLayer:
+        del convolution
+        return OneLayer(num_classes, dropout=dropout, **kinds)
 
     with mock.patch.object(models, "create", one_layer):
         facts = sources.Facts(10, runs.SHAPE, len(SPLIT), runs.PREPROCESS, SPLIT.labels)

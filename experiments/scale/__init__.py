@@ -1,0 +1,1 @@
+"""Proofs and plans for more devices than one machine has."""

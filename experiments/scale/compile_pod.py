@@ -1,0 +1,127 @@
+"""Compiles the train step of a config for a TPU slice, without a TPU, and reads what a step costs there.
+
+pip install -e '.[tpu]'
+python experiments/scale/compile_pod.py --topology=v5e:4x4 --batch_per_chip=128
+
+Prints memory and operations of one chip and the collectives of one step; the teacher's backward pass, which is
+skipped in expert mode, is counted as taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT)]
+
+from experiments.scale.hlo import collectives  # noqa: E402
+from switokd_jax import config as configs  # noqa: E402
+from switokd_jax import initialise, plan  # noqa: E402
+from switokd_jax.data import batches, resident, sources  # noqa: E402
+from switokd_jax.distribution import AXIS  # noqa: E402
+from switokd_jax.files import write_json  # noqa: E402
+
+# Of data sets that need not be there: classes, image shape, training examples.
+SHAPES = {"cifar100": (100, (32, 32, 3), 50_000), "cifar10": (10, (32, 32, 3), 50_000)}
+
+
+def read_config(path: Path) -> ConfigDict:
+    """What the file's get_config() returns."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        sys.exit(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made: ConfigDict = module.get_config()
+    return made
+
+
+def shapes(run: plan.Plan) -> tuple[Any, batches.Examples]:
+    """The resident data and the batches of a call as shapes with their placement."""
+    examples, config = run.data.train_examples, run.config
+    images: Any = jax.ShapeDtypeStruct((examples, *run.data.image_shape), jnp.uint8)
+    labels: Any = jax.ShapeDtypeStruct((examples,), jnp.int32)
+    rows = NamedSharding(run.devices.mesh, PartitionSpec(None, AXIS))
+    index = jax.ShapeDtypeStruct((config.steps_per_call, config.batch_size), jnp.int32, sharding=rows)
+    return run.devices.template(resident.Resident(images, labels)), batches.Examples(index)
+
+
+def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str, Any]:
+    """The figures of a step on a slice."""
+    chips: Any = topologies.get_topology_desc(topology, "tpu").devices
+    config.batch_size = batch_per_chip * len(chips)
+    parsed = configs.parse(config)
+    if parsed.data.name not in SHAPES:
+        sys.exit(f"config.data.name {parsed.data.name!r}: its shapes are not known here; one of {[*SHAPES]} is")
+    classes, image, examples = SHAPES[parsed.data.name]
+    facts = sources.Facts(classes, image, examples, sources.KNOWN[parsed.data.name])
+    run = plan.make(parsed, facts, chips)
+    state = run.devices.template(jax.eval_shape(lambda: initialise.initial(run)))
+    data, coming = shapes(run)
+    step = run.devices.compile(plan.make_step(run), carried=True)
+    begin = time.perf_counter()
+    compiled = step.variants[True].lower(state, data, coming, 1).compile()
+    seconds = time.perf_counter() - begin
+    memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
+    sent = collectives(compiled.as_text())
+    networks = {name: sum(x.size for x in jax.tree.leaves(state.networks[name].params)) for name in run.topology.nodes}
+    # A reduction about as large as a network is one of gradients; the rest is BatchNorm's, whose own backward pass has
+    # summed the gradients of its scale and bias.
+    gradients = [one for one in sent if one.kind == "all-reduce" and sum(one.sizes) > min(networks.values()) / 2]
+    return {
+        "topology": topology,
+        "chips": len(chips),
+        "device_kind": chips[0].device_kind,
+        "batch_size": config.batch_size,
+        "dtype": parsed.dtype,
+        "parameters": networks,
+        "bytes_per_chip": {
+            "arguments": memory.argument_size_in_bytes,
+            "temporary": memory.temp_size_in_bytes,
+            "code": memory.generated_code_size_in_bytes,
+        },
+        "flops_per_chip": costs["flops"],
+        "memory_bytes_accessed_per_chip": costs["bytes accessed"],
+        "collectives": len(sent),
+        "collective_bytes": sum(one.bytes for one in sent),
+        "gradient_reductions": [{"bytes": one.bytes, "arrays": len(one.sizes)} for one in gradients],
+        "compile_seconds": seconds,
+    }
+
+
+def main() -> None:
+    """Compiles, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "cifar100_wrn16_2_mobilenetv2.py")
+    parser.add_argument("--topology", default="v5e:4x4")
+    parser.add_argument("--batch_per_chip", type=int, default=128)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    config = read_config(options.config)
+    config.dtype = options.dtype
+    figures = measure(config, options.topology, options.batch_per_chip)
+    print(json.dumps(figures, indent=2))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.json, figures)
+
+
+if __name__ == "__main__":
+    main()
