@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from switokd_jax.fields import ConfigError, nearest
+from switokd_jax.forward import Network
 from switokd_jax.methods import FeatureUse
 from switokd_jax.state import NetworkState, fold_in_name, network_state
-from switokd_jax.step import Network
 from switokd_jax.topology import Edge
 
 Shapes = dict[str, tuple[int, ...]]

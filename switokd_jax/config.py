@@ -62,6 +62,7 @@ class Network:
       decay_bn_bias: whether BatchNorm's scale and bias and all other biases decay too, as in the public code.
       init_from: 'WORKDIR:NAME@best', 'WORKDIR:NAME@latest', or a .pth, .pth.tar, .pt or .safetensors file.
       frozen: evaluation mode, no updates.
+      remat: keep the inputs of blocks only and compute them again in the backward pass: less memory, more work.
     """
 
     model: str = fields.text("resnet20")
@@ -79,6 +80,7 @@ class Network:
     decay_bn_bias: bool = fields.flag(True)
     init_from: str = fields.text()
     frozen: bool = fields.flag(False)
+    remat: bool = fields.flag(False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +154,10 @@ class Config:
     """A whole run. `networks` and `hyperparameters` are filled by `parse`.
 
     steps_per_call: largest number of steps that the devices take without the host; a stream is sent step by step.
+    gradient_accumulation: parts of a batch that are computed one after another: memory for one part, a forward pass
+      more. Decisions, losses and the optimizer's step are those of the whole batch, BatchNorm's statistics a part's.
+    precision: of float32 products on accelerators: 'default' is the backend's own (TF32 on recent GPUs, bfloat16 on
+      TPUs), or 'tensorfloat32', or 'float32'.
     """
 
     seed: int = fields.integer(0, low=0)
@@ -159,8 +165,10 @@ class Config:
     steps: int = fields.integer(0, low=0)
     batch_size: int = fields.integer(64, low=1)
     steps_per_call: int = fields.integer(10, low=1)
+    gradient_accumulation: int = fields.integer(1, low=1)
     eval_every: float = fields.number(1.0, above=0.0)
     dtype: str = fields.choice("float32", "float32", "bfloat16", "float64")
+    precision: str = fields.choice("default", "default", "tensorfloat32", "float32")
     method: str = fields.choice("switokd", *METHODS)
     parallelism: str = fields.choice("jit", "jit", "pmap")
     batch_norm: str = fields.choice("global", "global", "local")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def train_and_evaluate(
       ConfigError: one line that names the field, file or network at fault; nothing has been trained.
     """
     parsed, folder = configs.parse(config), Path(workdir)
-    with jax.enable_x64(parsed.dtype == "float64"):
+    with numerics(parsed):
         check_workdir(folder, config)
         dataset, run = prepare(parsed, devices)
         start = initialise.initial(run)
@@ -51,9 +52,16 @@ def train_and_evaluate(
 def dry_run(config: ConfigDict) -> str:
     """The plan of a run as text: networks, shapes, steps, memory. Trains and writes nothing."""
     parsed = configs.parse(config)
-    with jax.enable_x64(parsed.dtype == "float64"):
+    with numerics(parsed):
         dataset, run = prepare(parsed)
         return summary.describe(run, dataset, initialise.initial(run))
+
+
+@contextlib.contextmanager
+def numerics(parsed: configs.Config) -> Iterator[None]:
+    """How JAX computes while the context lasts."""
+    with jax.enable_x64(parsed.dtype == "float64"), jax.default_matmul_precision(parsed.precision):
+        yield
 
 
 def prepare(parsed: configs.Config, devices: Sequence[jax.Device] | None = None) -> tuple[sources.Dataset, plan.Plan]:

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from switokd_jax import adapters, distribution, models, optim, scoring, topology
 from switokd_jax.config import Config, ConfigError
 from switokd_jax.data import batches, resident, sources
+from switokd_jax.forward import Network
 from switokd_jax.methods import METHODS, Method
 from switokd_jax.models import convolution
-from switokd_jax.step import Across, Network, train_step
+from switokd_jax.step import Across, train_step
 from switokd_jax.topology import Pair, Topology
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
@@ -109,6 +110,7 @@ def make(config: Config, data: sources.Facts, devices: Sequence[jax.Device] | No
     """
     graph = make_topology(config)
     together = distribution.create(config.parallelism, config.batch_norm, config.batch_size, devices)
+    batches.check_parts(config, data.train_examples, together.device_count)
     per_epoch = batches.steps_per_epoch(data.train_examples, config.batch_size)
     total = config.steps or max(round(config.epochs * per_epoch), 1)
     create = functools.partial(
@@ -183,6 +185,12 @@ def _network(config: Config, name: str, create: Callable[[str], Any], per_epoch:
         module = create(spec.model)
     except ValueError as error:
         raise ConfigError(f"config.networks.{name}.model: {error}") from None
+    if spec.remat:
+        if not hasattr(module, "remat"):
+            raise ConfigError(
+                f"config.networks.{name}.remat: {spec.model!r} has no blocks to compute again; set it to False"
+            )
+        module = module.clone(remat=True)
     return Network(
         module=module,
         optimizer=optim.optimizer(spec),
@@ -217,6 +225,7 @@ def make_step(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
                 topology=plan.topology,
                 across=across,
                 adapters=plan.adapters,
+                parts=plan.config.gradient_accumulation,
             )
 
         return step

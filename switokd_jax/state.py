@@ -88,7 +88,7 @@ def initial_variables(module: Any, name: str, seed: int, image_shape: tuple[int,
 
 
 def network_state(network: Any, variables: Mapping[str, Tree]) -> NetworkState:
-    """One network's state before its first step, from `step.Network` and {'params', 'batch_stats'}."""
+    """One network's state before its first step, from `forward.Network` and {'params', 'batch_stats'}."""
     params = variables["params"]
     return NetworkState(
         params=params,
@@ -110,7 +110,7 @@ def initial_state(
     """The state before the first step.
 
     Args:
-      networks: `step.Network` by name.
+      networks: `forward.Network` by name.
       variables: {'params', 'batch_stats'} by name.
       pairs: the gated pairs whose expert steps are counted.
       seed: of the run's key.

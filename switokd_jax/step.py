@@ -10,31 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from flax import linen as nn
 
+from switokd_jax.forward import Forward, Network, Said, forward
 from switokd_jax.losses import correct, cross_entropy
 from switokd_jax.methods import Adapt, Decision, MethodFn, Outputs
-from switokd_jax.optim import Schedule
 from switokd_jax.state import NetworkState, TrainState, Tree, fold_in_name, pair_name
 from switokd_jax.topology import Topology
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """What of one network, or of an adapter, does not change in a run; `features` are the tapped names asked for."""
-
-    module: nn.Module
-    optimizer: optax.GradientTransformation
-    schedule: Schedule
-    label_smoothing: float = 0.0
-    ema: float = 0.0
-    frozen: bool = False
-    features: tuple[str, ...] = ()
 
 
 def _same(tree: Tree) -> Tree:
@@ -60,19 +45,6 @@ class Across:
     first: Callable[[int], jax.Array | int] = lambda size: 0
 
 
-class _Said(NamedTuple):
-    """What a network says of a batch; everything a loss may depend on."""
-
-    logits: jax.Array
-    features: dict[str, jax.Array]
-
-
-class _Forward(NamedTuple):
-    said: _Said
-    batch_stats: Tree
-    pullback: Callable[[_Said], tuple[Tree]]
-
-
 def train_step(
     state: TrainState,
     images: jax.Array,
@@ -86,6 +58,7 @@ def train_step(
     topology: Topology,
     across: Across,
     adapters: Mapping[str, Network],
+    parts: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """All networks see the batch once; each that may learn takes one optimizer step.
 
@@ -101,23 +74,25 @@ def train_step(
       topology: who learns from whom.
       across: how the devices work together.
       adapters: by edge ('student <- teacher'), what does not change of the method's adapters.
+      parts: in how many parts the batch is computed; see `forward`.
 
     Returns:
       The state after, and scalar metrics: NAME/loss, NAME/cross_entropy (the labels' part of the loss),
       NAME/top1 (percent of the batch), NAME/learning_rate, and for each gated pair of a switching method
       T->S/gap, T->S/threshold, T->S/epsilon, T->S/student_distance, T->S/teacher_distance, T->S/expert.
     """
-    first, key = across.first(len(images)), jax.random.fold_in(state.rng, state.step)
+    key = jax.random.fold_in(state.rng, state.step)
+    places = across.first(len(images)) + jnp.arange(len(images), dtype=jnp.int32)
     outputs = {
-        name: _forward(networks[name], state.networks[name], images, first, fold_in_name(key, name))
+        name: forward(networks[name], state.networks[name], images, places, fold_in_name(key, name), parts)
         for name in topology.nodes
     }
-    said = {name: jax.lax.stop_gradient(forward.said) for name, forward in outputs.items()}
+    said = {name: jax.lax.stop_gradient(output.said) for name, output in outputs.items()}
     heard, everyone, everyone_at = across.gather((said, labels, indices))
     frozen = frozenset(name for name, network in networks.items() if network.frozen)
 
     def decide(
-        heard: Mapping[str, _Said], trained: Mapping[str, Tree]
+        heard: Mapping[str, Said], trained: Mapping[str, Tree]
     ) -> tuple[jax.Array, tuple[Decision, dict[str, jax.Array]]]:
         supervised = {
             name: jnp.mean(cross_entropy(said.logits, everyone, networks[name].label_smoothing))
@@ -186,23 +161,6 @@ def train_step(
     return after_step, metrics
 
 
-def _forward(
-    network: Network, state: NetworkState, images: jax.Array, first: jax.Array | int, dropout: jax.Array
-) -> _Forward:
-    def apply(params: Tree) -> Any:
-        variables = {"params": params, "batch_stats": state.batch_stats, "batch": {"first": first}}
-        # A frozen network speaks in evaluation mode and keeps its statistics.
-        moving = [] if network.frozen else ["batch_stats"]
-        logits, moved = network.module.apply(
-            variables, images, train=not network.frozen, mutable=[*moving, "intermediates"], rngs={"dropout": dropout}
-        )
-        tapped = {name: moved["intermediates"][name][0] for name in network.features}
-        return _Said(logits, tapped), moved.get("batch_stats", state.batch_stats)
-
-    said, pullback, batch_stats = jax.vjp(apply, state.params, has_aux=True)
-    return _Forward(said, batch_stats, pullback)
-
-
 def _adapt(adapter: Network, batch_stats: Tree, params: Tree) -> Adapt:
     def apply(x: jax.Array, source: jax.Array) -> tuple[Tree, Tree]:
         variables = {"params": params, "batch_stats": batch_stats}
@@ -225,9 +183,9 @@ def _stepped(network: Network, before: NetworkState, gradient: Tree, rate: jax.A
 def _network_step(
     network: Network,
     before: NetworkState,
-    forward: _Forward,
+    output: Forward,
     *,
-    cotangent: _Said,
+    cotangent: Said,
     rate: jax.Array,
     learn: jax.Array | None,
     freeze_paused_stats: bool,
@@ -235,11 +193,11 @@ def _network_step(
 ) -> NetworkState:
     if network.frozen:
         return before
-    moved = dataclasses.replace(before, batch_stats=across.average(forward.batch_stats))
+    moved = dataclasses.replace(before, batch_stats=across.average(output.batch_stats))
 
     def update() -> NetworkState:
-        typed = jax.tree.map(lambda x, like: x.astype(like.dtype), cotangent, forward.said)
-        (gradient,) = forward.pullback(typed)
+        typed = jax.tree.map(lambda x, like: x.astype(like.dtype), cotangent, output.said)
+        (gradient,) = output.pullback(typed)
         return _stepped(network, moved, across.total(gradient), rate)
 
     if learn is None:

@@ -15,7 +15,19 @@ ORDER = [
     *("fields", "files", "losses", "switching", "topology", "methods", "config"),
     *("data.tiny_imagenet", "data.encoded", "data.decoded", "data.prepared", "data.folder", "data.sources"),
     *("data.augment", "data.batches", "data.resident", "data.stream", "data.feeds"),
-    *("models", "optim", "state", "step", "calls", "distribution", "scoring", "adapters", "plan", "checkpoint"),
+    *(
+        "models",
+        "optim",
+        "state",
+        "forward",
+        "step",
+        "calls",
+        "distribution",
+        "scoring",
+        "adapters",
+        "plan",
+        "checkpoint",
+    ),
     *("interop", "initialise", "workdir", "logs", "session", "figures", "summary", "loop", "main"),
 ]
 

@@ -174,7 +174,7 @@ def test_swin_in_other_floats() -> None:
 
     def stage(dtype: Any) -> nn.Module:
         linear, norm = (functools.partial(kind, dtype=dtype) for kind in (nn.Dense, nn.LayerNorm))
-        return swin.Stage(2, 3, False, linear, norm, jnp.float32)
+        return swin.Stage(2, 3, False, linear, norm, jnp.float32, remat=False)
 
     def run(dtype: Any) -> jax.Array:
         out: jax.Array = jax.jit(stage(dtype).apply)(variables, jnp.asarray(x, dtype))
@@ -288,7 +288,7 @@ class Dropped(nn.Module):
 def test_dropout_depends_on_the_place_in_the_global_batch() -> None:
     def drop(x: jax.Array, first: int) -> np.ndarray:
         rngs = {"dropout": jax.random.PRNGKey(0)}
-        return np.asarray(Dropped().apply({"batch": {"first": first}}, x, rngs=rngs))
+        return np.asarray(Dropped().apply({"batch": {"places": first + np.arange(len(x))}}, x, rngs=rngs))
 
     x = jnp.ones((64, 200))
     whole = drop(x, 0)

@@ -16,6 +16,9 @@ import jax
 import numpy as np
 from flax import struct
 
+from switokd_jax.config import Config
+from switokd_jax.fields import ConfigError
+
 
 @struct.dataclass
 class Examples:
@@ -80,6 +83,22 @@ class Share:
 def steps_per_epoch(examples: int, batch_size: int) -> int:
     """The last partial batch counts."""
     return math.ceil(examples / batch_size)
+
+
+def check_parts(config: Config, examples: int, devices: int) -> None:
+    """What a device has of a batch has equal parts; what the devices do not divide, each has whole.
+
+    Raises:
+      ConfigError: naming the batch that cannot be divided.
+    """
+    parts = config.gradient_accumulation
+    for size in (config.batch_size, examples % config.batch_size):
+        if (size if size % devices else size // devices) % parts:
+            which = "a batch" if size == config.batch_size else "the last batch of an epoch"
+            raise ConfigError(
+                f"config.gradient_accumulation is {parts}, which does not divide {which}, {size} examples on {devices} "
+                "device(s); change it or config.batch_size"
+            )
 
 
 @functools.lru_cache(maxsize=2)  # a batch may want the order of its epoch again and again

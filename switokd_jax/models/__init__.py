@@ -47,7 +47,7 @@ def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
     Args:
       name: a key of `MODELS` with its capital letters replaced by numbers: wrn_16_2, mobilenetv2_0.5.
       num_classes: number of logits.
-      **overrides: attributes of the module (dtype, param_dtype, axis_name, convolution).
+      **overrides: attributes of the module (dtype, param_dtype, axis_name, convolution, remat).
 
     Raises:
       ValueError: if there is no such network, or its depth or width is not legal.

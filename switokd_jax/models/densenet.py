@@ -60,6 +60,7 @@ class DenseNet(nn.Module):
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
     convolution: Any = layers.convolution
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -72,7 +73,9 @@ class DenseNet(nn.Module):
         x = conv(2 * self.growth, 3, name="conv1")(x.astype(self.dtype))
         for block in range(3):
             for layer in range((self.depth - 4) // 6):
-                x = DenseLayer(self.growth, conv, norm, name=f"dense{block + 1}_{layer}")(x)
+                x = layers.block(DenseLayer, remat=self.remat)(
+                    self.growth, conv, norm, name=f"dense{block + 1}_{layer}"
+                )(x)
             x = layers.tap(self, f"stage{block + 1}", x)
             if block < 2:
                 x = Transition(conv, norm, name=f"trans{block + 1}")(x)

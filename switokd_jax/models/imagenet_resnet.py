@@ -103,6 +103,7 @@ class ImageNetResNet(nn.Module):
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
     convolution: Any = layers.convolution
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -120,7 +121,7 @@ class ImageNetResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for stage, count in enumerate(blocks):
             for block in range(count):
-                x = ResidualBlock(
+                x = layers.block(ResidualBlock, remat=self.remat)(
                     features=64 * 2**stage,
                     stride=2 if stage and block == 0 else 1,
                     bottleneck=bottleneck,

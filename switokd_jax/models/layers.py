@@ -107,6 +107,11 @@ def patches(
     return layer(x)
 
 
+def block(kind: Any, *, remat: bool) -> Any:
+    """A kind of block, or one that is computed again in the backward pass: memory for one block, a third more work."""
+    return nn.remat(kind) if remat else kind
+
+
 def tap(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     """Lets methods that learn from features take x by that name; costs nothing where nobody does.
 
@@ -130,12 +135,12 @@ def dropout(module: nn.Module, x: jax.Array, rate: float, *, train: bool) -> jax
     """Zeroes this share of [batch, features] in training and scales up the rest.
 
     Every example draws from its place in the global batch, so the mask is the same on any device count: the
-    step says in the collection 'batch' which example is this device's first. Call it in the outermost module.
+    step gives the places in the collection 'batch'. Call it in the outermost module.
     """
     if not train:
         return x
-    key, first = module.make_rng("dropout"), module.get_variable("batch", "first", 0)
-    places = first + jnp.arange(x.shape[0], dtype=jnp.int32)
+    key = module.make_rng("dropout")
+    places = module.get_variable("batch", "places", jnp.arange(x.shape[0], dtype=jnp.int32))
     bits = jax.vmap(lambda place: jax.random.bits(jax.random.fold_in(key, place), x.shape[1:], jnp.uint32))(places)
     # Integers, because uniform draws of float64 runs are other numbers.
     keep = bits >= jnp.uint32(round(rate * 2**32))

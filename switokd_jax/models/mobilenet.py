@@ -59,6 +59,7 @@ class MobileNet(nn.Module):
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
     convolution: Any = layers.convolution
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -70,7 +71,7 @@ class MobileNet(nn.Module):
         norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
         x = nn.relu(norm(name="bn1")(conv(32, 3, name="conv1")(x.astype(self.dtype))))
         for index, (features, stride) in enumerate(BLOCKS):
-            x = SeparableBlock(features, stride, conv, norm, name=f"layers_{index}")(x)
+            x = layers.block(SeparableBlock, remat=self.remat)(features, stride, conv, norm, name=f"layers_{index}")(x)
             if index in LAST_OF_STAGE:
                 x = layers.tap(self, LAST_OF_STAGE[index], x)
         return layers.classifier(self, x, self.num_classes, name="linear", kernel_init=layers.inverse_fan_in, **kinds)
@@ -109,6 +110,7 @@ class MobileNetV2(nn.Module):
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
     convolution: Any = layers.convolution
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -122,7 +124,7 @@ class MobileNetV2(nn.Module):
         x = nn.relu(norm(name="conv1_1")(x))
         for stage, (expansion, features, blocks, stride) in enumerate(STAGES):
             for block in range(blocks):
-                x = InvertedResidual(
+                x = layers.block(InvertedResidual, remat=self.remat)(
                     features=int(features * self.width),
                     stride=stride if block == 0 else 1,
                     expansion=expansion,
@@ -183,6 +185,7 @@ class MobileNetV2Tiny(nn.Module):
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
     convolution: Any = layers.convolution
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -196,7 +199,7 @@ class MobileNetV2Tiny(nn.Module):
         x, index = nn.relu6(norm(name="features_0_1")(x)), 1
         for stage, (expansion, features, blocks, stride) in enumerate(STAGES):
             for block in range(blocks):
-                x = InvertedResidual6(
+                x = layers.block(InvertedResidual6, remat=self.remat)(
                     features=divisible(features * self.width),
                     # The CIFAR form has stride 1 in the second stage.
                     stride=(2 if stage == 1 else stride) if block == 0 else 1,

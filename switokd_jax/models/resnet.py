@@ -48,6 +48,7 @@ class ResNet(nn.Module):
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
     convolution: Any = layers.convolution
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -60,7 +61,7 @@ class ResNet(nn.Module):
         x = nn.relu(norm(name="bn1")(conv(16, 3, name="conv1")(x.astype(self.dtype))))
         for stage, stride in enumerate((1, 2, 2)):
             for block in range((self.depth - 2) // 6):
-                x = BasicBlock(
+                x = layers.block(BasicBlock, remat=self.remat)(
                     features=16 * 2**stage,
                     stride=stride if block == 0 else 1,
                     conv=conv,

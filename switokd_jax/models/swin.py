@@ -136,6 +136,7 @@ class Stage(nn.Module):
     linear: Any
     norm: Any
     param_dtype: Any
+    remat: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -144,7 +145,7 @@ class Stage(nn.Module):
             x = Merging(self.linear, self.norm, name="downsample")(x)
         for block in range(self.depth):
             parts = (self.linear, self.norm, self.param_dtype)
-            x = Block(self.heads, block % 2 == 1, *parts, name=f"blocks_{block}")(x)
+            x = layers.block(Block, remat=self.remat)(self.heads, block % 2 == 1, *parts, name=f"blocks_{block}")(x)
         return x
 
 
@@ -186,6 +187,7 @@ class SwinTransformer(nn.Module):
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
     convolution: Any = layers.convolution
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -198,7 +200,7 @@ class SwinTransformer(nn.Module):
         norm: Any = functools.partial(nn.LayerNorm, epsilon=1e-5, **kinds)
         x = PatchEmbedding(norm, kinds | {"convolution": self.convolution}, name="patch_embed")(x.astype(self.dtype))
         for stage, (depth, heads) in enumerate(zip(DEPTHS[self.size], HEADS, strict=True)):
-            parts = (linear, norm, self.param_dtype)
+            parts = (linear, norm, self.param_dtype, self.remat)
             x = Stage(depth, heads, stage > 0, *parts, name=f"layers_{stage}")(x)
             layers.tap(self, f"stage{stage + 1}", x)
         x = layers.pooled(self, norm(name="norm")(x))

@@ -92,6 +92,7 @@ class VisionTransformer(nn.Module):
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
     convolution: Any = layers.convolution
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -112,7 +113,7 @@ class VisionTransformer(nn.Module):
             [jnp.broadcast_to(token.astype(self.dtype), (len(x), 1, width)), patches.reshape(len(x), -1, width)], axis=1
         ) + place.astype(self.dtype)
         for block in range(BLOCKS):
-            x = Block(heads, linear, norm, name=f"blocks_{block}")(x)
+            x = layers.block(Block, remat=self.remat)(heads, linear, norm, name=f"blocks_{block}")(x)
             if block % 3 == 2:
                 layers.tap(self, f"stage{block // 3 + 1}", x[:, 1:].reshape(len(x), PATCHES, PATCHES, width))
         x = layers.tap(self, "pooled", norm(name="norm")(x)[:, 0])

@@ -46,6 +46,7 @@ class WideResNet(nn.Module):
       param_dtype: of parameters and running statistics.
       axis_name: of the devices over which BatchNorm averages, under pmap.
       convolution: `models.convolution.convolution`, or what `for_devices` makes of it.
+      remat: whether blocks keep their inputs only and are computed again in the backward pass.
     """
 
     depth: int
@@ -55,6 +56,7 @@ class WideResNet(nn.Module):
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
     convolution: Any = layers.convolution
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -67,7 +69,7 @@ class WideResNet(nn.Module):
         x = conv(16, 3, name="conv1")(x.astype(self.dtype))
         for stage, stride in enumerate((1, 2, 2)):
             for block in range((self.depth - 4) // 6):
-                x = WideBlock(
+                x = layers.block(WideBlock, remat=self.remat)(
                     features=16 * self.width * 2**stage,
                     stride=stride if block == 0 else 1,
                     conv=conv,
