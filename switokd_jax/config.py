@@ -142,11 +142,13 @@ class Log:
     every: steps between two fetches of the metrics from the device.
     tensorboard: write TensorBoard events (imports TensorFlow).
     progress: print progress.
+    profile: write a trace of the first three steps into WORKDIR/profile; see docs/performance.md.
     """
 
     every: int = fields.integer(50, low=1)
     tensorboard: bool = fields.flag(True)
     progress: bool = fields.flag(True)
+    profile: bool = fields.flag(False)
 
 
 @dataclasses.dataclass(frozen=True)

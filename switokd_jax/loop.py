@@ -22,6 +22,7 @@ from switokd_jax.state import TrainState
 from switokd_jax.workdir import check_workdir, open_workdir
 
 Best = dict[str, dict[str, float]]
+TRACED = 3  # steps of a profile
 
 
 def train_and_evaluate(
@@ -88,8 +89,10 @@ def _train(run: Session, host: TrainState) -> dict[str, Any]:
     bar.head(run.plan.topology.nodes)
     reading = run.train.training(first, total)
     happenings = events(run.plan, first)
-    coming = devices.ahead(run.stacked(reading, first, {event.step for event in happenings}))
-    state, timed = devices.place(host), _timed(run.step, clock)
+    stops = {event.step for event in happenings} | ({first + TRACED} if config.log.profile else set())
+    coming = devices.ahead(run.stacked(reading, first, stops))
+    timed = _timed(run.step, clock, run.folder / "profile" if config.log.profile else None)
+    state = devices.place(host)
     for stop, evaluate, anchor, save in happenings:
         for after, seen in _steps(run, timed, state, coming, first, stop):
             state = after
@@ -118,11 +121,15 @@ def _train(run: Session, host: TrainState) -> dict[str, Any]:
     return result
 
 
-def _timed(step: distribution.Compiled, clock: logs.Clock) -> Callable[..., Any]:
-    """The steps with their examples counted and their time taken; compiling is not."""
+def _timed(step: distribution.Compiled, clock: logs.Clock, profile: Path | None) -> Callable[..., Any]:
+    """The steps with their examples counted and their time taken; compiling is not.
+
+    The first call that does not compile is traced into the folder `profile`, if there is one.
+    """
     compiled: set[int] = set()
 
     def call(state: TrainState, data: resident.Resident | None, coming: distribution.Batches) -> Any:
+        traced = profile is not None and not compiled
         if coming.size not in compiled:
             jax.block_until_ready(state)
             clock.stop()
@@ -130,6 +137,11 @@ def _timed(step: distribution.Compiled, clock: logs.Clock) -> Callable[..., Any]
             state, _ = jax.block_until_ready(step.call(state, data, dataclasses.replace(coming, count=0)))
         clock.start()
         clock.examples += coming.size * coming.count
+        if traced:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # a trace holds a million events, and Python's would fill it
+            with jax.profiler.trace(str(profile), profiler_options=options):
+                return jax.block_until_ready(step.call(state, data, coming))
         return step.call(state, data, coming)
 
     return call

@@ -1,0 +1,35 @@
+"""A trace of the first call, and the table of its operations."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import runs
+from switokd_jax import loop
+
+TABLE = Path(__file__).parents[1] / "experiments" / "speed" / "trace_table.py"
+
+
+def table(workdir: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(TABLE), str(workdir)], capture_output=True, text=True, check=False)
+
+
+def test_a_profile_names_the_operations(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"batch_size": 64, "steps": 2, "data.train_examples": 128, "log.profile": True}
+    c = runs.tiny_config(**changes)
+    loop.train_and_evaluate(c, tmp_path / "run")
+    done = table(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    head, *rows = done.stdout.splitlines()
+    assert "s of operations" in head
+    assert any("conv" in row for row in rows)
+    assert not any(row.endswith(("  while", "  cond", "  conditional")) for row in rows)
+
+
+def test_no_profile(tmp_path: Path) -> None:
+    done = table(tmp_path)
+    assert done.returncode == 1
+    assert "holds no trace; run with --config.log.profile=True" in done.stderr
