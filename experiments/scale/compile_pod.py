@@ -1,7 +1,7 @@
 """Compiles the train step of a config for a TPU slice, without a TPU, and reads what a step costs there.
 
 pip install -e '.[tpu]'
-python experiments/scale/compile_pod.py --topology=v5e:4x4 --batch_per_chip=128
+python experiments/scale/compile_pod.py --topology=v5e:4x4 --batch_per_chip=128 --set networks.teacher.remat=True
 
 Prints memory and operations of one chip and the collectives of one step; the teacher's backward pass, which is
 skipped in expert mode, is counted as taken.
@@ -10,6 +10,7 @@ skipped in expert mode, is counted as taken.
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.util
 import json
 import os
@@ -52,6 +53,15 @@ def read_config(path: Path) -> ConfigDict:
     return made
 
 
+def assignment(text: str) -> tuple[str, Any]:
+    """'networks.teacher.remat=True' as a field and a Python value, or text where it is none."""
+    field, _, value = text.partition("=")
+    try:
+        return field, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return field, value
+
+
 def shapes(run: plan.Plan) -> tuple[Any, batches.Examples]:
     """The resident data and the batches of a call as shapes with their placement."""
     examples, config = run.data.train_examples, run.config
@@ -90,6 +100,8 @@ def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str,
         "device_kind": chips[0].device_kind,
         "batch_size": config.batch_size,
         "dtype": parsed.dtype,
+        "gradient_accumulation": parsed.gradient_accumulation,
+        "remat": [name for name, network in parsed.networks.items() if network.remat],
         "parameters": networks,
         "bytes_per_chip": {
             "arguments": memory.argument_size_in_bytes,
@@ -111,11 +123,11 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "cifar100_wrn16_2_mobilenetv2.py")
     parser.add_argument("--topology", default="v5e:4x4")
     parser.add_argument("--batch_per_chip", type=int, default=128)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the config")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     config = read_config(options.config)
-    config.dtype = options.dtype
+    config.update_from_flattened_dict(dict(map(assignment, options.set)))
     figures = measure(config, options.topology, options.batch_per_chip)
     print(json.dumps(figures, indent=2))
     if options.json:

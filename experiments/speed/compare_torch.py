@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the PyTorch networks that the
 
 import torch_networks  # noqa: E402
 from experiments.speed import torch_step  # noqa: E402
-from experiments.speed.our_step import BATCH, CLASSES, SIDE, Timed, our_config, ours  # noqa: E402
+from experiments.speed.our_step import BATCH, CLASSES, SIDE, Timed, our_config, ours, xla_flops  # noqa: E402
 from switokd_jax.files import write_json  # noqa: E402
 
 TOPOLOGIES = {
@@ -130,6 +130,7 @@ def measure(topology: str, dtype: str, device: str, steps: int, rounds: int, pea
                 "ratio_to_fastest_torch": rates["ours"] / max(torch_rates.values()),
                 "rounds": {name: seen[name, paused] for name in ways},
                 "flops_per_image": needed,
+                "xla_flops_per_image": xla_flops(our_config(teachers, students, dtype), paused),
                 "share_of_peak": rates["ours"] * needed / peak,
                 **compiling,
             }

@@ -13,9 +13,15 @@ import numpy as np
 
 from switokd_jax import config, initialise, plan
 from switokd_jax.data import batches, resident, sources
+from switokd_jax.distribution import Batches, MakeStep
+from switokd_jax.forward import forward
 from switokd_jax.methods import Decision, Outputs
+from switokd_jax.models import convolution
+from switokd_jax.state import TrainState
+from switokd_jax.step import Across
 
 BATCH, CLASSES, SIDE = 128, 100, 32
+STACK = 8  # batches of one call
 LEARNING_EPOCHS = 10**6  # of the measured runs: the teacher learns before this epoch and waits from it on
 Timed = Callable[[bool, int], float]
 """(paused, steps) to the seconds that so many steps take."""
@@ -46,22 +52,74 @@ def overruled(method: Callable[..., Decision]) -> Callable[..., Decision]:
     return apply
 
 
-def ours(c: Any) -> tuple[Timed, dict[str, float]]:
-    """Our step, and what compiling it took."""
-    split = sources.Split(
-        np.random.default_rng(0).integers(0, 256, (8 * BATCH, SIDE, SIDE, 3)).astype(np.uint8),
-        np.random.default_rng(1).integers(0, CLASSES, 8 * BATCH).astype(np.int32),
-    )
-    facts = sources.Facts(CLASSES, (SIDE, SIDE, 3), len(split), sources.KNOWN["cifar100"])
+def planned(c: Any) -> plan.Plan:
+    """The plan of a config for the measured images, its decisions overruled."""
+    facts = sources.Facts(CLASSES, (SIDE, SIDE, 3), STACK * BATCH, sources.KNOWN["cifar100"])
     made = plan.make(config.parse(c), facts, jax.devices()[:1])
-    made = dataclasses.replace(made, method=dataclasses.replace(made.method, apply=overruled(made.method.apply)))
-    begin = time.perf_counter()
-    state = made.devices.place(initialise.initial(made))
-    data = made.devices.place(resident.Resident(split.images, split.labels))
-    step = made.devices.compile(plan.make_step(made), carried=True)
-    drawn = made.devices.batches(
-        batches.Stack(BATCH, 8, batches.Examples(np.arange(8 * BATCH, dtype=np.int32).reshape(8, BATCH)))
+    return dataclasses.replace(made, method=dataclasses.replace(made.method, apply=overruled(made.method.apply)))
+
+
+def inputs(made: plan.Plan) -> tuple[TrainState, resident.Resident, Batches]:
+    """State, random images and one call's batches, placed."""
+    images = np.random.default_rng(0).integers(0, 256, (STACK * BATCH, SIDE, SIDE, 3)).astype(np.uint8)
+    labels = np.random.default_rng(1).integers(0, CLASSES, STACK * BATCH).astype(np.int32)
+    index = np.arange(STACK * BATCH, dtype=np.int32).reshape(STACK, BATCH)
+    return (
+        made.devices.place(initialise.initial(made)),
+        made.devices.place(resident.Resident(images, labels)),
+        made.devices.batches(batches.Stack(BATCH, STACK, batches.Examples(index))),
     )
+
+
+def forward_only(made: plan.Plan) -> MakeStep:
+    """A step that is the first network's forward pass in training mode, and nothing else."""
+    name = made.topology.nodes[0]
+    network = made.networks[name]
+    read = resident.train_inputs(
+        made.data.preprocess, augmented=True, steps_in_epoch=made.steps_per_epoch, dtype=plan.DTYPES[made.config.dtype]
+    )
+
+    def make(across: Across) -> Callable[..., Any]:
+        def step(state: TrainState, data: Any, batch: batches.Examples) -> tuple[TrainState, jax.Array]:
+            images, _ = read(data, batch, state.rng, state.step)
+            places = jnp.arange(BATCH, dtype=jnp.int32)
+            output = forward(network, state.networks[name], images, places, state.rng, 1)
+            moved = dataclasses.replace(state.networks[name], batch_stats=output.batch_stats)
+            after = dataclasses.replace(state, networks={**state.networks, name: moved}, step=state.step + 1)
+            return after, jnp.mean(output.said.logits)
+
+        return step
+
+    return make
+
+
+def xla_flops(c: Any, paused: bool) -> float:
+    """Operations of a step per image, as XLA counts them before it optimises.
+
+    On CPU our convolutions loop over images, and XLA counts a loop's body once: counted are lax's own convolutions.
+    """
+    made = planned(c)
+    state, data, drawn = inputs(made)
+    plain = convolution.for_devices("gpu", alone=True)
+    networks = {
+        name: dataclasses.replace(
+            network,
+            module=network.module.clone(convolution=plain),
+            frozen=paused and name in {teacher for teacher, _ in made.pairs},
+        )
+        for name, network in made.networks.items()
+    }
+    step = made.devices.compile(plan.make_step(dataclasses.replace(made, networks=networks)), carried=True)
+    costs = step.variants[True].lower(state, data, drawn.examples, 1).cost_analysis()
+    return float(costs["flops"]) / BATCH
+
+
+def ours(c: Any, make_step: Callable[[plan.Plan], MakeStep] = plan.make_step) -> tuple[Timed, dict[str, float]]:
+    """Our step, and what compiling it took."""
+    made = planned(c)
+    begin = time.perf_counter()
+    state, data, drawn = inputs(made)
+    step = made.devices.compile(make_step(made), carried=True)
     started = time.perf_counter()
     state, metrics = step.call(state, data, dataclasses.replace(drawn, count=1))
     jax.block_until_ready(metrics)

@@ -1,0 +1,75 @@
+"""What switching costs and saves: an expert step beside its parts, a learning step beside DML's.
+
+python experiments/speed/switching_cost.py --rounds=7 --steps=8
+
+The CIFAR-100 pair (wrn_16_2 teaches mobilenetv2_0.5), batches of 128, all ways taking turns in one process. What
+decides about the teacher is a traced value. Prints medians and the two ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT)]
+
+from experiments.speed.our_step import BATCH, Timed, forward_only, our_config, ours  # noqa: E402
+from switokd_jax import config  # noqa: E402
+from switokd_jax.files import write_json  # noqa: E402
+
+TEACHER, STUDENT = "wrn_16_2", "mobilenetv2_0.5"
+
+
+def alone(model: str) -> Any:
+    """The config of one network that learns from labels only."""
+    c = our_config((model,), (model,), "float32")
+    c.method, c.topology.kind, c.topology.names = "vanilla", "complete", ("n0",)
+    c.networks = {"n0": config.network(model=model, learning_rate=0.01, schedule="constant")}
+    return c
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--json", type=Path, default=Path("runs/switching_cost.json"))
+    options = parser.parse_args()
+    pair = our_config((TEACHER,), (STUDENT,), "float32")
+    dml = our_config((TEACHER,), (STUDENT,), "float32")
+    dml.method, dml.topology.kind, dml.topology.names = "dml", "complete", ("n0", "n1")
+    switching, mutual = ours(pair)[0], ours(dml)[0]
+    student, teacher = ours(alone(STUDENT))[0], ours(alone(TEACHER), forward_only)[0]
+    ways: dict[str, tuple[Timed, bool]] = {
+        "expert step": (switching, True),
+        "student's step alone": (student, False),
+        "teacher's forward pass alone": (teacher, False),
+        "learning step": (switching, False),
+        "DML's step": (mutual, False),
+    }
+    seen: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(-1, options.rounds):  # the first one warms up
+        for name, (way, paused) in ways.items():
+            taken = 1000 * way(paused, options.steps) / options.steps
+            if turn >= 0:
+                seen[name].append(taken)
+    median = {name: statistics.median(times) for name, times in seen.items()}
+    parts = median["student's step alone"] + median["teacher's forward pass alone"]
+    ratios = {
+        "expert step to its parts": median["expert step"] / parts,
+        "learning step to DML's": median["learning step"] / median["DML's step"],
+    }
+    for name, milliseconds in median.items():
+        print(f"{name:30} {milliseconds:7.1f} ms   ({', '.join(f'{time:.0f}' for time in seen[name])})")
+    for name, ratio in ratios.items():
+        print(f"{name:30} {ratio:7.3f}")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.json, {"batch": BATCH, "milliseconds": median, "rounds": seen, "ratios": ratios})
+
+
+if __name__ == "__main__":
+    main()
