@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib.util
 import json
 import os
 import sys
@@ -31,6 +30,7 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
+from experiments.config_files import read_config  # noqa: E402
 from experiments.scale.hlo import collectives  # noqa: E402
 from switokd_jax import config as configs  # noqa: E402
 from switokd_jax import initialise, plan  # noqa: E402
@@ -40,17 +40,6 @@ from switokd_jax.files import write_json  # noqa: E402
 
 # Of data sets that need not be there: classes, image shape, training examples.
 SHAPES = {"cifar100": (100, (32, 32, 3), 50_000), "cifar10": (10, (32, 32, 3), 50_000)}
-
-
-def read_config(path: Path) -> ConfigDict:
-    """What the file's get_config() returns."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        sys.exit(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made: ConfigDict = module.get_config()
-    return made
 
 
 def assignment(text: str) -> tuple[str, Any]:

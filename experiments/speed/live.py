@@ -1,0 +1,84 @@
+"""Throughput of a whole run beside its bare steps: what logging, fetching and feeding cost.
+
+python experiments/speed/live.py --rounds=5
+
+Both take the same steps of configs/digits.py from the same start, so they are in the same modes; they take turns. A run
+writes metrics and TensorBoard's events and prints its table, as `switokd_jax.main` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT)]
+
+from experiments.config_files import read_config  # noqa: E402
+from switokd_jax import config as configs  # noqa: E402
+from switokd_jax import initialise, loop, plan  # noqa: E402
+from switokd_jax.main import use_compilation_cache  # noqa: E402
+
+
+def bare(config: Any) -> float:
+    """Images per second of the steps of a run, and of nothing else."""
+    dataset, run = loop.prepare(configs.parse(config))
+    with tempfile.TemporaryDirectory() as folder:
+        session = loop.open_session(run, dataset, Path(folder))
+        coming = [*run.devices.ahead(session.stacked(session.train.training(0, run.total_steps)))]
+        step = run.devices.compile(plan.make_step(run), carried=True)
+        state = run.devices.place(initialise.initial(run))
+        for size in {batches.size for batches in coming}:
+            first = next(batches for batches in coming if batches.size == size)
+            nothing = dataclasses.replace(first, count=0)
+            state, _ = jax.block_until_ready(step.call(state, session.train.data, nothing))
+        begin = time.perf_counter()
+        for batches in coming:
+            state, metrics = step.call(state, session.train.data, batches)
+        jax.block_until_ready((state, metrics))
+        taken = time.perf_counter() - begin
+        session.checkpoints.close()
+        session.writer.close()
+    return sum(batches.size * batches.count for batches in coming) / taken
+
+
+def live(config: Any) -> float:
+    """Images per second of a run, as its summary has it."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        rate: float = loop.train_and_evaluate(config, Path(folder) / "run")["examples_per_second"]
+    return rate
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=float, default=4.0)
+    options = parser.parse_args()
+    use_compilation_cache()
+    config = read_config(ROOT / "configs" / "digits.py")
+    config.epochs = config.eval_every = config.checkpoint.every = options.epochs
+    ways = {"bare steps": bare, "a whole run": live}
+    seen: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(-1, options.rounds):  # the first one warms up
+        for name, way in ways.items():
+            rate = way(config)
+            if turn >= 0:
+                seen[name].append(rate)
+    for name, rates in seen.items():
+        print(f"{name:12} {statistics.median(rates):6.0f} images/s   ({', '.join(f'{rate:.0f}' for rate in rates)})")
+    print(f"ratio        {statistics.median(seen['a whole run']) / statistics.median(seen['bare steps']):6.3f}")
+
+
+if __name__ == "__main__":
+    main()
