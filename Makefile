@@ -20,9 +20,10 @@ test: lint
 test-torch: $(VENV)/ready-torch
 	$(BIN)/python -m pytest -m torch
 
-# Our speed beside PyTorch's, on whatever JAX runs on: about ten minutes on two cores.
+# Our speed beside PyTorch's, on whatever JAX runs on: about fifteen minutes on two cores.
 bench: $(VENV)/ready-torch
 	$(BIN)/python experiments/speed/compare_torch.py --device=$(DEVICE) --json=runs/speed.json
+	$(BIN)/python experiments/speed/switching_cost.py
 	$(BIN)/python experiments/speed/stream.py
 
 lint: $(VENV)/ready-dev
