@@ -50,7 +50,8 @@ class Stack:
     Attributes:
       size: of each global batch.
       count: how many there are.
-      examples: arrays [most, ...] of NumPy, this process's part; beyond the count they mean nothing.
+      examples: arrays [most, ...] of NumPy, this process's part; beyond the count they mean nothing. There is room for
+        two at least, unless they are images.
     """
 
     size: int
@@ -149,8 +150,9 @@ def stacked(
 
 def _stack(size: int, batches: list[Examples], most: int) -> Stack:
     def together(*rows: np.ndarray) -> np.ndarray:
-        if most == 1:
+        if most == 1 and batches[0].images is not None:
             return rows[0][None]  # a stream's images are large: no copy
-        return np.stack([*rows, *[rows[-1]] * (most - len(rows))])
+        # Two rows at least: XLA reads a single one without a look-up, fuses more, and may round a metric otherwise.
+        return np.stack([*rows, *[rows[-1]] * (max(most, 2) - len(rows))])
 
     return Stack(size, len(batches), jax.tree.map(together, *batches))
