@@ -90,7 +90,7 @@ def _train(run: Session, host: TrainState) -> dict[str, Any]:
     reading = run.train.training(first, total)
     happenings = events(run.plan, first)
     stops = {event.step for event in happenings} | ({first + TRACED} if config.log.profile else set())
-    coming = devices.ahead(run.stacked(reading, first, stops))
+    coming = run.training(reading, first, stops)
     timed = _timed(run.step, clock, run.folder / "profile" if config.log.profile else None)
     state = devices.place(host)
     for stop, evaluate, anchor, save in happenings:
@@ -163,7 +163,9 @@ def _steps(
         waiting.append((range(done + 1, done + batches.count + 1), run.plan.devices.one(metrics)))
         done += batches.count
         if done % run.plan.config.log.every == 0 or done == stop:
-            yield state, [line for steps, seen in waiting for line in lines(run.plan, steps, jax.device_get(seen))]
+            fetched = jax.device_get([metrics for _, metrics in waiting])
+            taken = [steps for steps, _ in waiting]
+            yield state, [line for each in zip(taken, fetched, strict=True) for line in lines(run.plan, *each)]
             waiting = []
 
 

@@ -49,15 +49,23 @@ class Session:
         """The split whose best epoch counts: validation where there is one."""
         return next(iter(self.scored))
 
-    def stacked(self, reading: batches.Reading, first: int = 0, stops: Container[int] = ()) -> Iterator[batches.Stack]:
-        """Batches after the step `first` as calls take them, none of them over a log interval or one of `stops`."""
+    @property
+    def most(self) -> int:
+        """Largest number of steps in a call."""
         config = self.plan.config
-        most = config.steps_per_call if config.data.pipeline == "resident" else 1  # images are large
-        return batches.stacked(reading, most, first, lambda step: step % config.log.every == 0 or step in stops)
+        return config.steps_per_call if config.data.pipeline == "resident" else 1  # a stream's images are large
+
+    def training(
+        self, reading: batches.Reading, first: int, stops: Container[int] = ()
+    ) -> Iterator[distribution.Batches]:
+        """The batches after the step `first` on the devices, no call over a log interval or one of `stops`."""
+        every = self.plan.config.log.every
+        stacks = batches.stacked(reading, self.most, first, lambda step: step % every == 0 or step in stops)
+        return self.plan.devices.ahead(stacks)
 
     def scoring(self, split: Feed) -> Iterator[distribution.Batches]:
         """The batches of a split on the devices."""
-        return self.plan.devices.ahead(self.stacked(split.scoring()))
+        return self.plan.devices.ahead(batches.stacked(split.scoring(), self.most))
 
     def write(self, lines: list[logs.Line]) -> None:
         """Writes lines of metrics, in one process only."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from experiments.config_files import config_module
 from switokd_jax import config, distribution, initialise, plan
 from switokd_jax.data import batches, resident, sources
 from switokd_jax.state import TrainState
@@ -74,6 +75,18 @@ def call(step: distribution.Compiled, state: Any, data: Any, coming: distributio
     return state, jax.tree.map(lambda x: x[..., coming.count - 1], metrics)
 
 
+def through(
+    run: plan.Plan, step: distribution.Compiled, state: Any, data: Any, stacks: Iterable[batches.Stack]
+) -> tuple[Any, list[dict[str, Any]]]:
+    """The state after all stacks, and the metrics of every step."""
+    metrics: list[dict[str, Any]] = []
+    for coming in run.devices.ahead(stacks):
+        state, seen = step.call(state, data, coming)
+        host = jax.device_get(run.devices.one(seen))
+        metrics += [{name: values[i] for name, values in host.items()} for i in range(coming.count)]
+    return state, metrics
+
+
 def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
     """Noise in colour."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8))
@@ -100,9 +113,4 @@ def assert_same_bits(a: Any, b: Any) -> None:
 
 def config_file(name: str) -> Any:
     """The module configs/NAME.py."""
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return config_module(CONFIGS / f"{name}.py")

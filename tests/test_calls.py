@@ -66,12 +66,8 @@ def test_steps_of_one_call_are_bit_for_bit_those_of_many(parallelism: str) -> No
     ends = []
     for most in (1, 4):
         state, data = runs.start(run, SPLIT)
-        seen: list[Any] = []
         reading = resident.training(len(SPLIT), 0, BATCH, run.devices.share, 0, 7)
-        for coming in run.devices.ahead(batches.stacked(reading, most)):
-            state, metrics = step.call(state, data, coming)
-            host = jax.device_get(run.devices.one(metrics))
-            seen += [{name: values[i] for name, values in host.items()} for i in range(coming.count)]
+        state, seen = runs.through(run, step, state, data, batches.stacked(reading, most))
         ends.append((jax.device_get(state), seen))
     assert len(ends[0][1]) == 7
     runs.assert_same_bits(*ends)

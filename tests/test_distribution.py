@@ -30,12 +30,8 @@ def train(parallelism: str, devices: int, dtype: str, steps: int | None = None) 
         state, data = runs.start(run, split)
         step = run.devices.compile(plan.make_step(run), carried=True)
         total = steps or EPOCHS * run.steps_per_epoch
-        metrics = []
         reading = resident.training(len(split), 0, BATCH, run.devices.share, 0, total)
-        for coming in run.devices.ahead(batches.stacked(reading, 5)):
-            state, seen = step.call(state, data, coming)
-            host = jax.device_get(run.devices.one(seen))
-            metrics += [{name: values[i] for name, values in host.items()} for i in range(coming.count)]
+        _, metrics = runs.through(run, step, state, data, batches.stacked(reading, 5))
     return metrics
 
 

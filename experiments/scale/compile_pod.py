@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
-from experiments.config_files import read_config  # noqa: E402
+from experiments.config_files import config_module  # noqa: E402
 from experiments.scale.hlo import collectives  # noqa: E402
 from switokd_jax import config as configs  # noqa: E402
 from switokd_jax import initialise, plan  # noqa: E402
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the config")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    config = read_config(options.config)
+    config = config_module(options.config).get_config()
     config.update_from_flattened_dict(dict(map(assignment, options.set)))
     figures = measure(config, options.topology, options.batch_per_chip)
     print(json.dumps(figures, indent=2))

@@ -24,9 +24,10 @@ import jax
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
-from experiments.config_files import read_config  # noqa: E402
+from experiments.config_files import config_module  # noqa: E402
+from experiments.speed.turns import taking_turns  # noqa: E402
 from switokd_jax import config as configs  # noqa: E402
-from switokd_jax import initialise, loop, plan  # noqa: E402
+from switokd_jax import initialise, loop  # noqa: E402
 from switokd_jax.main import use_compilation_cache  # noqa: E402
 
 
@@ -35,16 +36,14 @@ def bare(config: Any) -> float:
     dataset, run = loop.prepare(configs.parse(config))
     with tempfile.TemporaryDirectory() as folder:
         session = loop.open_session(run, dataset, Path(folder))
-        coming = [*run.devices.ahead(session.stacked(session.train.training(0, run.total_steps)))]
-        step = run.devices.compile(plan.make_step(run), carried=True)
+        coming = [*session.training(session.train.training(0, run.total_steps), 0)]
         state = run.devices.place(initialise.initial(run))
-        for size in {batches.size for batches in coming}:
-            first = next(batches for batches in coming if batches.size == size)
-            nothing = dataclasses.replace(first, count=0)
-            state, _ = jax.block_until_ready(step.call(state, session.train.data, nothing))
+        for batches in {batches.size: batches for batches in coming}.values():
+            nothing = dataclasses.replace(batches, count=0)  # compiles
+            state, _ = jax.block_until_ready(session.step.call(state, session.train.data, nothing))
         begin = time.perf_counter()
         for batches in coming:
-            state, metrics = step.call(state, session.train.data, batches)
+            state, metrics = session.step.call(state, session.train.data, batches)
         jax.block_until_ready((state, metrics))
         taken = time.perf_counter() - begin
         session.checkpoints.close()
@@ -66,15 +65,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=4.0)
     options = parser.parse_args()
     use_compilation_cache()
-    config = read_config(ROOT / "configs" / "digits.py")
+    config = config_module(ROOT / "configs" / "digits.py").get_config()
     config.epochs = config.eval_every = config.checkpoint.every = options.epochs
-    ways = {"bare steps": bare, "a whole run": live}
-    seen: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(-1, options.rounds):  # the first one warms up
-        for name, way in ways.items():
-            rate = way(config)
-            if turn >= 0:
-                seen[name].append(rate)
+    seen = taking_turns({"bare steps": lambda: bare(config), "a whole run": lambda: live(config)}, options.rounds)
     for name, rates in seen.items():
         print(f"{name:12} {statistics.median(rates):6.0f} images/s   ({', '.join(f'{rate:.0f}' for rate in rates)})")
     print(f"ratio        {statistics.median(seen['a whole run']) / statistics.median(seen['bare steps']):6.3f}")

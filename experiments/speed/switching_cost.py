@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
 from experiments.speed.our_step import BATCH, Timed, forward_only, our_config, ours  # noqa: E402
+from experiments.speed.turns import taking_turns  # noqa: E402
 from switokd_jax import config  # noqa: E402
 from switokd_jax.files import write_json  # noqa: E402
 
@@ -44,27 +46,26 @@ def main() -> None:
     dml.method, dml.topology.kind, dml.topology.names = "dml", "complete", ("n0", "n1")
     switching, mutual = ours(pair)[0], ours(dml)[0]
     student, teacher = ours(alone(STUDENT))[0], ours(alone(TEACHER), forward_only)[0]
-    ways: dict[str, tuple[Timed, bool]] = {
-        "expert step": (switching, True),
-        "student's step alone": (student, False),
-        "teacher's forward pass alone": (teacher, False),
-        "learning step": (switching, False),
-        "DML's step": (mutual, False),
+
+    def milliseconds(way: Timed, paused: bool) -> Callable[[], float]:
+        return lambda: 1000 * way(paused, options.steps) / options.steps
+
+    ways = {
+        "expert step": milliseconds(switching, True),
+        "student's step alone": milliseconds(student, False),
+        "teacher's forward pass alone": milliseconds(teacher, False),
+        "learning step": milliseconds(switching, False),
+        "DML's step": milliseconds(mutual, False),
     }
-    seen: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(-1, options.rounds):  # the first one warms up
-        for name, (way, paused) in ways.items():
-            taken = 1000 * way(paused, options.steps) / options.steps
-            if turn >= 0:
-                seen[name].append(taken)
+    seen = taking_turns(ways, options.rounds)
     median = {name: statistics.median(times) for name, times in seen.items()}
     parts = median["student's step alone"] + median["teacher's forward pass alone"]
     ratios = {
         "expert step to its parts": median["expert step"] / parts,
         "learning step to DML's": median["learning step"] / median["DML's step"],
     }
-    for name, milliseconds in median.items():
-        print(f"{name:30} {milliseconds:7.1f} ms   ({', '.join(f'{time:.0f}' for time in seen[name])})")
+    for name, taken in median.items():
+        print(f"{name:30} {taken:7.1f} ms   ({', '.join(f'{time:.0f}' for time in seen[name])})")
     for name, ratio in ratios.items():
         print(f"{name:30} {ratio:7.3f}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
