@@ -8,6 +8,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH ?= torch==2.13.0
 # Of `make bench`: cpu or gpu.
 DEVICE ?= cpu
+# Tests run in processes side by side, which share a compilation cache.
+PARALLEL ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 .PHONY: demo test test-torch bench lint clean
 
@@ -15,10 +17,10 @@ demo: $(VENV)/ready
 	$(BIN)/python -m switokd_jax.main --config=configs/digits.py --workdir=$(WORKDIR)
 
 test: lint
-	$(BIN)/python -m pytest -m "not torch"
+	$(BIN)/python -m pytest -m "not torch" $(PARALLEL)
 
 test-torch: $(VENV)/ready-torch
-	$(BIN)/python -m pytest -m torch
+	$(BIN)/python -m pytest -m torch $(PARALLEL)
 
 # Our speed beside PyTorch's, on whatever JAX runs on: about fifteen minutes on two cores.
 bench: $(VENV)/ready-torch

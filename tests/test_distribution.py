@@ -1,4 +1,4 @@
-"""The same numbers on 1, 2, 4 and 8 devices, under jit and pmap."""
+"""The same numbers on 1, 2 and 8 devices, under jit and pmap."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def alone32() -> list[dict[str, Any]]:
     return train("jit", 1, "float32", steps=3)
 
 
-CASES = [(kind, n) for kind in ("jit", "pmap") for n in (1, 2, 4, 8)][1:]
+CASES = [(kind, n) for kind in ("jit", "pmap") for n in (1, 2, 8)][1:]
 
 
 @pytest.mark.parametrize(("parallelism", "devices"), CASES)
@@ -61,9 +61,9 @@ def test_float64_is_the_same_run(parallelism: str, devices: int, alone64: list[d
             np.testing.assert_allclose(here[name], value, rtol=1e-9, err_msg=name)
 
 
-@pytest.mark.parametrize(("parallelism", "devices"), CASES)
-def test_float32_agrees_for_three_steps(parallelism: str, devices: int, alone32: list[dict[str, Any]]) -> None:
-    for here, there in zip(train(parallelism, devices, "float32", steps=3), alone32, strict=True):
+@pytest.mark.parametrize("parallelism", ["jit", "pmap"])
+def test_float32_agrees_for_three_steps(parallelism: str, alone32: list[dict[str, Any]]) -> None:
+    for here, there in zip(train(parallelism, 8, "float32", steps=3), alone32, strict=True):
         for name in ("teacher/loss", "student/loss", "teacher->student/gap"):
             np.testing.assert_allclose(here[name], there[name], rtol=1e-5, err_msg=name)
 

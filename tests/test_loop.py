@@ -234,7 +234,7 @@ def plain(folder: Path) -> tuple[str, ...]:
 def test_killed_run_ends_as_the_one_that_was_not(kind: Callable[[Path], tuple[str, ...]], tmp_path: Path) -> None:
     """SIGKILL at a random moment after the first save: the same bits and lines in the end."""
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.CACHE)}
-    flags = (*kind(tmp_path / "given"), "--config.epochs=6", "--config.checkpoint.every=0.25")
+    flags = (*kind(tmp_path / "given"), "--config.epochs=3", "--config.checkpoint.every=0.25")
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     assert storm.start(alone, flags, environment).wait(300) == 0
     delay = random.uniform(0.0, 0.6)
