@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.util
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from switokd_jax.fields import ConfigError
 from switokd_jax.files import write_whole
 
 Line = dict[str, Any]
@@ -41,23 +45,65 @@ def append_metrics(path: Path, lines: Sequence[Line]) -> None:
         file.write("".join(json.dumps(line) + "\n" for line in lines))
 
 
-@dataclasses.dataclass(frozen=True)
-class Writer:
-    """metrics.jsonl and, where asked for, TensorBoard through CLU."""
+class TensorBoard:
+    """An event file through CLU, written by one thread beside the training.
 
-    path: Path
-    tensorboard: Any = None
+    CLU's writers import TensorFlow, which takes seconds: the thread does so at the first line.
+    """
+
+    def __init__(self, workdir: Path):
+        self._workdir = workdir
+        self._thread = ThreadPoolExecutor(1, "tensorboard")
+        self._waiting: list[Future[None]] = []
 
     def write(self, lines: Sequence[Line]) -> None:
-        """Appends lines {'split', 'epoch', 'step', metrics ...}; TensorBoard gets means per call and split."""
-        append_metrics(self.path, lines)
-        if self.tensorboard is None:
-            return
+        """Writes means by split, at the step of its last line.
+
+        Raises:
+          Exception: what an earlier write has met.
+        """
+        self._settle(done for done in self._waiting if done.done())
         for split in sorted({line["split"] for line in lines}):
             chosen = [line for line in lines if line["split"] == split]
             names = [n for n, v in chosen[-1].items() if isinstance(v, int | float) and n not in ("step", "epoch")]
             means = {f"{split}/{n}": sum(line[n] for line in chosen) / len(chosen) for n in names}
-            self.tensorboard.write_scalars(chosen[-1]["step"], means)
+            self._waiting.append(self._thread.submit(self._write, chosen[-1]["step"], means))
+
+    def close(self) -> None:
+        """Waits for what is being written and ends the file; raises as `write` does."""
+        self._waiting.append(self._thread.submit(lambda: self._events.close()))
+        self._thread.shutdown()
+        self._settle(self._waiting)
+
+    @functools.cached_property
+    def _events(self) -> Any:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow announces it; only files are written with it
+        from clu import metric_writers
+
+        return metric_writers.SummaryWriter(str(self._workdir))
+
+    def _write(self, step: int, means: dict[str, float]) -> None:
+        self._events.write_scalars(step, means)
+
+    def _settle(self, done: Iterable[Future[None]]) -> None:
+        for each in [*done]:
+            self._waiting.remove(each)
+            each.result()
+
+
+@dataclasses.dataclass(frozen=True)
+class Writer:
+    """metrics.jsonl and, where asked for, TensorBoard."""
+
+    path: Path
+    tensorboard: TensorBoard | None = None
+
+    def write(self, lines: Sequence[Line]) -> None:
+        """Appends lines {'split', 'epoch', 'step', metrics ...}."""
+        append_metrics(self.path, lines)
+        if self.tensorboard is not None:
+            self.tensorboard.write(lines)
 
     def close(self) -> None:
         """Ends TensorBoard's file."""
@@ -66,15 +112,14 @@ class Writer:
 
 
 def open_writer(workdir: Path, tensorboard: bool) -> Writer:
-    """The writer of a workdir. CLU's writers import TensorFlow, so only where they are wanted."""
-    path = workdir / "metrics.jsonl"
-    if not tensorboard:
-        return Writer(path)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow announces it; only files are written with it
-    from clu import metric_writers
+    """The writer of a workdir.
 
-    return Writer(path, metric_writers.SummaryWriter(str(workdir)))
+    Raises:
+      ConfigError: if TensorBoard is asked for and what writes its files is not installed.
+    """
+    if tensorboard and importlib.util.find_spec("tensorflow") is None:
+        raise ConfigError("config.log.tensorboard needs TensorFlow: install tensorflow-cpu, or set it to False")
+    return Writer(workdir / "metrics.jsonl", TensorBoard(workdir) if tensorboard else None)
 
 
 @dataclasses.dataclass

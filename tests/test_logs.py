@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.util import tensor_util
 
 from switokd_jax import logs
+from switokd_jax.fields import ConfigError
 
 
 def line(names: list[str], split: str = "test", epoch: float = 3.0) -> dict[str, Any]:
@@ -31,6 +35,36 @@ def test_lines_survive_a_cut(tmp_path: Path) -> None:
     logs.append_metrics(path, [{"step": 3, "loss": 0.1 * 3}])
     assert logs.read_metrics(path) == [{"step": i, "loss": 0.1 * i} for i in range(4)]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_event_file_holds_means_by_split(tmp_path: Path) -> None:
+    writer = logs.open_writer(tmp_path, tensorboard=True)
+    trained = [{"split": "train", "epoch": 0.5 * i, "step": i, "loss": float(i)} for i in (1, 2)]
+    writer.write([*trained, {"split": "test", "epoch": 1.0, "step": 2, "loss": 0.25, "name": "not a number"}])
+    writer.write([{"split": "train", "epoch": 1.5, "step": 3, "loss": 9.0}])
+    writer.close()
+    seen = event_accumulator.EventAccumulator(str(tmp_path), {"tensors": 0}).Reload()
+    found = {
+        tag: [(event.step, float(tensor_util.make_ndarray(event.tensor_proto))) for event in seen.Tensors(tag)]
+        for tag in seen.Tags()["tensors"]
+    }
+    assert found == {"train/loss": [(2, 1.5), (3, 9.0)], "test/loss": [(2, 0.25)]}
+    assert len(logs.read_metrics(tmp_path / "metrics.jsonl")) == 4
+
+
+def test_what_the_event_file_meets_ends_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    events = logs.TensorBoard(tmp_path / "file")
+    events.write([line(["a"])])
+    with pytest.raises(Exception, match="Not a directory"):
+        events.close()
+
+
+def test_tensorboard_without_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert logs.open_writer(tmp_path, tensorboard=False).tensorboard is None
+    with pytest.raises(ConfigError, match="needs TensorFlow"):
+        logs.open_writer(tmp_path, tensorboard=True)
 
 
 def test_no_file_yet(tmp_path: Path) -> None:
