@@ -3,7 +3,8 @@
 XLA:CPU rewrites only the convolutions of the entry computation for its fast library; inside `lax.cond` and `lax.scan`
 the exotic dimension numbers of a convolution's gradients fall to a naive loop, a hundred times slower (jax issue
 12868). So on CPU gradients are spelt out here: as plain NHWC x HWIO convolutions, as matrix products where the kernel
-is 1x1, and for depthwise convolutions as sums of shifted products. On other backends all is `lax`'s own.
+is 1x1, and for depthwise convolutions as sums of shifted products. Depthwise ones are so on GPUs too, where the
+library's have few threads to a channel. All else is `lax`'s own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from switokd_jax.losses import at_least_float32
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 PLAIN = ("NHWC", "HWIO", "NHWC")
@@ -49,9 +52,11 @@ def convolution(
     alone: bool | None = None,
 ) -> jax.Array:
     """`lax.conv_general_dilated` for [batch, height, width, channels], in the form the devices like."""
+    platform = platform or jax.default_backend()
     depthwise = feature_group_count == x.shape[-1] > 1 and kernel.shape[-1] == x.shape[-1]
     dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-    if (platform or jax.default_backend()) != "cpu" or dilated or (feature_group_count > 1 and not depthwise):
+    ours = not dilated and (depthwise if platform == "gpu" else platform == "cpu")
+    if not ours or (feature_group_count > 1 and not depthwise):
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -67,7 +72,8 @@ def convolution(
     pads = (padding[0], padding[1])
     alone = jax.device_count() == 1 if alone is None else alone
     if depthwise:
-        return _depthwise(x, kernel, stride, pads, alone)
+        by = _at_once if platform == "gpu" else _image_by_image if alone else _place_by_place
+        return _depthwise(x, kernel, stride, pads, by)
     if kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
         return _pointwise(x[:, :: stride[0], :: stride[1]], kernel[0, 0])
     return _plain(x, kernel, stride, pads, alone)
@@ -103,44 +109,58 @@ def _windows(x: jax.Array, size: tuple[int, int], stride: tuple[int, int], pads:
 
 def _shifted_sum(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> jax.Array:
     seen = _windows(x, (kernel.shape[0], kernel.shape[1]), stride, pads)
-    weights = kernel.reshape(len(seen), -1)
-    total = seen[0] * weights[0]
+    weights = at_least_float32(kernel.reshape(len(seen), -1))
+    total = at_least_float32(seen[0]) * weights[0]
     for window, weight in zip(seen[1:], weights[1:], strict=True):
-        total = total + window * weight
-    return total
+        total = total + at_least_float32(window) * weight
+    return total.astype(x.dtype)
+
+
+# (x, the output's gradient, x to windows) to the kernel's gradient [places, channels].
+Sums = Callable[[jax.Array, jax.Array, Callable[[jax.Array], list[jax.Array]]], jax.Array]
+
+
+def _place_by_place(x: jax.Array, g: jax.Array, windows: Callable[[jax.Array], list[jax.Array]]) -> jax.Array:
+    return jnp.stack([jnp.sum(window * g, (0, 1, 2)) for window in windows(x)])
+
+
+def _image_by_image(x: jax.Array, g: jax.Array, windows: Callable[[jax.Array], list[jax.Array]]) -> jax.Array:
+    """Stays in a CPU's cache.
+
+    Sums over the whole batch read it from memory nine times, and XLA's loop for them is not vectorised (2 cores, batch
+    128, 32x32x48: 59 ms; so 10 ms).
+    """
+
+    def add_image(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + _place_by_place(image[0][None], image[1][None], windows), None
+
+    nothing = jnp.zeros((len(windows(x[:1])), x.shape[3]), g.dtype)
+    return lax.scan(add_image, nothing, (x, g), unroll=2)[0]
+
+
+def _at_once(x: jax.Array, g: jax.Array, windows: Callable[[jax.Array], list[jax.Array]]) -> jax.Array:
+    """One reduction for all places: two kernels on a GPU, which sums of their own make 15."""
+    return jnp.sum(at_least_float32(jnp.stack(windows(x))) * at_least_float32(g), (1, 2, 3))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _depthwise(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, alone: bool) -> jax.Array:
-    del alone
+def _depthwise(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, by: Sums) -> jax.Array:
+    del by
     return _shifted_sum(x, kernel, stride, pads)
 
 
-def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, alone: bool) -> Any:
-    del alone
-    return _shifted_sum(x, kernel, stride, pads), (x, kernel)
+def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, by: Sums) -> Any:
+    return _depthwise(x, kernel, stride, pads, by), (x, kernel)
 
 
 def _depthwise_backward(
-    stride: tuple[int, int], pads: Pads, alone: bool, saved: Any, g: jax.Array
+    stride: tuple[int, int], pads: Pads, by: Sums, saved: Any, g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     (dx,) = jax.linear_transpose(lambda x: _shifted_sum(x, kernel, stride, pads), x)(g)
-
-    def of_images(x: jax.Array, g: jax.Array) -> jax.Array:
-        seen = _windows(x, (kernel.shape[0], kernel.shape[1]), stride, pads)
-        return jnp.stack([jnp.sum(window * g, (0, 1, 2)) for window in seen])
-
-    def add_image(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return total + of_images(image[0][None], image[1][None]), None
-
-    if not alone:
-        return dx, of_images(x, g).reshape(kernel.shape)
-    # Image by image, which stays in the cache: sums over the whole batch read it from memory nine times, and XLA's
-    # loop for them is not vectorised (2 cores, batch 128, 32x32x48: 59 ms; so 10 ms).
-    nothing = jnp.zeros((kernel.shape[0] * kernel.shape[1], kernel.shape[3]), g.dtype)
-    dkernel, _ = lax.scan(add_image, nothing, (x, g), unroll=2)
-    return dx, dkernel.reshape(kernel.shape)
+    size = (kernel.shape[0], kernel.shape[1])
+    dkernel = by(x, g, lambda x: _windows(x, size, stride, pads))
+    return dx, dkernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
