@@ -114,7 +114,8 @@ def test_one_reduction_of_gradients_per_network(parallelism: str, topology: str)
     gradients = [one for one in found if sum(one.sizes) > 70_000]
     assert len(gradients) == len(run.networks)
     assert all(one.kind == "all-reduce" for one in gradients)
-    paused = [one for one in gradients if "/cond/" in one.where]
+    # BatchNorm's own 'cond' is its choice by platform, made before XLA compiles.
+    paused = [one for one in gradients if "/cond/" in re.sub(r"/bn\d*/cond/", "/", one.where)]
     assert len(paused) == len(run.networks) - 1, "inside the conditional of all that can wait"
     others = [one for one in found if one not in gradients and "bn" not in one.where]
     if parallelism == "pmap":

@@ -6,6 +6,9 @@ Topologies: the CIFAR-100 pair (wrn_16_2 teaches mobilenetv2_0.5) and a star of 
 of 128. Modes: 'learning' (all networks take their step) and 'expert' (the teacher waits). Ours is the step that runs
 train with, crops, flips and normalisation included; what decides about the teacher is overruled by a traced value, so
 one compiled step serves both modes. PyTorch gets normalised images. Prints Markdown, writes JSON.
+
+PyTorch's variants: 'eager' (NCHW), 'channels_last', 'compile' (channels_last and torch.compile; on a GPU also
+'cuda_graphs', which is its mode 'reduce-overhead'); in bfloat16 all under autocast.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import torch
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +39,10 @@ TOPOLOGIES = {
     "pair": (("wrn_16_2",), ("mobilenetv2_0.5",)),
     "1t2s": (("wrn_16_2",), ("mobilenetv2_0.5", "resnet20")),
 }
+VARIANTS = {
+    "cpu": ("eager", "channels_last", "compile"),
+    "gpu": ("eager", "channels_last", "compile", "cuda_graphs"),
+}
 
 
 def theirs(models: tuple[str, ...], teachers: int, device: str, dtype: str, variant: str) -> Timed:
@@ -46,8 +52,9 @@ def theirs(models: tuple[str, ...], teachers: int, device: str, dtype: str, vari
     networks: list[Any] = [torch_networks.structure(name, CLASSES).to(device).train() for name in models]
     networks = [network.to(memory_format=layout) for network in networks]
     optimizers = [torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4) for network in networks]
-    if variant == "compile":
-        networks = [torch.compile(network) for network in networks]
+    if variant in ("compile", "cuda_graphs"):
+        mode = "reduce-overhead" if variant == "cuda_graphs" else None
+        networks = [torch.compile(network, mode=mode) for network in networks]
     pairs = [(t, s) for t in range(teachers) for s in range(teachers, len(models))]
     step = torch_step.make_step(
         torch_step.Star(networks, optimizers, pairs), autocast=torch.bfloat16 if dtype == "bfloat16" else None
@@ -67,9 +74,10 @@ def theirs(models: tuple[str, ...], teachers: int, device: str, dtype: str, vari
     return timed
 
 
-def peak_flops(dtype: str) -> float:
-    """Operations per second of a large matrix product on this device."""
-    x = jnp.ones((2048, 2048), dtype)
+def peak_flops(dtype: str, device: str) -> float:
+    """Operations per second of a large matrix product of random numbers on this device."""
+    side = {"cpu": 2048, "gpu": 8192}[device]
+    x = jax.random.normal(jax.random.key(0), (side, side), dtype)
     product = jax.jit(lambda a: a @ a)
     product(x).block_until_ready()
     times = []
@@ -77,7 +85,7 @@ def peak_flops(dtype: str) -> float:
         begin = time.perf_counter()
         product(x).block_until_ready()
         times.append(time.perf_counter() - begin)
-    return 2 * 2048**3 / statistics.median(times)
+    return 2 * side**3 / statistics.median(times)
 
 
 def warm_up(way: Timed) -> None:
@@ -94,7 +102,7 @@ def measure(topology: str, dtype: str, device: str, steps: int, rounds: int, pea
     ways["ours"], compiling = ours(our_config(teachers, students, dtype))
     warm_up(ways["ours"])
     failed = {}
-    for variant in ("eager", "channels_last", "compile"):
+    for variant in VARIANTS[device]:
         try:
             way = theirs(models, len(teachers), "cuda" if device == "gpu" else "cpu", dtype, variant)
             warm_up(way)
@@ -130,7 +138,7 @@ def measure(topology: str, dtype: str, device: str, steps: int, rounds: int, pea
                 "ratio_to_fastest_torch": rates["ours"] / max(torch_rates.values()),
                 "rounds": {name: seen[name, paused] for name in ways},
                 "flops_per_image": needed,
-                "xla_flops_per_image": xla_flops(our_config(teachers, students, dtype), paused),
+                "xla_flops_per_image": xla_flops(teachers, students, paused),
                 "share_of_peak": rates["ours"] * needed / peak,
                 **compiling,
             }
@@ -172,7 +180,7 @@ def main() -> None:
     run = functools.partial(measure, device=options.device, steps=options.steps, rounds=options.rounds)
     rows = []
     for dtype in options.dtypes:
-        peak = peak_flops(dtype)
+        peak = peak_flops(dtype, options.device)
         for topology in options.topologies:
             rows += run(topology, dtype=dtype, peak=peak)
     facts = {
@@ -183,6 +191,8 @@ def main() -> None:
         "peak_flops": {row["dtype"]: peak for row in rows},
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+    if options.device == "gpu":
+        facts["our_peak_memory_on_gpu_bytes"] = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
     options.json.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.json, {"facts": facts, "rows": rows})
     print(f"images/s, medians of {options.rounds} rounds of {options.steps} steps; {json.dumps(facts)}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -93,14 +94,15 @@ def forward_only(made: plan.Plan) -> MakeStep:
     return make
 
 
-def xla_flops(c: Any, paused: bool) -> float:
-    """Operations of a step per image, as XLA counts them before it optimises.
+@functools.cache
+def xla_flops(teachers: tuple[str, ...], students: tuple[str, ...], paused: bool) -> float:
+    """Operations of a star's step per image, as XLA counts them before it optimises.
 
     On CPU our convolutions loop over images, and XLA counts a loop's body once: counted are lax's own convolutions.
     """
-    made = planned(c)
+    made = planned(our_config(teachers, students, "float32"))
     state, data, drawn = inputs(made)
-    plain = convolution.for_devices("gpu", alone=True)
+    plain = convolution.for_devices("tpu", alone=True)
     networks = {
         name: dataclasses.replace(
             network,
@@ -128,7 +130,8 @@ def ours(c: Any, make_step: Callable[[plan.Plan], MakeStep] = plan.make_step) ->
     first_waiting_step = LEARNING_EPOCHS * made.steps_per_epoch
 
     def timed(paused: bool, steps: int) -> float:
-        number = jnp.asarray(first_waiting_step if paused else 0, jnp.int32)
+        # Placed as the step returns it: another placement would be another program.
+        number = made.devices.place(np.int32(first_waiting_step if paused else 0))
         state = jax.block_until_ready(dataclasses.replace(held["state"], step=number))
         begin = time.perf_counter()
         for done in range(0, steps, drawn.count):

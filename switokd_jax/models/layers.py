@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.nn import initializers as init
 
 from switokd_jax.losses import at_least_float32
+from switokd_jax.models.batch_norm import BatchNorm
 from switokd_jax.models.convolution import convolution
 
 
@@ -51,10 +52,10 @@ def norm(
     axis_name: str | None = None,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
-) -> nn.BatchNorm:
+) -> BatchNorm:
     """BatchNorm with torch's epsilon; flax's momentum is 1 - torch's (0.9 for torch's default 0.1)."""
-    return nn.BatchNorm(
-        use_running_average=not train,
+    return BatchNorm(
+        train=train,
         momentum=momentum,
         epsilon=1e-5,
         axis_name=axis_name,
