@@ -177,8 +177,8 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     run = functools.partial(measure, device=options.device, steps=options.steps, rounds=options.rounds)
     rows = []
-    for dtype in options.dtypes:
-        peak = peak_flops(dtype, options.device)
+    peaks = {dtype: peak_flops(dtype, options.device) for dtype in options.dtypes}
+    for dtype, peak in peaks.items():
         for topology in options.topologies:
             rows += run(topology, dtype=dtype, peak=peak)
     facts = {
@@ -186,7 +186,7 @@ def main() -> None:
         "torch": torch.__version__,
         "device": str(jax.devices()[0].device_kind),
         "cores": len(os.sched_getaffinity(0)),
-        "peak_flops": {row["dtype"]: peak for row in rows},
+        "peak_flops": peaks,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     if options.device == "gpu":

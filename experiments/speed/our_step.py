@@ -95,10 +95,11 @@ def forward_only(made: plan.Plan) -> MakeStep:
 
 
 @functools.cache
-def xla_flops(teachers: tuple[str, ...], students: tuple[str, ...], paused: bool) -> float:
+def xla_flops(teachers: tuple[str, ...], students: tuple[str, ...], paused: bool) -> float | None:
     """Operations of a star's step per image, as XLA counts them before it optimises.
 
     On CPU our convolutions loop over images, and XLA counts a loop's body once: counted are lax's own convolutions.
+    None where a backend does not count: GPUs.
     """
     made = planned(our_config(teachers, students, "float32"))
     state, data, drawn = inputs(made)
@@ -113,7 +114,7 @@ def xla_flops(teachers: tuple[str, ...], students: tuple[str, ...], paused: bool
     }
     step = made.devices.compile(plan.make_step(dataclasses.replace(made, networks=networks)), carried=True)
     costs = step.variants[True].lower(state, data, drawn.examples, 1).cost_analysis()
-    return float(costs["flops"]) / BATCH
+    return float(costs["flops"]) / BATCH if costs else None
 
 
 def ours(c: Any, make_step: Callable[[plan.Plan], MakeStep] = plan.make_step) -> tuple[Timed, dict[str, float]]:
