@@ -1,7 +1,8 @@
 """Orbax checkpoints of a run: `latest/STEP` holds all that resuming needs, `best/NAME/STEP` one network.
 
 What is saved is a plain nested dict of arrays, so that neither the device count nor a renamed class stands
-between a file and its reader.
+between a file and its reader. Each checkpoint holds the checksums of its files. A save that fails, for want of room,
+say, is reported and leaves what was saved before as it was; the next one tries again.
 """
 
 from __future__ import annotations
@@ -16,71 +17,142 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from flax import serialization
 
+from switokd_jax import manifest
 from switokd_jax.config import Checkpoint
+from switokd_jax.distribution import is_main_process
 from switokd_jax.fields import ConfigError
 from switokd_jax.state import TrainState, Tree
 
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a save under way
 # Asks for shape, dtype and placement of each array that is read.
 Template = Any
 
 
+# What Orbax and TensorStore raise for files that they cannot write or read.
+FAILURES = (OSError, ValueError, RuntimeError, KeyError)
+
+
+class SaveError(Exception):
+    """The last save of a run failed."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-    """The managers behind `checkpoints/`; close it."""
+    """The managers behind the folder `root`; close it. `failed` has what went wrong since the last good save."""
 
+    root: Path
     latest: ocp.CheckpointManager
     best: Mapping[str, ocp.CheckpointManager]
+    on_corrupt: str
+    failed: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def newest(self) -> int:
+        """The step of the newest whole state, or 0."""
+        return int(self.latest.latest_step() or 0)
 
     def save_latest(self, step: int, state: TrainState, progress: Mapping[str, Any]) -> None:
-        """Starts writing the whole state; training goes on meanwhile.
+        """Starts writing the whole state; training goes on meanwhile, also if it fails.
 
         Args:
           step: global step.
           state: single values (no copies per device).
           progress: JSON values that the host keeps (training time, best scores).
         """
-        self.latest.wait_until_finished()
+        self._settle()
         self._drop_superseded()
+        self.failed.clear()
         # Copied first: the next step reuses the donated buffers while Orbax is still writing.
         tree = jax.tree.map(jnp.copy, serialization.to_state_dict(state))
-        self.latest.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(tree), progress=ocp.args.JsonSave(dict(progress))),
-        )
+        items = ocp.args.Composite(state=ocp.args.StandardSave(tree), progress=ocp.args.JsonSave(dict(progress)))
+        try:
+            self.latest.save(step, args=items)
+        except FAILURES as error:
+            self._report(self.latest, error)
 
-    def save_best(self, name: str, step: int, variables: Tree) -> None:
-        """Writes one network's variables, and returns when they are safe: `latest` refers to them."""
+    def save_best(self, name: str, step: int, variables: Tree) -> bool:
+        """Writes one network's variables, and returns when they are safe: `latest` refers to them.
+
+        Returns whether they were written.
+        """
         manager = self.best[name]
-        manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(dict(variables))))
-        manager.wait_until_finished()
+        try:
+            manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(dict(variables))))
+            manager.wait_until_finished()
+        except FAILURES as error:
+            self._report(manager, error)
+            return False
+        return True
 
     def restore(self, state: TrainState, template: Template) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest saved state with its progress, or None; drops what later steps had left behind.
+        """The newest intact state with its progress, or None; drops what later steps had left behind.
 
         Args:
           state: a state of the same structure.
           template: `state` as a nested dict of ShapeDtypeStructs with shardings.
+
+        Raises:
+          ConfigError: naming the checkpoint that is damaged, if `on_corrupt` is 'stop' or none is intact.
         """
-        step = self.latest.latest_step()
-        if step is None:
-            return None
-        restored = self.latest.restore(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(template), progress=ocp.args.JsonRestore()),
-        )
-        for manager in self.best.values():
-            for later in [s for s in manager.all_steps() if s > step]:
-                manager.delete(later)
-        return serialization.from_state_dict(state, restored["state"]), restored["progress"]
+        steps = sorted(self.latest.all_steps(), reverse=True)
+        for step in steps:
+            damage, restored = self._read(step, template)
+            if restored is None:
+                if self.on_corrupt == "stop" or step == steps[-1]:
+                    raise ConfigError(
+                        f"{damage}; remove {self.root / 'latest' / str(step)}, set config.checkpoint.on_corrupt to "
+                        "'fallback' to go on from an older one, or choose another --workdir"
+                    )
+                logging.warning("%s; going on from an older checkpoint", damage)
+                continue
+            for manager in (self.latest, *self.best.values()):
+                for later in [s for s in manager.all_steps() if s > step]:
+                    manager.delete(later)
+            return serialization.from_state_dict(state, restored["state"]), restored["progress"]
+        return None
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self.latest.wait_until_finished()
+        """Waits for what is being written.
+
+        Raises:
+          SaveError: if the last state could not be saved.
+        """
+        self._settle()
         self._drop_superseded()
         for manager in (self.latest, *self.best.values()):
             manager.close()
+        if self.failed:
+            raise SaveError(
+                f"{self.failed[0]}; the newest checkpoint is that of step {self.newest}: make room "
+                "and start the same command again"
+            )
+
+    def _read(self, step: int, template: Template) -> tuple[str, Any]:
+        """What is wrong with a checkpoint, or what is in it."""
+        folder = self.root / "latest" / str(step)
+        if damage := manifest.damage(folder):
+            return f"the checkpoint of step {step} is damaged: {damage}", None
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(template), progress=ocp.args.JsonRestore())
+        try:
+            return "", self.latest.restore(step, args=items)
+        except FAILURES as error:
+            return f"the checkpoint {folder} cannot be read ({first_line(error)})", None
+
+    def _settle(self) -> None:
+        """Waits for the save under way."""
+        try:
+            self.latest.wait_until_finished()
+        except FAILURES as error:
+            self._report(self.latest, error)
+
+    def _report(self, manager: ocp.CheckpointManager, error: BaseException) -> None:
+        self.failed.append(f"{manager.directory} could not be saved to ({first_line(error)})")
+        logging.warning("%s; training goes on, and the next save tries again", self.failed[-1])
+        manager.reload()  # it counts what it has begun
+        clear(self.root)
 
     def _drop_superseded(self) -> None:
         """Deletes what was best before the best that `latest` knows of: until then a restart may need it."""
@@ -93,14 +165,33 @@ class Checkpoints:
 def open_checkpoints(workdir: Path, networks: tuple[str, ...], spec: Checkpoint, steps_per_epoch: int) -> Checkpoints:
     """Opens `workdir/checkpoints`, and clears it of saves that a kill cut short."""
     root = workdir.resolve() / "checkpoints"
-    for unfinished in root.glob("**/*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    clear(root)
     period = spec.keep_every_epochs * steps_per_epoch or None
-    options = ocp.CheckpointManagerOptions(max_to_keep=spec.keep, keep_period=period)
-    return Checkpoints(
-        ocp.CheckpointManager(root / "latest", options=options),
-        {name: ocp.CheckpointManager(root / "best" / name) for name in networks},
-    )
+
+    def manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
+        noting = ocp.options.AsyncOptions(post_finalization_callback=lambda: _note_checksums(folder))
+        return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(async_options=noting, **options))
+
+    latest = manager(root / "latest", max_to_keep=spec.keep, keep_period=period)
+    return Checkpoints(root, latest, {name: manager(root / "best" / name) for name in networks}, spec.on_corrupt)
+
+
+def clear(root: Path) -> None:
+    """Removes saves that were cut short."""
+    for unfinished in root.glob(f"**/*{UNFINISHED}*") if is_main_process() else ():
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _note_checksums(folder: Path) -> None:
+    """In the save that is about to get its name: Orbax calls this when all its files are there."""
+    for unfinished in folder.glob(f"*{UNFINISHED}*") if is_main_process() else ():
+        manifest.write(unfinished)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, short enough for one line."""
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return line if len(line) <= 200 else f"{line[:200]} ..."
 
 
 def read_network(source: str) -> dict[str, Tree]:
@@ -144,7 +235,12 @@ def _newest(folder: Path, item: str, source: str, which: str) -> Any:
     if which.isdigit() and int(which) not in steps:
         raise ConfigError(f"{source!r}: {folder} holds the steps {', '.join(map(str, sorted(steps)))}, not {which}")
     path = folder / (which if which.isdigit() else str(max(steps))) / item
+    if damage := manifest.damage(path.parent):
+        raise ConfigError(f"{source!r}: {damage}; name another checkpoint")
     handler = ocp.PyTreeCheckpointHandler()
-    # As NumPy: the devices that wrote it need not be here.
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)
-    return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    try:
+        # As NumPy: the devices that wrote it need not be here.
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)
+        return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    except FAILURES as error:
+        raise ConfigError(f"{source!r}: {path} cannot be read ({first_line(error)}); name another one") from error

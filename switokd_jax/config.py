@@ -128,11 +128,13 @@ class Checkpoint:
     every: epochs between two saves of the whole state; 0 saves at the end only.
     keep: how many of them stay.
     keep_every_epochs: besides, one each so many epochs stays for good; 0 for none.
+    on_corrupt: what to do where the newest one is damaged: 'fallback' to the newest intact one, or 'stop'.
     """
 
     every: float = fields.number(1.0, low=0.0)
     keep: int = fields.integer(2, low=1)
     keep_every_epochs: int = fields.integer(0, low=0)
+    on_corrupt: str = fields.choice("fallback", "fallback", "stop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +160,8 @@ class Config:
     steps_per_call: largest number of steps that the devices take without the host; a stream is sent step by step.
     gradient_accumulation: parts of a batch that are computed one after another: memory for one part, a forward pass
       more. Decisions, losses and the optimizer's step are those of the whole batch, BatchNorm's statistics a part's.
+    sharding: 'fsdp' splits parameters, their averages and optimizer states over the devices; 'replicated' does not.
+    on_nonfinite: once a loss or gradient is not finite, 'stop' the run, or 'skip': all networks stay as they were.
     precision: of float32 products on accelerators: 'default' is the backend's own (TF32 on recent GPUs, bfloat16 on
       TPUs), or 'tensorfloat32', or 'float32'.
     """
@@ -171,8 +175,10 @@ class Config:
     eval_every: float = fields.number(1.0, above=0.0)
     dtype: str = fields.choice("float32", "float32", "bfloat16", "float64")
     precision: str = fields.choice("default", "default", "tensorfloat32", "float32")
+    on_nonfinite: str = fields.choice("stop", "stop", "skip")
     method: str = fields.choice("switokd", *METHODS)
     parallelism: str = fields.choice("jit", "jit", "pmap")
+    sharding: str = fields.choice("replicated", "replicated", "fsdp")
     batch_norm: str = fields.choice("global", "global", "local")
     topology: Topology = dataclasses.field(default_factory=Topology)
     data: Data = dataclasses.field(default_factory=Data)
@@ -226,6 +232,8 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Config:
     hyperparameters = {
         name: fields.build(METHODS[name].hyperparameters, block, f"config.{name}") for name, block in blocks.items()
     }
+    if not isinstance(networks, Mapping):
+        raise ConfigError(f"config.networks is {networks!r}; it has a block of fields for each network")
     if not networks:
         raise ConfigError("config.networks is empty; add config.networks.<name> = config.network(model=...)")
     made = {name: fields.build(Network, block, f"config.networks.{name}") for name, block in networks.items()}
@@ -237,4 +245,6 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Config:
                 )
     if parsed.batch_norm == "local" and parsed.parallelism != "pmap":
         raise ConfigError("config.batch_norm is 'local', which needs config.parallelism = 'pmap'")
+    if parsed.sharding == "fsdp" and parsed.parallelism != "jit":
+        raise ConfigError("config.sharding is 'fsdp', which needs config.parallelism = 'jit'")
     return dataclasses.replace(parsed, networks=made, hyperparameters=hyperparameters[parsed.method])

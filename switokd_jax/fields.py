@@ -93,6 +93,8 @@ def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
       values: raw values by name; missing ones keep their defaults.
       path: where the values stand, for messages ('config.data').
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} is {values!r}; it is a block of fields")
     specs = settable(cls)
     made: dict[str, Any] = {}
     for name, value in values.items():
@@ -101,10 +103,8 @@ def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
         spec, where = specs[name], f"{path}.{name}"
         if "check" in spec.metadata:
             made[name] = spec.metadata["check"](value, where)
-        elif isinstance(value, Mapping):
-            made[name] = build(spec.default_factory, value, where)  # type: ignore[arg-type]
         else:
-            raise ConfigError(f"{where} is {value!r}; it is a block of fields")
+            made[name] = build(spec.default_factory, value, where)  # type: ignore[arg-type]
     return cls(**made)
 
 

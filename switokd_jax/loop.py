@@ -14,15 +14,16 @@ from flax import serialization
 from ml_collections import ConfigDict
 
 from switokd_jax import config as configs
-from switokd_jax import distribution, figures, initialise, logs, plan, scoring, summary
+from switokd_jax import console, distribution, figures, initialise, logs, plan, record, scoring, stopping, summary
 from switokd_jax.data import resident, sources
 from switokd_jax.files import write_json
-from switokd_jax.session import Session, events, head, lines, open_session
+from switokd_jax.session import NonFiniteError, Session, events, head, lines, open_session
 from switokd_jax.state import TrainState
 from switokd_jax.workdir import check_workdir, open_workdir
 
 Best = dict[str, dict[str, float]]
 TRACED = 3  # steps of a profile
+AHEAD = 1  # calls that wait while the devices are at one
 
 
 def train_and_evaluate(
@@ -40,14 +41,28 @@ def train_and_evaluate(
 
     Raises:
       ConfigError: one line that names the field, file or network at fault; nothing has been trained.
+      Stopped: after SIGTERM or Ctrl-C, once all is saved.
+      NonFiniteError: naming the network and the step; no checkpoint knows of that step.
+      SaveError: if the last save failed.
     """
     parsed, folder = configs.parse(config), Path(workdir)
     with numerics(parsed):
         check_workdir(folder, config)
         dataset, run = prepare(parsed, devices)
         start = initialise.initial(run)
-        open_workdir(folder, config)
-        return _train(open_session(run, dataset, folder), start)
+        if distribution.is_main_process():
+            open_workdir(folder, config)
+        session = open_session(run, dataset, folder)
+        try:
+            with stopping.listening() as notice:
+                return _train(session, start, notice)
+        except NonFiniteError as error:
+            error.add_note(
+                f"the newest checkpoint is that of step {session.checkpoints.newest}, before it; go on from there with "
+                f"--config.on_nonfinite=skip, or in another workdir with a lower config.networks.{error.network}."
+                "learning_rate or a clip_norm"
+            )
+            raise
 
 
 def dry_run(config: ConfigDict) -> str:
@@ -72,17 +87,18 @@ def prepare(parsed: configs.Config, devices: Sequence[jax.Device] | None = None)
     return dataset, plan.make(parsed, dataset.facts, devices)
 
 
-def _train(run: Session, host: TrainState) -> dict[str, Any]:
+def _train(run: Session, host: TrainState, notice: stopping.Notice) -> dict[str, Any]:
     config, devices, total = run.plan.config, run.plan.devices, run.plan.total_steps
-    clock, best = logs.Clock(), Best()
+    clock, best = console.Clock(), Best()
     if restored := run.checkpoints.restore(host, devices.template(serialization.to_state_dict(host))):
         host, progress = restored
-        clock, best = logs.Clock(progress["seconds"], progress["examples"]), progress["best"]
+        clock, best = console.Clock(progress["seconds"], progress["examples"]), progress["best"]
     first = int(host.step)
     main = distribution.is_main_process()
     if main:
         logs.drop_beyond(run.folder / "metrics.jsonl", first)
-    bar = logs.Progress(total, first, run.plan.epoch(total), shown=config.log.progress and main)
+        record.note(run.folder, run.record, first)
+    bar = console.Progress(total, first, run.plan.epoch(total), shown=config.log.progress and main)
     bar.say(summary.describe(run.plan, run.dataset, host))
     if first:
         bar.say(f"resuming {run.folder} at step {first} of {total}")
@@ -90,30 +106,33 @@ def _train(run: Session, host: TrainState) -> dict[str, Any]:
     reading = run.train.training(first, total)
     happenings = events(run.plan, first)
     stops = {event.step for event in happenings} | ({first + TRACED} if config.log.profile else set())
-    coming = run.training(reading, first, stops)
     timed = _timed(run.step, clock, run.folder / "profile" if config.log.profile else None)
     state = devices.place(host)
-    for stop, evaluate, anchor, save in happenings:
-        for after, seen in _steps(run, timed, state, coming, first, stop):
-            state = after
-            clock.lap()
-            run.write(seen)
-            bar.step(seen[-1], run.pace(clock, seen[-1]["step"], _share(seen)))
-        clock.stop()
-        first = stop
-        if evaluate:
-            best = _evaluate(run, state, stop, best, bar, clock)
-            state = _refresh(run, state)
-        if anchor:
-            state = _turn(run, state, anchor)
-        if save:
-            progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best}
-            run.checkpoints.save_latest(stop, devices.one(state), progress)
-    reading.close()
-    run.checkpoints.close()
-    run.writer.close()
-    bar.close()
+    with contextlib.ExitStack() as open_until_then:
+        for each in (bar, run.writer, run.checkpoints, reading):
+            open_until_then.callback(each.close)
+        coming = run.training(reading, first, stops)
+        for stop, evaluate, anchor, save in happenings:
+            for after, seen in _steps(run, timed, state, coming, first, stop, notice):
+                state, first = after, seen[-1]["step"]
+                clock.lap()
+                run.write(seen)
+                run.show(bar, clock, seen)
+            clock.stop()
+            if first == stop and evaluate:
+                best = _evaluate(run, state, stop, best, bar, clock)
+                state = _refresh(run, state)
+            if first == stop and anchor:
+                state = _turn(run, state, anchor)
+            if (save or notice.asked) and run.write([]):  # a checkpoint never knows more than metrics.jsonl
+                progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best}
+                run.checkpoints.save_latest(first, devices.one(state), progress)
+            if notice.asked:
+                break
+    if notice.asked and first < total:
+        raise stopping.Stopped(notice.asked, first, total, run.folder)
     result = summary.summarise(run.plan, devices.one(state), run.selected_on, best, clock, run.folder)
+    result["record"] = dict(run.record)
     if main:
         write_json(run.folder / "summary.json", result)
         drawn = figures.draw_run(run.folder)
@@ -121,7 +140,7 @@ def _train(run: Session, host: TrainState) -> dict[str, Any]:
     return result
 
 
-def _timed(step: distribution.Compiled, clock: logs.Clock, profile: Path | None) -> Callable[..., Any]:
+def _timed(step: distribution.Compiled, clock: console.Clock, profile: Path | None) -> Callable[..., Any]:
     """The steps with their examples counted and their time taken; compiling is not.
 
     The first call that does not compile is traced into the folder `profile`, if there is one.
@@ -154,22 +173,31 @@ def _steps(
     coming: Iterator[distribution.Batches],
     done: int,
     stop: int,
+    notice: stopping.Notice,
 ) -> Iterator[tuple[TrainState, list[logs.Line]]]:
-    """Takes the steps after `done` up to `stop`; yields at each log interval with the lines since the last one."""
+    """Takes the steps after `done` up to `stop`, or until asked to stop; yields at each log interval with the lines
+    since the last one."""
     waiting: list[tuple[range, Any]] = []
     while done < stop:
         batches = next(coming)
         state, metrics = call(state, run.train.data, batches)
         waiting.append((range(done + 1, done + batches.count + 1), run.plan.devices.one(metrics)))
         done += batches.count
-        if done % run.plan.config.log.every == 0 or done == stop:
+        if len(waiting) > AHEAD:
+            # No further ahead of the devices: who asks to stop waits for all that has been sent to them.
+            jax.block_until_ready(waiting[-1 - AHEAD][1])
+        if (asked := notice.look()) or done % run.plan.config.log.every == 0 or done == stop:
             fetched = jax.device_get([metrics for _, metrics in waiting])
             taken = [steps for steps, _ in waiting]
             yield state, [line for each in zip(taken, fetched, strict=True) for line in lines(run.plan, *each)]
             waiting = []
+        if asked:
+            return
 
 
-def _evaluate(run: Session, state: TrainState, step: int, best: Best, bar: logs.Progress, clock: logs.Clock) -> Best:
+def _evaluate(
+    run: Session, state: TrainState, step: int, best: Best, bar: console.Progress, clock: console.Clock
+) -> Best:
     """Scores all networks on all splits, writes the lines and saves each network that is better than before."""
     one, names = run.plan.devices.one, run.plan.topology.nodes
     variables = {name: state.networks[name].evaluated for name in names}
@@ -187,9 +215,8 @@ def _evaluate(run: Session, state: TrainState, step: int, best: Best, bar: logs.
         for name, score in scores[run.selected_on].items()
         if name not in best or score["top1"] > best[name]["score"]
     }
-    for name in better:
-        run.checkpoints.save_best(name, step, jax.tree.map(np.array, jax.device_get(one(variables[name]))))
-    return best | better
+    saved = {name for name in better if run.checkpoints.save_best(name, step, one(variables[name]))}
+    return best | {name: better[name] for name in saved}
 
 
 def _refresh(run: Session, state: TrainState) -> TrainState:
@@ -216,12 +243,7 @@ def _turn(run: Session, state: TrainState, anchor: str) -> TrainState:
     networks = dict(state.networks)
     for name, network in run.plan.networks.items():
         if network.frozen:
-            like = jax.device_get(run.plan.devices.one(networks[name].evaluated))
+            like = run.plan.devices.one(networks[name].evaluated)
             read = initialise.read_anchor(run.plan, name, anchor, like)
             networks[name] = dataclasses.replace(networks[name], **run.plan.devices.place(read))
     return dataclasses.replace(state, networks=networks)
-
-
-def _share(seen: list[logs.Line]) -> float | None:
-    keys = [key for key in seen[-1] if key.endswith("/expert")]
-    return float(np.mean([[line[key] for key in keys] for line in seen])) if keys else None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from switokd_jax import loop
+from switokd_jax import loop, processes, stopping
+from switokd_jax.checkpoint import SaveError
 from switokd_jax.config import ConfigError
 from switokd_jax.files import user_cache
+from switokd_jax.session import NonFiniteError
 
 # New fields are let in here, because `config.parse` names them better than the flag library does.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -19,6 +23,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics, summary and figures.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan of the run and train nothing.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of several processes.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Processes of this run, unless Slurm, Open MPI or a TPU say."
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0, likewise.")
 
 
 def main(config: ConfigDict, workdir: str | None, dry_run: bool) -> None:
@@ -52,7 +61,9 @@ def parse_flags(argv: list[str]) -> ConfigDict:
         where = "" if isinstance(error, flags.Error) else "--config: "
         raise ConfigError(where + _last_line(error)) from error
     if rest:
-        raise ConfigError(f"{rest[0]!r} is not a flag; flags are --config, --config.FIELD, --workdir, --dry_run")
+        raise ConfigError(
+            f"{rest[0]!r} is not a flag; flags are --config, --config.FIELD, --workdir, --dry_run; --help has all"
+        )
     if config is None:
         raise ConfigError("--config is missing; give a file, such as --config=configs/digits.py")
     return config
@@ -76,12 +87,34 @@ def cli() -> None:
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
     app.define_help_flags()
+    job = None
     try:
         config = parse_flags(sys.argv)
         use_compilation_cache()
+        job = processes.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ)
+        if job:
+            processes.join(job)
         main(config, _WORKDIR.value, _DRY_RUN.value)
-    except ConfigError as error:
-        sys.exit(f"switokd_jax: {' '.join(str(error).split())}")
+    except (ConfigError, SaveError, NonFiniteError) as error:
+        _end(job, "; ".join([str(error), *getattr(error, "__notes__", [])]))
+    except stopping.Stopped as stopped:
+        print(f"switokd_jax: {stopped}", file=sys.stderr)
+        sys.exit(stopped.status)
+    except KeyboardInterrupt:
+        _end(job, "stopped by Ctrl-C; the same command goes on at the last save", stopping.STATUS[signal.SIGINT])
+    except jax.errors.JaxRuntimeError as error:
+        if job is None:
+            raise
+        _end(job, f"{error}; if another process is gone, start all of them again: the run goes on at its last save")
+
+
+def _end(job: processes.Job | None, message: str, status: int = 1) -> NoReturn:
+    """One line."""
+    line = f"switokd_jax: {' '.join(message.split())}"
+    print(line, file=sys.stderr)
+    if job is None:
+        sys.exit(status)
+    processes.leave(status)
 
 
 if __name__ == "__main__":

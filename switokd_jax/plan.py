@@ -109,7 +109,7 @@ def make(config: Config, data: sources.Facts, devices: Sequence[jax.Device] | No
       ConfigError: naming the field at fault.
     """
     graph = make_topology(config)
-    together = distribution.create(config.parallelism, config.batch_norm, config.batch_size, devices)
+    together = distribution.create(config.parallelism, config.sharding, config.batch_norm, config.batch_size, devices)
     batches.check_parts(config, data.train_examples, together.device_count)
     per_epoch = batches.steps_per_epoch(data.train_examples, config.batch_size)
     total = config.steps or max(round(config.epochs * per_epoch), 1)
@@ -226,6 +226,7 @@ def make_step(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
                 across=across,
                 adapters=plan.adapters,
                 parts=plan.config.gradient_accumulation,
+                skip_nonfinite=plan.config.on_nonfinite == "skip",
             )
 
         return step

@@ -35,7 +35,7 @@ def score_step(
             classes = jax.nn.one_hot(labels, num_classes, dtype=mask.dtype)
 
             def score(name: str) -> dict[str, jax.Array]:
-                logits = modules[name].apply(variables[name], images, train=False)
+                logits = modules[name].apply(across.whole(variables[name]), images, train=False)
                 top1 = correct(logits, labels) * mask
                 return {
                     "loss": jnp.sum(cross_entropy(logits, labels) * mask),
@@ -67,7 +67,7 @@ def correlation_step(
             raw, labels = look_up(data, batch)
             images, mask = augment.normalise(raw, preprocess, dtype), jnp.asarray(batch.mask)
             truth = jax.nn.one_hot(labels, num_classes)
-            logits = [modules[name].apply(variables[name], images, train=False) for name in modules]
+            logits = [modules[name].apply(across.whole(variables[name]), images, train=False) for name in modules]
             errors = jnp.stack([jax.nn.softmax(z) - truth.astype(z.dtype) for z in logits])
             return across.total(jnp.einsum("ibc,jbc,b->ij", errors, errors, mask.astype(errors.dtype)))
 

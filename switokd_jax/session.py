@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from switokd_jax import checkpoint, distribution, logs, plan
+from switokd_jax import checkpoint, console, distribution, logs, plan, record
 from switokd_jax.data import batches, sources
 from switokd_jax.data.encoded import Encoded
 from switokd_jax.data.feeds import Feed, feed
@@ -24,6 +24,7 @@ class Session:
       plan: all that the run is.
       dataset: on the host.
       folder: the workdir.
+      record: of this start, for record.json and summary.json.
       step: the compiled training steps.
       score: the compiled scoring steps.
       correlate: the compiled steps behind the method's refresh, or None where it has none.
@@ -36,6 +37,7 @@ class Session:
     plan: plan.Plan
     dataset: sources.Dataset
     folder: Path
+    record: Mapping[str, Any]
     step: distribution.Compiled
     score: distribution.Compiled
     correlate: distribution.Compiled | None
@@ -67,19 +69,33 @@ class Session:
         """The batches of a split on the devices."""
         return self.plan.devices.ahead(batches.stacked(split.scoring(), self.most))
 
-    def write(self, lines: list[logs.Line]) -> None:
-        """Writes lines of metrics, in one process only."""
-        if distribution.is_main_process():
-            self.writer.write(lines)
+    def write(self, lines: list[logs.Line]) -> bool:
+        """Writes lines of metrics, in one process only; whether the run may be saved, as none waits for room."""
+        written = not distribution.is_main_process() or self.writer.write(lines)
+        return written or self.plan.devices.share.processes > 1  # of several processes all save, or none
 
-    def pace(self, clock: logs.Clock, step: int, expert: float | None) -> logs.Pace:
+    def show(self, bar: console.Progress, clock: console.Clock, seen: list[logs.Line]) -> None:
+        """Moves the live row of the console to the last of some training steps."""
+        trained = [line for line in seen if line["split"] == "train"]
+        if trained:
+            keys = [key for key in trained[-1] if key.endswith("/expert")]
+            expert = float(np.mean([[line[key] for key in keys] for line in trained])) if keys else None
+            bar.step(trained[-1], self.pace(clock, trained[-1]["step"], expert))
+
+    def pace(self, clock: console.Clock, step: int, expert: float | None) -> console.Pace:
         """For the table on the console."""
         examples = (self.plan.total_steps - step) * self.train.size / self.plan.steps_per_epoch
-        return logs.Pace(clock.rate, examples / clock.rate if clock.rate else 0.0, expert)
+        return console.Pace(clock.rate, examples / clock.rate if clock.rate else 0.0, expert)
 
 
 def open_session(run: plan.Plan, dataset: sources.Dataset, folder: Path) -> Session:
-    """Places the data and opens the workdir's files; compiles nothing yet."""
+    """Places the data and opens the workdir's files; compiles nothing yet.
+
+    Raises:
+      ConfigError: if the folder's run has seen other data.
+    """
+    this = record.of_run(run, dataset)
+    record.check(folder, this)
     config, devices = run.config, run.devices
     splits = {"validation": dataset.validation, "test": dataset.test}
     refreshes = run.method.refresh(config.hyperparameters) is not None
@@ -92,6 +108,7 @@ def open_session(run: plan.Plan, dataset: sources.Dataset, folder: Path) -> Sess
         plan=run,
         dataset=dataset,
         folder=folder,
+        record=this,
         step=devices.compile(plan.make_step(run), carried=True),
         score=devices.compile(plan.make_score(run), carried=False),
         correlate=devices.compile(plan.make_correlation(run), carried=False) if refreshes else None,
@@ -140,11 +157,39 @@ def lines(run: plan.Plan, steps: range, metrics: Mapping[str, np.ndarray]) -> li
       run: the plan.
       steps: their global steps, counted from 1.
       metrics: by name; rows beyond the steps mean nothing.
+
+    Raises:
+      NonFiniteError: if a step was not finite, unless such steps are skipped: their split is 'skipped', and in place of
+        metrics they have the names of those networks.
     """
     owners = [*run.topology.nodes, *map(pair_name, run.pairs)]
     ordered = sorted(metrics, key=lambda name: owners.index(name.partition("/")[0]))
     values = {name: metrics[name].tolist() for name in ordered}
-    return [
-        {**head("train", run, step), **{name: value[i] for name, value in values.items()}}
-        for i, step in enumerate(steps)
-    ]
+    flags = [name for name in ordered if name.endswith("/finite")]
+    made = []
+    for i, step in enumerate(steps):
+        line = {**head("train", run, step), **{name: value[i] for name, value in values.items() if name not in flags}}
+        if bad := [name.removesuffix("/finite") for name in flags if not values[name][i]]:
+            if run.config.on_nonfinite == "stop":
+                raise NonFiniteError(_cause(bad, line), step)
+            line = {**head("skipped", run, step), "networks": bad}
+        made.append(line)
+    return made
+
+
+def _cause(bad: list[str], line: logs.Line) -> str:
+    """Of the networks that are not finite one that is so by itself, not for what it hears of the others."""
+    return next((name for name in bad if not np.isfinite(line[f"{name}/cross_entropy"])), bad[0])
+
+
+class NonFiniteError(Exception):
+    """A loss or gradient that is not finite.
+
+    Attributes:
+      network: the one where it began.
+      step: from 1.
+    """
+
+    def __init__(self, network: str, step: int):
+        super().__init__(f"network {network!r}: its loss or gradient is not finite at step {step}")
+        self.network, self.step = network, step

@@ -33,13 +33,15 @@ class Across:
     Attributes:
       gather: tree of per-example arrays of this device to those of the global batch.
       scatter: its inverse.
-      total: sums gradients over the devices.
+      whole: a network's parameters, of which a device may keep only a part between steps.
+      total: sums gradients over the devices; of those that keep a part, each gets that of its own.
       average: averages running statistics over the devices (differs only for local BatchNorm).
       first: of a per-device batch size, the place of this device's first example in the global batch.
     """
 
     gather: Callable[[Tree], Tree] = _same
     scatter: Callable[[Tree], Tree] = _same
+    whole: Callable[[Tree], Tree] = _same
     total: Callable[[Tree], Tree] = _same
     average: Callable[[Tree], Tree] = _same
     first: Callable[[int], jax.Array | int] = lambda size: 0
@@ -59,6 +61,7 @@ def train_step(
     across: Across,
     adapters: Mapping[str, Network],
     parts: int = 1,
+    skip_nonfinite: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """All networks see the batch once; each that may learn takes one optimizer step.
 
@@ -75,17 +78,19 @@ def train_step(
       across: how the devices work together.
       adapters: by edge ('student <- teacher'), what does not change of the method's adapters.
       parts: in how many parts the batch is computed; see `forward`.
+      skip_nonfinite: whether a step in which a loss or gradient is not finite leaves all but its number as it was.
 
     Returns:
       The state after, and scalar metrics: NAME/loss, NAME/cross_entropy (the labels' part of the loss),
-      NAME/top1 (percent of the batch), NAME/learning_rate, and for each gated pair of a switching method
-      T->S/gap, T->S/threshold, T->S/epsilon, T->S/student_distance, T->S/teacher_distance, T->S/expert.
+      NAME/top1 (percent of the batch), NAME/learning_rate, NAME/finite (whether the loss and the gradient, where one
+      was computed, are), and for each gated pair of a switching method T->S/gap, T->S/threshold, T->S/epsilon,
+      T->S/student_distance, T->S/teacher_distance, T->S/expert.
     """
     key = jax.random.fold_in(state.rng, state.step)
     places = across.first(len(images)) + jnp.arange(len(images), dtype=jnp.int32)
     outputs = {
-        name: forward(networks[name], state.networks[name], images, places, fold_in_name(key, name), parts)
-        for name in topology.nodes
+        name: forward(networks[name], _whole(across, before), images, places, fold_in_name(key, name), parts)
+        for name, before in ((name, state.networks[name]) for name in topology.nodes)
     }
     said = {name: jax.lax.stop_gradient(output.said) for name, output in outputs.items()}
     heard, everyone, everyone_at = across.gather((said, labels, indices))
@@ -115,14 +120,14 @@ def train_step(
         decision = method(everything, everyone, topology, hyperparameters)
         return jnp.sum(jnp.stack([*decision.losses.values()])), (decision, supervised)
 
-    trained = {edge: adapter.params for edge, adapter in state.adapters.items()}
+    trained = {edge: across.whole(adapter.params) for edge, adapter in state.adapters.items()}
     (cotangents, adapter_gradients), (decision, supervised) = jax.grad(decide, (0, 1), has_aux=True)(heard, trained)
 
     after: dict[str, NetworkState] = {}
     metrics: dict[str, jax.Array] = {}
     for name in topology.nodes:
         rate = networks[name].schedule(state.step)
-        after[name] = _network_step(
+        after[name], finite_gradient = _network_step(
             networks[name],
             state.networks[name],
             outputs[name],
@@ -136,6 +141,7 @@ def train_step(
         metrics[f"{name}/cross_entropy"] = supervised[name]
         metrics[f"{name}/top1"] = 100.0 * jnp.mean(correct(heard[name].logits, everyone))
         metrics[f"{name}/learning_rate"] = rate
+        metrics[f"{name}/finite"] = jnp.isfinite(decision.losses[name]) & finite_gradient
 
     expert_steps = dict(state.expert_steps)
     for pair, switch in decision.switches.items():
@@ -158,7 +164,20 @@ def train_step(
         memory=state.memory if decision.memory is None else decision.memory,
         step=state.step + 1,
     )
+    if skip_nonfinite:
+        finite = jnp.all(jnp.stack([metrics[f"{name}/finite"] for name in topology.nodes]))
+        before_step = dataclasses.replace(state, step=state.step + 1)
+        after_step = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after_step, before_step)
     return after_step, metrics
+
+
+def _finite(tree: Tree) -> jax.Array:
+    """Whether all numbers of a tree are."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def _whole(across: Across, network: NetworkState) -> NetworkState:
+    return dataclasses.replace(network, params=across.whole(network.params))
 
 
 def _adapt(adapter: Network, batch_stats: Tree, params: Tree) -> Adapt:
@@ -190,16 +209,18 @@ def _network_step(
     learn: jax.Array | None,
     freeze_paused_stats: bool,
     across: Across,
-) -> NetworkState:
+) -> tuple[NetworkState, jax.Array | bool]:
+    """The network after the step, and whether its gradient is finite."""
     if network.frozen:
-        return before
+        return before, True
     moved = dataclasses.replace(before, batch_stats=across.average(output.batch_stats))
 
-    def update() -> NetworkState:
+    def update() -> tuple[NetworkState, jax.Array]:
         typed = jax.tree.map(lambda x, like: x.astype(like.dtype), cotangent, output.said)
         (gradient,) = output.pullback(typed)
-        return _stepped(network, moved, across.total(gradient), rate)
+        gradient = across.total(gradient)
+        return _stepped(network, moved, gradient, rate), _finite(gradient)
 
     if learn is None:
         return update()
-    return jax.lax.cond(learn, update, lambda: before if freeze_paused_stats else moved)
+    return jax.lax.cond(learn, update, lambda: (before if freeze_paused_stats else moved, jnp.array(True)))

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
+from switokd_jax.console import Clock
 from switokd_jax.data.sources import Dataset, Split
-from switokd_jax.logs import Clock, expert_shares, read_metrics
+from switokd_jax.logs import expert_shares, read_metrics
 from switokd_jax.plan import Plan
 from switokd_jax.state import TrainState, pair_name
 
@@ -48,7 +49,7 @@ def describe(plan: Plan, dataset: Dataset, state: TrainState) -> str:
     for edge in plan.topology.edges if plan.method.switches else ():
         gate = ", in learning mode" if edge.gate else ""
         rows.append(("edge", f"{edge.learner} learns from {edge.source}, weight {edge.weight:g}{gate}"))
-    memory = sum(x.nbytes for x in jax.tree.leaves(state)) / 2**20
+    memory = plan.devices.bytes_of_each(state) / 2**20
     splits = (dataset.train, dataset.validation, dataset.test)
     images = sum(split.images.nbytes for split in splits if isinstance(split, Split)) / 2**20
     rows.append(("memory", f"{memory:.1f} MiB state and {images:.1f} MiB images on each device"))

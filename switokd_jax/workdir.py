@@ -13,7 +13,16 @@ from switokd_jax.fields import ConfigError
 from switokd_jax.files import write_json
 
 # A run may go on with other values of these; anything else would make it another run.
-MAY_CHANGE = ("log", "checkpoint", "data.dir", "data.workers", "steps_per_call", "parallelism", "sharding")
+MAY_CHANGE = (
+    "log",
+    "checkpoint",
+    "data.dir",
+    "data.workers",
+    "steps_per_call",
+    "parallelism",
+    "sharding",
+    "on_nonfinite",
+)
 
 
 def check_workdir(folder: Path, config: ConfigDict) -> None:

@@ -32,6 +32,14 @@ def tiny_config(model: str = "resnet8", student: str = "resnet8", **changes: Any
     return c
 
 
+def alone_config(**changes: Any) -> ConfigDict:
+    """One network, 'student', that learns from nobody: it compiles in half the time."""
+    c = tiny_config(method="vanilla", **changes)
+    del c.networks.teacher
+    c.topology.kind = "complete"
+    return c
+
+
 def tiny_plan(c: ConfigDict, examples: int, devices: int = 1) -> plan.Plan:
     """The plan of a config for so many 8x8 images, on the first devices."""
     return plan.make(config.parse(c), sources.Facts(10, SHAPE, examples, PREPROCESS), jax.devices()[:devices])

@@ -1,4 +1,4 @@
-"""The same numbers on 1, 2 and 8 devices, under jit and pmap."""
+"""The same numbers on one device and on eight, under jit and pmap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments.scale.hlo import Collective, collectives
 from switokd_jax import config, fields, plan
 from switokd_jax.data import batches, resident, sources
 
-EPOCHS = 3
+EPOCHS = 2
 BATCH = 192
 
 
@@ -22,10 +22,11 @@ def digits() -> sources.Split:
     return runs.resident_splits(config.Data(name="digits"))[0]
 
 
-def train(parallelism: str, devices: int, dtype: str, steps: int | None = None) -> list[dict[str, Any]]:
-    """Metrics of every step."""
+def train(how: str, devices: int, dtype: str, steps: int | None = None) -> list[dict[str, Any]]:
+    """Metrics of every step under 'jit', 'pmap', or jit with 'fsdp'."""
     split = digits()
-    c = runs.tiny_config(batch_size=BATCH, dtype=dtype, parallelism=parallelism)
+    c = runs.tiny_config(batch_size=BATCH, dtype=dtype)
+    c.parallelism, c.sharding = ("jit", "fsdp") if how == "fsdp" else (how, "replicated")
     with jax.enable_x64(dtype == "float64"):
         run = runs.tiny_plan(c, len(split), devices)
         state, data = runs.start(run, split)
@@ -46,14 +47,11 @@ def alone32() -> list[dict[str, Any]]:
     return train("jit", 1, "float32", steps=3)
 
 
-CASES = [(kind, n) for kind in ("jit", "pmap") for n in (1, 2, 8)][1:]
-
-
-@pytest.mark.parametrize(("parallelism", "devices"), CASES)
-def test_float64_is_the_same_run(parallelism: str, devices: int, alone64: list[dict[str, Any]]) -> None:
-    """Three epochs with a partial last batch (1437 = 7 * 192 + 93): every mode, every number."""
+@pytest.mark.parametrize("how", ["jit", "pmap", "fsdp"])
+def test_float64_is_the_same_run(how: str, alone64: list[dict[str, Any]]) -> None:
+    """Two epochs with a partial last batch (1437 = 7 * 192 + 93) on eight devices: every mode, every number."""
     assert len(digits()) % BATCH
-    got = train(parallelism, devices, "float64")
+    got = train(how, 8, "float64")
     modes = [bool(line["teacher->student/expert"]) for line in alone64]
     assert [bool(line["teacher->student/expert"]) for line in got] == modes
     assert 0 < sum(modes) < len(modes)
@@ -69,18 +67,42 @@ def test_float32_agrees_for_three_steps(parallelism: str, alone32: list[dict[str
             np.testing.assert_allclose(here[name], there[name], rtol=1e-5, err_msg=name)
 
 
+def test_fsdp_keeps_an_eighth_on_each_device() -> None:
+    """Parameters and optimizer state, placed and after a step: at most a sixth, as what is small stays whole."""
+    split = runs.random_split(64)
+    held = {}
+    for sharding in ("replicated", "fsdp"):
+        run = runs.tiny_plan(runs.alone_config(batch_size=64, sharding=sharding), 64, devices=8)
+        state, data = runs.start(run, split)
+        assert run.devices.bytes_of_each(state) == here(state)
+        step = run.devices.compile(plan.make_step(run), carried=True)
+        state, _ = runs.call(step, state, data, runs.batch(run, np.arange(64)))
+        held[sharding] = here([(network.params, network.opt_state) for network in state.networks.values()])
+    assert held["fsdp"] <= held["replicated"] / 6
+
+
+def here(tree: Any) -> int:
+    """Bytes of a tree on the first device."""
+    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+
+
+def test_fsdp_is_for_jit() -> None:
+    with pytest.raises(fields.ConfigError, match=r"config.sharding is 'fsdp', which needs config.parallelism = 'jit'"):
+        config.parse(runs.tiny_config(sharding="fsdp", parallelism="pmap"))
+
+
 def test_local_batch_norm_is_another_run(alone64: list[dict[str, Any]]) -> None:
     """Per-device statistics, as data-parallel PyTorch has them; replicas stay equal all the same."""
     split = runs.random_split(64)
-    c = runs.tiny_config(batch_size=64, parallelism="pmap", batch_norm="local")
-    run = runs.tiny_plan(c, 64, devices=4)
+    c = runs.alone_config(batch_size=64, parallelism="pmap", batch_norm="local")
+    run = runs.tiny_plan(c, 64, devices=2)
     state, data = runs.start(run, split)
     step = run.devices.compile(plan.make_step(run), carried=True)
     state, metrics = runs.call(step, state, data, runs.batch(run, np.arange(64)))
     for leaf in jax.tree.leaves(jax.device_get(state)):
         for copy in leaf[1:]:
             np.testing.assert_array_equal(copy, leaf[0])
-    whole = runs.tiny_plan(runs.tiny_config(batch_size=64), 64)
+    whole = runs.tiny_plan(runs.alone_config(batch_size=64), 64)
     state, data = runs.start(whole, split)
     step = whole.devices.compile(plan.make_step(whole), carried=True)
     _, other = runs.call(step, state, data, runs.batch(whole, np.arange(64)))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -112,6 +112,11 @@ def test_init_from_a_file(tmp_path: Path) -> None:
         initialise.initial(runs.tiny_plan(c, 64))
 
 
+def logits(name: str, variables: Any, images: np.ndarray) -> Any:
+    """Of our network, as one program."""
+    return jax.jit(functools.partial(models.create(name, 7).apply, train=False))(variables, images)
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_of_a_plain_torch_network(name: str, tmp_path: Path) -> None:
@@ -124,7 +129,7 @@ def test_logits_of_a_plain_torch_network(name: str, tmp_path: Path) -> None:
     torch.save({"state_dict": official.state_dict(), "best_acc": 67.2, "epoch": 3}, path)
     variables = pytorch.variables(name, pytorch.read(path), 7)
     images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
-    ours: Any = models.create(name, 7).apply(variables, jnp.asarray(images), train=False)
+    ours = logits(name, variables, images)
     with torch.no_grad():
         theirs = official(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
@@ -145,7 +150,7 @@ def test_back_to_torch(tmp_path: Path) -> None:
     counters = {k: v for k, v in official.state_dict().items() if k.endswith("num_batches_tracked")}
     official.load_state_dict({**loaded, **counters}, strict=True)
     images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
-    ours: Any = models.create("wrn_10_1", 7).apply(variables, jnp.asarray(images), train=False)
+    ours = logits("wrn_10_1", variables, images)
     with torch.no_grad():
         theirs = official(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()

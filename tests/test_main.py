@@ -32,24 +32,10 @@ def command(
     )
 
 
-CUSTOM = ("--config.topology.kind=custom", "--config.topology.edges=(('teacher','student',('teacher','student')),)")
-TWO_AND_TWO = (
-    "--config.topology.kind=star",
-    "--config.topology.teachers=('teacher','a')",
-    "--config.topology.students=('student','b')",
-)
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown config field": ((DIGITS, "--config.sede=1"), "config.sede is not a field; did you mean 'seed'?"),
-    "unknown model": (
-        (DIGITS, "--config.networks.teacher.model=wrn_17_2"),
-        "config.networks.teacher.model: model 'wrn_17_2'",
-    ),
     "unknown data set": ((DIGITS, "--config.data.name=cifar1000"), "no data set 'cifar1000'; did you mean 'cifar100'?"),
     "batch and devices": ((DIGITS, "--config.batch_size=65"), "config.batch_size is 65, which 2 devices do not divide"),
-    "unknown node": ((DIGITS, "--config.topology.students=('pupil',)"), "unknown network 'pupil'"),
-    "gate without its edge": ((DIGITS, *CUSTOM), "add the edge student <- teacher without a gate"),
-    "two and two in a star": ((DIGITS, *TWO_AND_TWO), "a star has one teacher or one student, not 2 teachers"),
-    "negative temperature": ((DIGITS, "--config.switokd.temperature=-1"), "config.switokd.temperature is -1.0"),
     "unwritable workdir": ((DIGITS, "--workdir=/proc/run"), "--workdir /proc/run cannot be written"),
     "another run": ((DIGITS, "--workdir={another}"), "holds a run with config.seed = 7, not 0; choose another folder"),
     "no such config": (("--config=configs/nope.py",), "No such file or directory: 'configs/nope.py'"),

@@ -107,7 +107,7 @@ def test_rates_follow_the_global_step() -> None:
 
 def test_averaged_weights() -> None:
     """ema <- 0.9 ema + 0.1 params after each step, from the initial weights; they are what is evaluated."""
-    c = runs.tiny_config(batch_size=BATCH, method="vanilla")
+    c = runs.alone_config(batch_size=BATCH)
     c.networks.student.ema = 0.9
     states = [take(c, None, range(n))[0].networks["student"] for n in range(3)]
     expected = states[0].params

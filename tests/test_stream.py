@@ -58,7 +58,7 @@ def test_a_streamed_run_is_the_resident_run(tmp_path: Path) -> None:
     """Crops in the step depend on what, not on where: the same bits in the end."""
     for pipeline in ("resident", "stream"):
         c = runs.tiny_config(batch_size=160, epochs=1.0)
-        c.data.pipeline, c.data.workers = pipeline, 0
+        c.data.pipeline, c.data.workers, c.data.train_examples = pipeline, 0, 480
         loop.train_and_evaluate(c, tmp_path / pipeline, jax.devices()[:1])
     runs.assert_same_bits(*(checkpoint.read_state(tmp_path / pipeline) for pipeline in ("resident", "stream")))
 
@@ -102,7 +102,7 @@ def test_processes_share_a_batch(processes: int) -> None:
 @pytest.mark.parametrize("size", [16, 13])
 def test_a_batch_on_eight_devices(parallelism: str, size: int) -> None:
     """Split over the devices where they divide it, else whole on each; two batches are under way before they run."""
-    devices = distribution.create(parallelism, "global", 16)
+    devices = distribution.create(parallelism, "replicated", "global", 16)
     assert devices.share == batches.Share(0, 1, 8)
     images = np.arange(size * 4, dtype=np.uint8).reshape(size, 2, 2, 1)
     drawn = []

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
 from experiments.config_files import config_module  # noqa: E402
-from experiments.scale.hlo import collectives  # noqa: E402
+from experiments.scale.hlo import KINDS, collectives  # noqa: E402
 from switokd_jax import config as configs  # noqa: E402
 from switokd_jax import initialise, plan  # noqa: E402
 from switokd_jax.data import batches, resident, sources  # noqa: E402
@@ -39,7 +39,11 @@ from switokd_jax.distribution import AXIS  # noqa: E402
 from switokd_jax.files import write_json  # noqa: E402
 
 # Of data sets that need not be there: classes, image shape, training examples.
-SHAPES = {"cifar100": (100, (32, 32, 3), 50_000), "cifar10": (10, (32, 32, 3), 50_000)}
+SHAPES = {
+    "cifar100": (100, (32, 32, 3), 50_000),
+    "cifar10": (10, (32, 32, 3), 50_000),
+    "imagenet2012": (1000, (224, 224, 3), 1_281_167),
+}
 
 
 def assignment(text: str) -> tuple[str, Any]:
@@ -52,13 +56,20 @@ def assignment(text: str) -> tuple[str, Any]:
 
 
 def shapes(run: plan.Plan) -> tuple[Any, batches.Examples]:
-    """The resident data and the batches of a call as shapes with their placement."""
+    """The resident data, or None of a stream, and the batches of a call as shapes with their placement."""
     examples, config = run.data.train_examples, run.config
-    images: Any = jax.ShapeDtypeStruct((examples, *run.data.image_shape), jnp.uint8)
-    labels: Any = jax.ShapeDtypeStruct((examples,), jnp.int32)
     rows = NamedSharding(run.devices.mesh, PartitionSpec(None, AXIS))
-    index = jax.ShapeDtypeStruct((config.steps_per_call, config.batch_size), jnp.int32, sharding=rows)
-    return run.devices.template(resident.Resident(images, labels)), batches.Examples(index)
+
+    def stacked(most: int, shape: tuple[int, ...], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct((most, config.batch_size, *shape), dtype, sharding=rows)
+
+    if config.data.pipeline == "stream":
+        images = stacked(1, run.data.image_shape, jnp.uint8)
+        return None, batches.Examples(stacked(1, (), jnp.int32), images=images, labels=stacked(1, (), jnp.int32))
+    whole: Any = jax.ShapeDtypeStruct((examples, *run.data.image_shape), jnp.uint8)
+    labels: Any = jax.ShapeDtypeStruct((examples,), jnp.int32)
+    index = stacked(config.steps_per_call, (), jnp.int32)
+    return run.devices.template(resident.Resident(whole, labels)), batches.Examples(index)
 
 
 def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str, Any]:
@@ -89,6 +100,8 @@ def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str,
         "device_kind": chips[0].device_kind,
         "batch_size": config.batch_size,
         "dtype": parsed.dtype,
+        "sharding": parsed.sharding,
+        "state_bytes_per_chip": run.devices.bytes_of_each(state),
         "gradient_accumulation": parsed.gradient_accumulation,
         "remat": [name for name, network in parsed.networks.items() if network.remat],
         "parameters": networks,
@@ -101,6 +114,11 @@ def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str,
         "memory_bytes_accessed_per_chip": costs["bytes accessed"],
         "collectives": len(sent),
         "collective_bytes": sum(one.bytes for one in sent),
+        "by_kind": {
+            kind: {"count": len(some), "bytes": sum(one.bytes for one in some)}
+            for kind in KINDS
+            if (some := [one for one in sent if one.kind == kind])
+        },
         "gradient_reductions": [{"bytes": one.bytes, "arrays": len(one.sizes)} for one in gradients],
         "compile_seconds": seconds,
     }

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from switokd_jax.data.decoded import Arrays, decoded
+from switokd_jax.data.shards import Shards, shards_of
 from switokd_jax.fields import ConfigError, nearest
 
 # Named in the message for an unknown set; TFDS has many more.
@@ -63,18 +64,23 @@ class Prepared:
         """Random access to a split; options as of TFDS's `as_data_source`.
 
         Raises:
-          ConfigError: if there is no such split, or its files have no random access.
+          ConfigError: if there is no such split, or one of its files is missing, or they have no random access.
         """
         if split not in self.builder.info.splits:
             raise ConfigError(
                 f"config.data.name: {self.name!r} has no split {split!r}; it has {[*self.builder.info.splits]}"
             )
+        self.shards(split).check()
         try:
             return self.builder.as_data_source(split=split, **options)
         except NotImplementedError:
             raise ConfigError(
                 f"{self.builder.data_dir} is not in a format with random access; prepare it again: {self.command}"
             ) from None
+
+    def shards(self, split: str) -> Shards:
+        """The files of a split."""
+        return shards_of(self.builder.info.splits[split], self.command)
 
     def arrays(self, split: str) -> Arrays:
         """A whole split: images [n, height, width, channels] uint8 and labels [n] int32.
@@ -88,14 +94,15 @@ class Prepared:
                 "and config.data.image_size (224, say)"
             )
         source, title = self.source(split), f"{self.name} {split}"
-        return decoded(title, self.builder.info.splits[split].filepaths, lambda: _read(source, title))
+        shards = self.shards(split)
+        return decoded(title, shards.paths, lambda: _read(source, title, shards))
 
     def records(self, split: str) -> TfdsRecords:
         """A split as encoded images."""
         import tensorflow_datasets as tfds
 
         source = self.source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        return TfdsRecords(source, f"{self.name} {split}")
+        return TfdsRecords(source, f"{self.name} {split}", self.shards(split))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,12 +111,14 @@ class TfdsRecords:
 
     source: Any
     name: str
+    shards: Shards
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, place: int) -> tuple[bytes, int]:
-        example = self.source[place]
+        with self.shards.reading(place):
+            example = self.source[place]
         return example["image"], int(example["label"])
 
     def title(self, place: int) -> str:
@@ -187,10 +196,13 @@ def _command(name: str, folder: str | None) -> str:
     return f"tfds build {name} --file_format=array_record{where}"
 
 
-def _read(source: Any, title: str) -> Arrays:
+def _read(source: Any, title: str, shards: Shards) -> Arrays:
     images, labels = [], []
     with _without_advice():
-        for example in tqdm(source, desc=f"reading {title}", unit=" images", leave=False, delay=2.0, disable=None):
+        places = range(len(source))
+        for place in tqdm(places, desc=f"reading {title}", unit=" images", leave=False, delay=2.0, disable=None):
+            with shards.reading(place):
+                example = source[place]
             images.append(example["image"])
             labels.append(example["label"])
     shapes = {image.shape for image in images}

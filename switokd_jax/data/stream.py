@@ -112,9 +112,10 @@ def _give_back() -> None:
 
 
 def _start_worker(parent: int, worker: int, workers: int) -> None:
-    """Leaves Ctrl-C to the main process, and ends within a second of it where Grain's workers would wait for ever."""
+    """Leaves being stopped to the main process, and ends within a second of it where Grain's would wait for ever."""
     del worker, workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from switokd_jax.figures.curves import draw_curves
-from switokd_jax.figures.switching import draw_switching
 from switokd_jax.logs import read_metrics
-
-__all__ = ["draw_curves", "draw_run", "draw_switching"]
 
 
 def draw_run(workdir: Path) -> list[Path]:
     """Draws figures/curves.png and, where the run switched, figures/switching.png."""
+    # matplotlib takes a second to import, which a run has at its end.
+    from switokd_jax.figures.curves import draw_curves
+    from switokd_jax.figures.switching import draw_switching
+
     lines = read_metrics(workdir / "metrics.jsonl")
     folder = workdir / "figures"
     folder.mkdir(exist_ok=True)

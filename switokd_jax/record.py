@@ -1,0 +1,104 @@
+"""What it takes to do a run again: versions, devices, commit, seed and data, of every start of it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import switokd_jax
+from switokd_jax.data.encoded import Encoded
+from switokd_jax.data.sources import Dataset, Split
+from switokd_jax.fields import ConfigError
+from switokd_jax.files import write_json
+from switokd_jax.plan import Plan
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "grain")
+NAME = "record.json"
+SAMPLED = 32  # records of an encoded split that its fingerprint reads
+
+
+def of_run(run: Plan, dataset: Dataset) -> dict[str, Any]:
+    """JSON values: 'versions' by package, 'python', 'devices', 'commit' (None outside a git checkout; ends in '+' where
+    files have changed since), 'seed', 'data' with its fingerprint."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {
+        "versions": {"switokd_jax": switokd_jax.__version__, **versions},
+        "python": platform.python_version(),
+        "devices": run.devices.facts,
+        "commit": commit(),
+        "seed": run.config.seed,
+        "data": {"name": dataset.name, "fingerprint": fingerprint(dataset)},
+    }
+
+
+def check(folder: Path, start: Mapping[str, Any]) -> None:
+    """Checks that a run goes on with the data that it began with.
+
+    Raises:
+      ConfigError: if it would not.
+    """
+    for earlier in _starts(folder)[-1:]:
+        if earlier["data"]["fingerprint"] != start["data"]["fingerprint"]:
+            raise ConfigError(
+                f"--workdir {folder} holds a run on other images or labels of {earlier['data']['name']!r} than config."
+                "data finds now; mend config.data.dir, or choose another folder"
+            )
+
+
+def note(folder: Path, start: Mapping[str, Any], step: int) -> None:
+    """Adds a start, and the step that it went on from, to the workdir's record.json."""
+    write_json(folder / NAME, {"starts": [*_starts(folder), {"step": step, **start}]})
+
+
+def _starts(folder: Path) -> list[dict[str, Any]]:
+    """Of a run so far; none of one from before there were records."""
+    path = folder / NAME
+    try:
+        starts: list[dict[str, Any]] = json.loads(path.read_text())["starts"] if path.exists() else []
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{path} is not what this program writes; remove it, or choose another --workdir") from error
+    return starts
+
+
+def commit() -> str | None:
+    """The git commit of this package."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    tracked = subprocess.run(["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True)
+    return found.stdout.strip() if tracked.returncode == 0 else None
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """SHA-256 of all images and labels, or, where they stay on disk, of a sample of them."""
+    digest = hashlib.sha256()
+    for split in (dataset.train, dataset.validation, dataset.test):
+        digest.update(f"{len(split)};".encode())
+        for array in _arrays(split):
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _arrays(split: Split | Encoded) -> list[Any]:
+    if isinstance(split, Split):
+        return [split.images, split.labels]
+    places = split.places[np.linspace(0, len(split) - 1, min(SAMPLED, len(split)), dtype=int)]
+    records = [split.records[int(place)] for place in places]
+    images = [np.frombuffer(image, np.uint8) if isinstance(image, bytes) else image for image, _ in records]
+    return [split.places, *images, np.array([label for _, label in records], np.int32)]

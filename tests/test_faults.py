@@ -1,0 +1,292 @@
+"""What goes wrong in a run, caused for real: numbers, files, disks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+import runs
+from switokd_jax import checkpoint, config, fields, initialise, logs, loop, manifest, plan, session
+from switokd_jax.data import resident, sources
+
+ROOT = Path(__file__).parents[1]
+
+
+def short_run(**changes: Any) -> ConfigDict:
+    """Five steps an epoch, three epochs, all of them saved."""
+    return runs.tiny_config(
+        **{"batch_size": 96, "data.train_examples": 480, "epochs": 3.0, "checkpoint.keep": 3, **changes}
+    )
+
+
+def train(c: ConfigDict, workdir: Path) -> Any:
+    return loop.train_and_evaluate(c, workdir, jax.devices()[:1])
+
+
+@pytest.fixture
+def a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the networks see in the seventh step is not a number."""
+    healthy = resident.train_inputs
+
+    def train_inputs(*settings: Any, **more: Any) -> Callable[..., Any]:
+        inputs = healthy(*settings, **more)
+
+        def sick(data: Any, batch: Any, rng: Any, step: Any) -> Any:
+            images, labels = inputs(data, batch, rng, step)
+            return images.at[3].set(jnp.where(step == 6, jnp.nan, images[3])), labels
+
+        return sick
+
+    monkeypatch.setattr(resident, "train_inputs", train_inputs)
+
+
+@pytest.mark.usefixtures("a_bad_image")
+def test_a_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
+    """It names step and network and keeps what was saved; skipping, the same folder goes on to the end."""
+    with pytest.raises(session.NonFiniteError, match=r"network 'teacher': .* not finite at step 7") as caught:
+        train(short_run(), tmp_path)
+    assert "the newest checkpoint is that of step 5" in caught.value.__notes__[0]
+    assert "--config.on_nonfinite=skip" in caught.value.__notes__[0]
+    saved = checkpoint.read_state(tmp_path)
+    assert int(saved["step"]) == 5
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(saved))
+
+    summary = train(short_run(on_nonfinite="skip"), tmp_path)
+    lines = logs.read_metrics(tmp_path / "metrics.jsonl")
+    assert [line for line in lines if line["split"] == "skipped"] == [
+        {"split": "skipped", "epoch": 1.4, "step": 7, "networks": ["teacher", "student"]}
+    ]
+    assert [line["step"] for line in lines if line["split"] == "train"] == [*range(1, 7), *range(8, 16)]
+    assert summary["steps"] == 15
+    assert summary["networks"]["student"]["updates"] == 14
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(checkpoint.read_state(tmp_path)))
+
+
+def test_the_network_where_it_began_is_named() -> None:
+    """The teacher's loss is none for what it hears of the student."""
+    run = runs.tiny_plan(runs.tiny_config(), 64)
+    metrics = {f"{name}/{key}": np.array([1.0]) for name in run.networks for key in ("loss", "cross_entropy")}
+    metrics |= {"teacher/loss": np.array([np.nan]), "student/loss": np.array([np.inf])}
+    metrics |= {"student/cross_entropy": np.array([np.inf])}
+    metrics |= {f"{name}/finite": np.array([False]) for name in run.networks}
+    with pytest.raises(session.NonFiniteError, match="network 'student'"):
+        session.lines(run, range(4, 5), metrics)
+    metrics["student/finite"] = np.array([True])
+    with pytest.raises(session.NonFiniteError, match="network 'teacher'"):
+        session.lines(run, range(4, 5), metrics)
+
+
+def test_a_skipped_step_changes_nothing_but_its_number() -> None:
+    run = runs.tiny_plan(runs.tiny_config(batch_size=16, on_nonfinite="skip"), 32)
+    state, data = runs.start(run, runs.random_split(32))
+    before = jax.tree.map(np.array, jax.device_get(state))
+    step = run.devices.compile(plan.make_step(run), carried=True)
+    params = jax.tree.map(lambda x: x * np.nan, before.networks["student"].params)
+    sick = before.networks | {"student": before.networks["student"].replace(params=params)}
+    after, metrics = runs.call(
+        step, run.devices.place(before.replace(networks=sick)), data, runs.batch(run, np.arange(16))
+    )
+    assert int(after.step) == 1
+    runs.assert_same_bits(jax.device_get(after.networks), sick)
+    assert not metrics["student/finite"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the saves 5, 10 and 15."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    train(short_run(), workdir)
+    return workdir
+
+
+def largest(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncated(folder: Path) -> None:
+    with largest(folder).open("r+b") as file:
+        file.truncate(file.seek(0, 2) // 2)
+
+
+def flipped(folder: Path) -> None:
+    path = largest(folder)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def removed(folder: Path) -> None:
+    largest(folder).unlink()
+
+
+def without_metadata(folder: Path) -> None:
+    (folder / "_CHECKPOINT_METADATA").unlink()
+    shutil.rmtree(folder / "progress")
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, removed, without_metadata])
+def test_a_damaged_checkpoint_is_named_and_an_older_one_read(
+    damage: Callable[[Path], None], finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    damage(tmp_path / "checkpoints" / "latest" / "15")
+    with pytest.raises(fields.ConfigError, match=r"15\S* (cannot be read|has changed)|step 15 is damaged"):
+        reread(tmp_path, on_corrupt="stop")
+    state, progress = reread(tmp_path, on_corrupt="fallback")
+    assert int(state.step) == 10
+    assert progress["best"]
+    assert "going on from an older checkpoint" in caplog.text
+    assert sorted(path.name for path in (tmp_path / "checkpoints" / "latest").iterdir()) == ["10", "5"]
+
+
+def reread(workdir: Path, on_corrupt: str) -> Any:
+    run = runs.tiny_plan(config_of := short_run(**{"checkpoint.on_corrupt": on_corrupt}), 480)
+    state = initialise.initial(run)
+    opened = checkpoint.open_checkpoints(workdir, run.topology.nodes, config.parse(config_of).checkpoint, 5)
+    try:
+        return opened.restore(state, run.devices.template(checkpoint.serialization.to_state_dict(state)))
+    finally:
+        opened.close()
+
+
+def test_a_run_goes_on_from_an_older_checkpoint_to_the_same_end(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    truncated(tmp_path / "run" / "checkpoints" / "latest" / "15")
+    train(short_run(), tmp_path / "run")
+    runs.assert_same_bits(checkpoint.read_state(tmp_path / "run"), checkpoint.read_state(finished))
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
+
+
+def test_no_intact_checkpoint(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    for step in ("5", "10", "15"):
+        truncated(tmp_path / "run" / "checkpoints" / "latest" / step)
+    with pytest.raises(fields.ConfigError, match=r"step 5 is damaged: .* choose another --workdir"):
+        train(short_run(), tmp_path / "run")
+
+
+def test_init_from_a_damaged_checkpoint(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    best = next((tmp_path / "run" / "checkpoints" / "best" / "student").iterdir())
+    flipped(best)
+    with pytest.raises(fields.ConfigError, match="has changed since it was written"):
+        checkpoint.read_network(f"{tmp_path / 'run'}:student@best")
+
+
+def test_checksums_of_what_was_there_before(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    assert manifest.damage(tmp_path) is None
+    manifest.write(tmp_path)
+    assert manifest.damage(tmp_path) is None
+    (tmp_path / "a").write_text("2")
+    assert "a has changed" in str(manifest.damage(tmp_path))
+    (tmp_path / manifest.NAME).write_text("{")
+    assert "cannot be read" in str(manifest.damage(tmp_path))
+
+
+def test_other_data_is_refused(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "record.json"
+    path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    with pytest.raises(fields.ConfigError, match="holds a run on other images or labels of 'digits'"):
+        train(short_run(), tmp_path / "run")
+
+
+@pytest.mark.parametrize("pipeline", ["resident", "stream"])
+@pytest.mark.parametrize("fault", ["missing", "short"])
+def test_a_shard_that_cannot_be_read_is_named(
+    pipeline: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(ROOT / "tests" / "data" / "tfds", tmp_path / "tfds")
+    shard = next((tmp_path / "tfds").rglob("*-train.array_record-*"))
+    if fault == "missing":
+        shard.unlink()
+    else:
+        with shard.open("r+b") as file:
+            file.truncate(1000)
+    spec = config.Data(name="tiny_images", dir=str(tmp_path / "tfds"), pipeline=pipeline)
+    with pytest.raises(fields.ConfigError, match=f"data shard {shard} cannot be read"):
+        sources.load(spec, 0)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[tuple[Path, list[str]]]:
+    """A folder of 4 MiB as the test sees it, and what to put before a command that is to see it as /mnt."""
+    keeper = subprocess.Popen(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", "mount -t tmpfs -o size=4m small /mnt && exec sleep 600"]
+    )
+    mounted = Path(f"/proc/{keeper.pid}/root/mnt")
+    while not os.path.ismount(mounted):
+        if keeper.poll() is not None:
+            pytest.skip("no tmpfs can be mounted here")
+        time.sleep(0.05)
+    yield mounted, ["nsenter", "--target", str(keeper.pid), "--user", "--mount", "--preserve-credentials"]
+    keeper.kill()
+    keeper.wait()
+
+
+def fill(path: Path) -> None:
+    """Writes into a file for ever."""
+    with path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.parametrize("freed", [True, False])
+def test_a_full_disk(freed: bool, small_disk: tuple[Path, list[str]]) -> None:
+    """Saves fail while there is no room, training goes on, and what was saved stays whole."""
+    mounted, enter = small_disk
+    flags = [f"--config={ROOT}/configs/digits.py", "--config.checkpoint.every=0.2", "--config.log.tensorboard=False"]
+    flags += [f"--config.networks.{name}.model=resnet8" for name in ("teacher", "student")]
+    flags += ["--config.data.train_examples=480", "--config.batch_size=96", f"--config.epochs={400 if freed else 40}"]
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.CACHE)}
+    process = subprocess.Popen(
+        [*enter, sys.executable, "-m", "switokd_jax.main", "--workdir=/mnt/run", *flags],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    latest = mounted / "run" / "checkpoints" / "latest"
+
+    def newest() -> int:
+        assert process.poll() is None, process.communicate()
+        return max((int(path.name) for path in latest.glob("*") if path.name.isdigit()), default=0)
+
+    while not newest():
+        time.sleep(0.05)
+    filler = mounted / "filler"
+    with pytest.raises(OSError, match="No space left"):
+        fill(filler)
+    if freed:
+        time.sleep(3.0)
+        full = newest()
+        filler.unlink()
+        while newest() <= full:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert "training goes on" in err, out + err
+    assert process.returncode == (75 if freed else 1), out + err
+    steps = [path for path in latest.iterdir() if path.name.isdigit()]
+    assert steps
+    assert not [manifest.damage(path) for path in steps if manifest.damage(path)]
+    lines = logs.read_metrics(mounted / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    if not freed:
+        assert "make room and start the same command again" in err.splitlines()[-1]

@@ -1,0 +1,169 @@
+"""Thousands of configs: each is a plan that a checker of its own accepts, or one clear error."""
+
+from __future__ import annotations
+
+import collections
+import math
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+from hypothesis import strategies as st
+
+from switokd_jax import config, plan
+from switokd_jax.data import sources
+
+CASES = 2_000
+FACTS = sources.Facts(10, (8, 8, 1), 1437, sources.KNOWN["digits"])
+NAMES = ("teacher", "student", "a", "b", "c")
+MODELS = st.sampled_from(["resnet8", "resnet20", "wrn_10_1", "wrn_16_2", "mobilenetv2_0.5", "vgg8", "densenet_10_4"])
+NUMBER = st.one_of(st.floats(allow_nan=True), st.integers(-3, 1000), st.booleans(), st.none(), st.text(max_size=5))
+ANYTHING = st.one_of(NUMBER, st.lists(NUMBER, max_size=3), st.dictionaries(st.text(max_size=5), NUMBER, max_size=2))
+
+# Values that are good by themselves.
+GOOD: dict[str, st.SearchStrategy[Any]] = {
+    "seed": st.integers(0, 2**31),
+    "epochs": st.floats(0.01, 300.0),
+    "steps": st.integers(0, 1000),
+    "batch_size": st.integers(1, 64).map(lambda n: 8 * n),
+    "steps_per_call": st.integers(1, 200),
+    "gradient_accumulation": st.sampled_from([1, 1, 1, 2]),
+    "eval_every": st.floats(0.1, 5.0),
+    "dtype": st.sampled_from(["float32", "bfloat16", "float64"]),
+    "precision": st.sampled_from(["default", "tensorfloat32", "float32"]),
+    "method": st.sampled_from(["vanilla", "switokd", "dml", "kdcl", "uniokd", "kd"]),
+    "parallelism": st.sampled_from(["jit", "pmap"]),
+    "sharding": st.sampled_from(["replicated", "replicated", "fsdp"]),
+    "batch_norm": st.sampled_from(["global", "global", "local"]),
+    "on_nonfinite": st.sampled_from(["stop", "skip"]),
+    "switokd.temperature": st.floats(0.1, 10.0),
+    "switokd.alpha": st.floats(0.0, 5.0),
+    "switokd.epsilon": st.one_of(st.just("adaptive"), st.floats(0.0, 1.0)),
+    "switokd.threshold": st.one_of(st.just("adaptive"), st.floats(0.0, 2.0)),
+    "switokd.mode": st.sampled_from(["switch", "learning", "expert"]),
+    "data.augment": st.booleans(),
+    "data.validation_fraction": st.floats(0.0, 0.5),
+    "checkpoint.every": st.floats(0.0, 5.0),
+    "checkpoint.keep": st.integers(1, 5),
+    "checkpoint.on_corrupt": st.sampled_from(["fallback", "stop"]),
+    "log.every": st.integers(1, 100),
+    "topology.relay": st.sampled_from(["pause", "learn"]),
+}
+OF_A_NETWORK: dict[str, st.SearchStrategy[Any]] = {
+    "model": MODELS,
+    "optimizer": st.sampled_from(["sgd", "adam", "adamw"]),
+    "learning_rate": st.floats(0.0, 10.0),
+    "momentum": st.floats(0.0, 1.0),
+    "weight_decay": st.floats(0.0, 1.0),
+    "schedule": st.sampled_from(["multistep", "cosine", "constant"]),
+    "milestones": st.lists(st.integers(1, 300), max_size=3).map(tuple),
+    "warmup_epochs": st.floats(0.0, 10.0),
+    "label_smoothing": st.floats(0.0, 0.9),
+    "clip_norm": st.floats(0.0, 10.0),
+    "ema": st.floats(0.0, 0.999),
+    "decay_bn_bias": st.booleans(),
+}
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> dict[str, Any]:
+    """A config as a nested dict: some networks, a topology for them, a few other fields; rarely something bad."""
+    c = config.default()
+    names = list(NAMES[: draw(st.integers(2, 4))])
+    c.networks = {name: config.network(model=draw(MODELS), schedule="constant") for name in names}
+    kinds = ["chain", "complete", "custom", "star"] + ["pair"] * 2 * (len(names) == 2)
+    c.topology.kind = draw(st.sampled_from(kinds))
+    c.topology.names = tuple(names)
+    split = draw(st.sampled_from([1, len(names) - 1]))
+    c.topology.teachers, c.topology.students = tuple(names[:split]), tuple(names[split:])
+    if c.topology.kind == "custom":
+        pairs = [(one, other) for one in names for other in names if one != other]
+        c.topology.edges = tuple((*pair, None, 1.0) for pair in draw(st.lists(st.sampled_from(pairs), max_size=6)))
+    raw: dict[str, Any] = c.to_dict()
+    for field in draw(st.lists(st.sampled_from([*GOOD]), max_size=5, unique=True)):
+        put(raw, field, draw(GOOD[field]))
+    for field in draw(st.lists(st.sampled_from([*OF_A_NETWORK]), max_size=3, unique=True)):
+        raw["networks"][draw(st.sampled_from(names))][field] = draw(OF_A_NETWORK[field])
+    if draw(st.integers(0, 3)) == 0:
+        block = draw(
+            st.sampled_from(["", "switokd.", "data.", "checkpoint.", "log.", "topology.", "networks.teacher."])
+        )
+        known = raw
+        for part in block.split(".")[:-1]:
+            known = known[part]
+        field = draw(st.one_of(st.sampled_from(sorted(known)), st.text("abcdefgh_.", min_size=1, max_size=8)))
+        known[field] = draw(ANYTHING)
+    return raw
+
+
+def put(raw: dict[str, Any], field: str, value: Any) -> None:
+    *blocks, leaf = field.split(".")
+    for block in blocks:
+        raw = raw[block]
+    raw[leaf] = value
+
+
+def check(raw: dict[str, Any], run: plan.Plan, devices: int) -> None:
+    """What has to hold of a plan, worked out from the config alone."""
+    nodes = set(raw["networks"])
+    assert set(run.networks) == set(run.topology.nodes) == nodes
+    assert raw["batch_size"] % devices == 0
+    assert run.steps_per_epoch == -(-1437 // raw["batch_size"])
+    assert run.total_steps == (raw["steps"] or max(round(raw["epochs"] * run.steps_per_epoch), 1))
+    listens: dict[str, set[str]] = collections.defaultdict(set)
+    for edge in run.topology.edges:
+        assert {edge.learner, edge.source} <= nodes
+        assert edge.learner != edge.source
+        assert math.isfinite(edge.weight)
+        assert edge.source not in listens[edge.learner], "twice the same edge"
+        listens[edge.learner].add(edge.source)
+    if raw["topology"]["kind"] == "pair":
+        assert len(nodes) == 2
+    if raw["topology"]["kind"] == "chain":
+        order = raw["topology"]["names"]
+        assert all(order[i] in listens[order[i + 1]] for i in range(len(order) - 1))
+    if raw["topology"]["kind"] == "complete":
+        assert all(listens[node] == nodes - {node} for node in nodes)
+    # Whoever may wait does so for a network that learns from it, and nobody for itself round a circle.
+    waits = {(teacher, student) for teacher, student in run.topology.pairs}
+    assert all(teacher in listens[student] for teacher, student in waits)
+    for start in nodes:
+        reached: set[str] = set()
+        ahead = {start}
+        while ahead:
+            ahead = {student for teacher, student in waits if teacher in ahead} - reached
+            reached |= ahead
+        assert start not in reached
+    for name, network in run.networks.items():
+        assert math.isfinite(float(network.schedule(jnp.int32(0))))
+        assert network.ema == raw["networks"][name]["ema"]
+
+
+def planned(raw: dict[str, Any], devices: list[Any]) -> plan.Plan | str:
+    """The plan, or the error's message."""
+    try:
+        return plan.make(config.parse(raw), FACTS, devices)
+    except config.ConfigError as error:
+        return str(error)
+
+
+def test_every_config_is_a_plan_or_one_error() -> None:
+    seen: collections.Counter[str] = collections.Counter()
+    devices = jax.devices()[:2]
+
+    @hypothesis.settings(max_examples=CASES, deadline=None, database=None, derandomize=True)
+    @hypothesis.given(configs())
+    def one(raw: dict[str, Any]) -> None:
+        made = planned(raw, devices)
+        if isinstance(made, plan.Plan):
+            check(raw, made, len(devices))
+        else:
+            assert "config." in made
+            assert len(made) < 500
+        seen[type(made).__name__] += 1
+
+    one()
+    assert seen.total() >= CASES
+    assert seen["Plan"] >= 0.3 * seen.total(), seen
+    assert seen["str"] >= 0.02 * seen.total(), seen
