@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from flax import serialization
@@ -68,6 +67,8 @@ class Checkpoints:
         # Copied first: the next step reuses the donated buffers while Orbax is still writing.
         tree = jax.tree.map(jnp.copy, serialization.to_state_dict(state))
         items = ocp.args.Composite(state=ocp.args.StandardSave(tree), progress=ocp.args.JsonSave(dict(progress)))
+        if not self._has_room(tree):
+            return
         try:
             self.latest.save(step, args=items)
         except FAILURES as error:
@@ -79,6 +80,8 @@ class Checkpoints:
         Returns whether they were written.
         """
         manager = self.best[name]
+        if not self._has_room(variables):
+            return False
         try:
             manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(dict(variables))))
             manager.wait_until_finished()
@@ -148,11 +151,30 @@ class Checkpoints:
         except FAILURES as error:
             self._report(self.latest, error)
 
-    def _report(self, manager: ocp.CheckpointManager, error: BaseException) -> None:
-        self.failed.append(f"{manager.directory} could not be saved to ({first_line(error)})")
+    def skip(self, reason: str) -> None:
+        """Reports a save that fails."""
+        self.failed.append(f"no checkpoint could be written: {reason}")
         logging.warning("%s; training goes on, and the next save tries again", self.failed[-1])
+
+    def _report(self, manager: ocp.CheckpointManager, error: BaseException) -> None:
+        self.skip(first_line(error))
         manager.reload()  # it counts what it has begun
         clear(self.root)
+
+    def _has_room(self, tree: Tree) -> bool:
+        """Asked first: where TensorStore finds none itself, every array's writer says so in a traceback of its own."""
+        needed = 1.2 * sum(x.nbytes for x in jax.tree.leaves(tree)) + 2**20
+        try:
+            (self.root / ".writable").touch()
+            (self.root / ".writable").unlink()
+            free = shutil.disk_usage(self.root).free
+        except OSError as error:
+            self.skip(f"{self.root}: {error.strerror}")
+            return False
+        if jax.process_count() == 1 and free < needed:  # of several processes all save, or none
+            self.skip(f"{self.root} has {free / 2**20:.1f} MiB left, and one takes {needed / 2**20:.1f}")
+            return False
+        return True
 
     def _drop_superseded(self) -> None:
         """Deletes what was best before the best that `latest` knows of: until then a restart may need it."""
@@ -192,55 +214,3 @@ def first_line(error: BaseException) -> str:
     """What an error says, short enough for one line."""
     line = next(iter(str(error).splitlines()), "") or type(error).__name__
     return line if len(line) <= 200 else f"{line[:200]} ..."
-
-
-def read_network(source: str) -> dict[str, Tree]:
-    """Variables of one network from 'WORKDIR:NAME@best', 'WORKDIR:NAME@latest' or 'WORKDIR:NAME@STEP'.
-
-    Returns:
-      {'params', 'batch_stats'} as NumPy arrays.
-
-    Raises:
-      ConfigError: if there is no such checkpoint.
-    """
-    workdir, _, rest = source.rpartition(":")
-    name, _, which = rest.partition("@")
-    which = which or "best"
-    if which not in ("best", "latest") and not which.isdigit():
-        raise ConfigError(f"{source!r}: after '@' stands 'best', 'latest' or a saved step, not {which!r}")
-    run = Path(workdir).expanduser().resolve()
-    if which == "best":
-        return dict(_newest(run / "checkpoints" / "best" / name, "variables", source, which))
-    networks = _newest(run / "checkpoints" / "latest", "state", source, which)["networks"]
-    if name not in networks:
-        raise ConfigError(f"{source!r}: that run has the networks {', '.join(networks)}")
-    network = networks[name]
-    return {"params": network["ema"] or network["params"], "batch_stats": network["batch_stats"]}
-
-
-def read_state(workdir: Path) -> dict[str, Tree]:
-    """The newest whole state of a run as a nested dict of NumPy arrays.
-
-    Raises:
-      ConfigError: if there is none.
-    """
-    return _newest(workdir.resolve() / "checkpoints" / "latest", "state", str(workdir), "latest")
-
-
-def _newest(folder: Path, item: str, source: str, which: str) -> Any:
-    # Saves that a kill cut short have longer names.
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-    if not steps:
-        raise ConfigError(f"{source!r}: {folder} holds no finished checkpoint; train it first or mend the path")
-    if which.isdigit() and int(which) not in steps:
-        raise ConfigError(f"{source!r}: {folder} holds the steps {', '.join(map(str, sorted(steps)))}, not {which}")
-    path = folder / (which if which.isdigit() else str(max(steps))) / item
-    if damage := manifest.damage(path.parent):
-        raise ConfigError(f"{source!r}: {damage}; name another checkpoint")
-    handler = ocp.PyTreeCheckpointHandler()
-    try:
-        # As NumPy: the devices that wrote it need not be here.
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)
-        return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    except FAILURES as error:
-        raise ConfigError(f"{source!r}: {path} cannot be read ({first_line(error)}); name another one") from error

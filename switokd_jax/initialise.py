@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from switokd_jax import checkpoint
+from switokd_jax import saved
 from switokd_jax.adapters import initial_adapters
 from switokd_jax.fields import ConfigError
 from switokd_jax.interop import pytorch
@@ -73,7 +73,7 @@ def _read(source: str, model: str, num_classes: int, like: dict[str, Any]) -> di
     if source.endswith((*pytorch.TORCH_SUFFIXES, ".safetensors")):
         read = pytorch.variables(model, pytorch.read(source), num_classes)
     else:
-        read = checkpoint.read_network(source)
+        read = saved.read_network(source)
     if str(jax.tree.structure(read)) != str(jax.tree.structure(like)):
         raise ValueError(f"{source!r} holds another network than {model}")
     for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(read), strict=True):

@@ -42,11 +42,12 @@ def append_metrics(path: Path, lines: Sequence[Line]) -> None:
     Raises:
       OSError: if they cannot be written.
     """
-    with path.open("ab") as file:
+    text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    with path.open("ab", buffering=0) as file:  # a buffer would write its rest once more when it is closed
         before = file.tell()
         try:
-            file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-            file.flush()
+            while text:
+                text = text[file.write(text) :]
         except OSError:
             file.truncate(before)
             raise

@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from switokd_jax import config as configs
 from switokd_jax import console, distribution, figures, initialise, logs, plan, record, scoring, stopping, summary
-from switokd_jax.data import resident, sources
+from switokd_jax.checkpoint import SaveError
+from switokd_jax.data import sources
 from switokd_jax.files import write_json
-from switokd_jax.session import NonFiniteError, Session, events, head, lines, open_session
+from switokd_jax.session import NonFiniteError, Session, events, head, lines, open_session, timed
 from switokd_jax.state import TrainState
 from switokd_jax.workdir import check_workdir, open_workdir
 
@@ -106,14 +107,14 @@ def _train(run: Session, host: TrainState, notice: stopping.Notice) -> dict[str,
     reading = run.train.training(first, total)
     happenings = events(run.plan, first)
     stops = {event.step for event in happenings} | ({first + TRACED} if config.log.profile else set())
-    timed = _timed(run.step, clock, run.folder / "profile" if config.log.profile else None)
+    call = timed(run.step, clock, run.folder / "profile" if config.log.profile else None)
     state = devices.place(host)
     with contextlib.ExitStack() as open_until_then:
         for each in (bar, run.writer, run.checkpoints, reading):
             open_until_then.callback(each.close)
         coming = run.training(reading, first, stops)
         for stop, evaluate, anchor, save in happenings:
-            for after, seen in _steps(run, timed, state, coming, first, stop, notice):
+            for after, seen in _steps(run, call, state, coming, first, stop, notice):
                 state, first = after, seen[-1]["step"]
                 clock.lap()
                 run.write(seen)
@@ -124,46 +125,27 @@ def _train(run: Session, host: TrainState, notice: stopping.Notice) -> dict[str,
                 state = _refresh(run, state)
             if first == stop and anchor:
                 state = _turn(run, state, anchor)
-            if (save or notice.asked) and run.write([]):  # a checkpoint never knows more than metrics.jsonl
+            if (save or notice.asked) and not run.write([]):  # a checkpoint never knows more than metrics.jsonl
+                run.checkpoints.skip("lines of metrics.jsonl wait for room")
+            elif save or notice.asked:
                 progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best}
                 run.checkpoints.save_latest(first, devices.one(state), progress)
             if notice.asked:
                 break
     if notice.asked and first < total:
         raise stopping.Stopped(notice.asked, first, total, run.folder)
+    if unsaved := [name for name in run.plan.topology.nodes if name not in best]:
+        raise SaveError(f"network {unsaved[0]!r} was never saved; start the same command again in another --workdir")
     result = summary.summarise(run.plan, devices.one(state), run.selected_on, best, clock, run.folder)
     result["record"] = dict(run.record)
     if main:
-        write_json(run.folder / "summary.json", result)
-        drawn = figures.draw_run(run.folder)
+        try:
+            write_json(run.folder / "summary.json", result)
+            drawn = figures.draw_run(run.folder)
+        except OSError as error:
+            raise SaveError(f"{run.folder}: {error.strerror}; make room and start the same command again") from error
         bar.say(summary.closing(result, run.folder, drawn))
     return result
-
-
-def _timed(step: distribution.Compiled, clock: console.Clock, profile: Path | None) -> Callable[..., Any]:
-    """The steps with their examples counted and their time taken; compiling is not.
-
-    The first call that does not compile is traced into the folder `profile`, if there is one.
-    """
-    compiled: set[int] = set()
-
-    def call(state: TrainState, data: resident.Resident | None, coming: distribution.Batches) -> Any:
-        traced = profile is not None and not compiled
-        if coming.size not in compiled:
-            jax.block_until_ready(state)
-            clock.stop()
-            compiled.add(coming.size)
-            state, _ = jax.block_until_ready(step.call(state, data, dataclasses.replace(coming, count=0)))
-        clock.start()
-        clock.examples += coming.size * coming.count
-        if traced:
-            options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # a trace holds a million events, and Python's would fill it
-            with jax.profiler.trace(str(profile), profiler_options=options):
-                return jax.block_until_ready(step.call(state, data, coming))
-        return step.call(state, data, coming)
-
-    return call
 
 
 def _steps(
@@ -175,8 +157,7 @@ def _steps(
     stop: int,
     notice: stopping.Notice,
 ) -> Iterator[tuple[TrainState, list[logs.Line]]]:
-    """Takes the steps after `done` up to `stop`, or until asked to stop; yields at each log interval with the lines
-    since the last one."""
+    """Takes the steps after `done` up to `stop` unless asked to stop; yields at each log interval, with its lines."""
     waiting: list[tuple[range, Any]] = []
     while done < stop:
         batches = next(coming)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from switokd_jax import checkpoint, console, distribution, logs, plan, record
-from switokd_jax.data import batches, sources
+from switokd_jax.data import batches, resident, sources
 from switokd_jax.data.encoded import Encoded
 from switokd_jax.data.feeds import Feed, feed
-from switokd_jax.state import pair_name
+from switokd_jax.state import TrainState, pair_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +118,32 @@ def open_session(run: plan.Plan, dataset: sources.Dataset, folder: Path) -> Sess
         checkpoints=checkpoint.open_checkpoints(folder, run.topology.nodes, config.checkpoint, run.steps_per_epoch),
         writer=logs.open_writer(folder, config.log.tensorboard and distribution.is_main_process()),
     )
+
+
+def timed(step: distribution.Compiled, clock: console.Clock, profile: Path | None) -> Callable[..., Any]:
+    """The steps with their examples counted and their time taken; compiling is not.
+
+    The first call that does not compile is traced into the folder `profile`, if there is one.
+    """
+    compiled: set[int] = set()
+
+    def call(state: TrainState, data: resident.Resident | None, coming: distribution.Batches) -> Any:
+        traced = profile is not None and not compiled
+        if coming.size not in compiled:
+            jax.block_until_ready(state)
+            clock.stop()
+            compiled.add(coming.size)
+            state, _ = jax.block_until_ready(step.call(state, data, dataclasses.replace(coming, count=0)))
+        clock.start()
+        clock.examples += coming.size * coming.count
+        if traced:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # a trace holds a million events, and Python's would fill it
+            with jax.profiler.trace(str(profile), profiler_options=options):
+                return jax.block_until_ready(step.call(state, data, coming))
+        return step.call(state, data, coming)
+
+    return call
 
 
 class Event(NamedTuple):

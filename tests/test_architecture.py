@@ -36,6 +36,7 @@ ORDER = [
         "plan",
         "manifest",
         "checkpoint",
+        "saved",
     ),
     *("interop", "initialise", "workdir", "record", "logs", "console", "session", "figures", "summary"),
     *("stopping", "loop", "processes", "main"),

@@ -15,7 +15,7 @@ import pytest
 
 import runs
 from experiments.faults import storm
-from switokd_jax import checkpoint, config, fields, initialise, logs, loop, workdir
+from switokd_jax import checkpoint, config, fields, initialise, logs, loop, saved, workdir
 
 SWITCH = ("gap", "threshold", "epsilon", "student_distance", "teacher_distance", "expert")
 
@@ -98,7 +98,7 @@ def test_init_from_a_run(finished: Path, which: str) -> None:
     c = runs.tiny_config()
     c.networks.teacher.init_from = f"{finished}:student@{which}"
     state = initialise.initial(runs.tiny_plan(c, 64)).networks["teacher"]
-    read = checkpoint.read_network(f"{finished}:student@{which}")
+    read = saved.read_network(f"{finished}:student@{which}")
     runs.assert_same_bits(state.params, read["params"])
     runs.assert_same_bits(state.batch_stats, read["batch_stats"])
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import runs
-from switokd_jax import checkpoint, fields, logs, processes
+from switokd_jax import fields, logs, processes, saved
 
 ROOT = Path(__file__).parents[1]
 FLAGS = (
@@ -54,7 +54,7 @@ def finished(process: subprocess.Popen[str], status: int = 0) -> str:
 
 
 def state(workdir: Path) -> Any:
-    return checkpoint.read_state(workdir)
+    return saved.read_state(workdir)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import runs
-from switokd_jax import checkpoint, config, distribution, fields, loop
+from switokd_jax import config, distribution, fields, loop, saved
 from switokd_jax.data import batches, encoded, feeds, prepared, sources
 
 DIGITS = config.Data(name="digits", pipeline="stream", workers=0)
@@ -60,7 +60,7 @@ def test_a_streamed_run_is_the_resident_run(tmp_path: Path) -> None:
         c = runs.tiny_config(batch_size=160, epochs=1.0)
         c.data.pipeline, c.data.workers, c.data.train_examples = pipeline, 0, 480
         loop.train_and_evaluate(c, tmp_path / pipeline, jax.devices()[:1])
-    runs.assert_same_bits(*(checkpoint.read_state(tmp_path / pipeline) for pipeline in ("resident", "stream")))
+    runs.assert_same_bits(*(saved.read_state(tmp_path / pipeline) for pipeline in ("resident", "stream")))
 
 
 @pytest.mark.parametrize("augment", [True, False])

@@ -16,7 +16,7 @@ import pytest
 from flax import linen as nn
 
 import runs
-from switokd_jax import adapters, checkpoint, config, initialise, loop, models, plan
+from switokd_jax import adapters, config, initialise, loop, models, plan, saved
 from switokd_jax.data import sources
 from switokd_jax.methods import METHODS
 from switokd_jax.models import layers
@@ -159,7 +159,7 @@ def test_kdcl_general_trains_and_weighs_on_held_out_images(tmp_path: Path) -> No
     c = tiny_run(epochs=2.0, method="kdcl")
     c.kdcl.target, c.data.validation_fraction = "general", 0.1
     loop.train_and_evaluate(c, tmp_path, jax.devices()[:2])
-    weights = checkpoint.read_state(tmp_path)["memory"]
+    weights = saved.read_state(tmp_path)["memory"]
     assert weights.shape == (2,)
     assert weights.sum() == pytest.approx(1.0, abs=1e-5)
     assert abs(weights[0] - 0.5) > 1e-3
@@ -180,8 +180,8 @@ def test_kd_learns_from_a_run_of_ours(tmp_path: Path) -> None:
     assert summary["networks"]["teacher"]["updates"] == 0
     assert summary["networks"]["student"]["updates"] == 3
     runs.assert_same_bits(
-        checkpoint.read_network(f"{tmp_path / 'teacher'}:teacher@best"),
-        checkpoint.read_network(f"{tmp_path / 'student'}:teacher@latest"),
+        saved.read_network(f"{tmp_path / 'teacher'}:teacher@best"),
+        saved.read_network(f"{tmp_path / 'student'}:teacher@latest"),
     )
     published = json_of(tmp_path / "teacher")["networks"]["teacher"]["best_top1"]
     assert summary["networks"]["teacher"]["final_top1"] == published
@@ -197,7 +197,7 @@ def test_resuming_keeps_what_a_method_trains(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "latest" / "6")
     loop.train_and_evaluate(c, tmp_path / "cut", jax.devices()[:1])
-    states = [checkpoint.read_state(tmp_path / name) for name in ("whole", "cut")]
+    states = [saved.read_state(tmp_path / name) for name in ("whole", "cut")]
     assert int(states[0]["adapters"]["student <- teacher"]["updates"]) == 6
     runs.assert_same_bits(*states)
     assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "cut" / "metrics.jsonl").read_text()
@@ -215,14 +215,14 @@ def test_rco_follows_its_teachers_route(tmp_path: Path) -> None:
     loop.train_and_evaluate(c, tmp_path / "student", jax.devices()[:1])
     for step, anchor in ((3, 6), (6, 9), (9, 9), (12, 9)):  # saved after the turn of that step
         runs.assert_same_bits(
-            checkpoint.read_network(f"{tmp_path / 'student'}:teacher@{step}"),
-            checkpoint.read_network(f"{tmp_path / 'teacher'}:teacher@{anchor}"),
+            saved.read_network(f"{tmp_path / 'student'}:teacher@{step}"),
+            saved.read_network(f"{tmp_path / 'teacher'}:teacher@{anchor}"),
         )
     shutil.copytree(tmp_path / "student", tmp_path / "cut")
     for step in (6, 9, 12):
         shutil.rmtree(tmp_path / "cut" / "checkpoints" / "latest" / str(step))
     loop.train_and_evaluate(c, tmp_path / "cut", jax.devices()[:1])
-    runs.assert_same_bits(*(checkpoint.read_state(tmp_path / name) for name in ("student", "cut")))
+    runs.assert_same_bits(*(saved.read_state(tmp_path / name) for name in ("student", "cut")))
 
 
 def json_of(folder: Path) -> Any:

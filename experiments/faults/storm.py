@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from switokd_jax import checkpoint
+from switokd_jax import saved
 
 ROOT = Path(__file__).parents[2]
 NETWORKS = ("teacher", "student")
@@ -70,9 +70,9 @@ def differences(one: Path, other: Path) -> list[str]:
         left = [sorted(path.name for path in (run / "checkpoints" / which).iterdir()) for run in (one, other)]
         if left[0] != left[1]:
             found.append(f"saves in {which}: {left[0]} and {left[1]}")
-    found += _bits("latest", *(checkpoint.read_state(run) for run in (one, other)))
+    found += _bits("latest", *(saved.read_state(run) for run in (one, other)))
     for name in NETWORKS:
-        found += _bits(f"best {name}", *(checkpoint.read_network(f"{run}:{name}@best") for run in (one, other)))
+        found += _bits(f"best {name}", *(saved.read_network(f"{run}:{name}@best") for run in (one, other)))
     summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
     for summary in summaries:
         del summary["seconds"], summary["examples_per_second"]
