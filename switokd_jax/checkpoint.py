@@ -8,8 +8,9 @@ say, is reported and leaves what was saved before as it was; the next one tries 
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,20 @@ class Checkpoints:
     """The managers behind the folder `root`; close it. `failed` has what went wrong since the last good save."""
 
     root: Path
-    latest: ocp.CheckpointManager
-    best: Mapping[str, ocp.CheckpointManager]
+    open: Callable[[str | None], ocp.CheckpointManager]
+    managers: dict[str | None, ocp.CheckpointManager]
     on_corrupt: str
     failed: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def latest(self) -> ocp.CheckpointManager:
+        """Of whole states."""
+        return self.managers[None]
+
+    @property
+    def best(self) -> dict[str, ocp.CheckpointManager]:
+        """Of networks, by name."""
+        return {name: manager for name, manager in self.managers.items() if name is not None}
 
     @property
     def newest(self) -> int:
@@ -72,7 +83,7 @@ class Checkpoints:
         try:
             self.latest.save(step, args=items)
         except FAILURES as error:
-            self._report(self.latest, error)
+            self._report(None, error)
 
     def save_best(self, name: str, step: int, variables: Tree) -> bool:
         """Writes one network's variables, and returns when they are safe: `latest` refers to them.
@@ -86,7 +97,7 @@ class Checkpoints:
             manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(dict(variables))))
             manager.wait_until_finished()
         except FAILURES as error:
-            self._report(manager, error)
+            self._report(name, error)
             return False
         return True
 
@@ -111,7 +122,7 @@ class Checkpoints:
                     )
                 logging.warning("%s; going on from an older checkpoint", damage)
                 continue
-            for manager in (self.latest, *self.best.values()):
+            for manager in self.managers.values():
                 for later in [s for s in manager.all_steps() if s > step]:
                     manager.delete(later)
             return serialization.from_state_dict(state, restored["state"]), restored["progress"]
@@ -125,8 +136,11 @@ class Checkpoints:
         """
         self._settle()
         self._drop_superseded()
-        for manager in (self.latest, *self.best.values()):
-            manager.close()
+        for name, manager in self.managers.items():
+            try:
+                manager.close()
+            except FAILURES as error:
+                self._report(name, error)
         if self.failed:
             raise SaveError(
                 f"{self.failed[0]}; the newest checkpoint is that of step {self.newest}: make room "
@@ -149,27 +163,28 @@ class Checkpoints:
         try:
             self.latest.wait_until_finished()
         except FAILURES as error:
-            self._report(self.latest, error)
+            self._report(None, error)
 
     def skip(self, reason: str) -> None:
         """Reports a save that fails."""
         self.failed.append(f"no checkpoint could be written: {reason}")
         logging.warning("%s; training goes on, and the next save tries again", self.failed[-1])
 
-    def _report(self, manager: ocp.CheckpointManager, error: BaseException) -> None:
+    def _report(self, name: str | None, error: BaseException) -> None:
         self.skip(first_line(error))
-        manager.reload()  # it counts what it has begun
-        clear(self.root)
+        clear(Path(self.managers[name].directory))
+        self.managers[name] = self.open(name)  # the old one counts what it has begun, and its threads may have ended
 
     def _has_room(self, tree: Tree) -> bool:
         """Asked first: where TensorStore finds none itself, every array's writer says so in a traceback of its own."""
         needed = 1.2 * sum(x.nbytes for x in jax.tree.leaves(tree)) + 2**20
         try:
-            (self.root / ".writable").touch()
-            (self.root / ".writable").unlink()
             free = shutil.disk_usage(self.root).free
         except OSError as error:
             self.skip(f"{self.root}: {error.strerror}")
+            return False
+        if not os.access(self.root, os.W_OK):
+            self.skip(f"{self.root} may not be written")
             return False
         if jax.process_count() == 1 and free < needed:  # of several processes all save, or none
             self.skip(f"{self.root} has {free / 2**20:.1f} MiB left, and one takes {needed / 2**20:.1f}")
@@ -190,12 +205,13 @@ def open_checkpoints(workdir: Path, networks: tuple[str, ...], spec: Checkpoint,
     clear(root)
     period = spec.keep_every_epochs * steps_per_epoch or None
 
-    def manager(folder: Path, **options: Any) -> ocp.CheckpointManager:
+    def manager(name: str | None) -> ocp.CheckpointManager:
+        folder = root / "latest" if name is None else root / "best" / name
+        kept = {"max_to_keep": spec.keep, "keep_period": period} if name is None else {}
         noting = ocp.options.AsyncOptions(post_finalization_callback=lambda: _note_checksums(folder))
-        return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(async_options=noting, **options))
+        return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(async_options=noting, **kept))
 
-    latest = manager(root / "latest", max_to_keep=spec.keep, keep_period=period)
-    return Checkpoints(root, latest, {name: manager(root / "best" / name) for name in networks}, spec.on_corrupt)
+    return Checkpoints(root, manager, {name: manager(name) for name in (None, *networks)}, spec.on_corrupt)
 
 
 def clear(root: Path) -> None:

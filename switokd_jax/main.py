@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as py_logging
 import os
 import signal
 import sys
@@ -86,6 +87,8 @@ def cli() -> None:
     """Entry point; a setting that cannot be used ends it with one line and status 1."""
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
+    # Orbax leaves tasks of a save that failed behind, and asyncio prints the traceback of each; we report the save.
+    py_logging.getLogger("asyncio").setLevel(py_logging.CRITICAL)
     app.define_help_flags()
     job = None
     try:
