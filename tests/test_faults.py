@@ -260,7 +260,7 @@ def test_a_full_disk(freed: bool, small_disk: tuple[Path, list[str]]) -> None:
     mounted, enter = small_disk
     flags = [f"--config={ROOT}/configs/digits.py", "--config.checkpoint.every=3", "--config.log.tensorboard=False"]
     flags += [f"--config.networks.{name}.model=resnet8" for name in ("teacher", "student")]
-    flags += ["--config.data.train_examples=480", "--config.batch_size=96", f"--config.epochs={2000 if freed else 100}"]
+    flags += ["--config.data.train_examples=480", "--config.batch_size=96", f"--config.epochs={2000 if freed else 40}"]
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.CACHE)}
     process = subprocess.Popen(
         [*enter, sys.executable, "-m", "switokd_jax.main", "--workdir=/mnt/run", *flags],

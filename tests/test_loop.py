@@ -192,15 +192,6 @@ def test_best_stays_until_latest_knows_a_better_one(tmp_path: Path) -> None:
     assert opened.best["student"].all_steps() == [4]
 
 
-def crd(folder: Path) -> tuple[str, ...]:
-    """A frozen teacher, and a memory that every step moves; batches of one shape."""
-    c = runs.tiny_config(batch_size=160, epochs=1.0, method="vanilla")
-    c.data.train_examples = 960
-    loop.train_and_evaluate(c, folder, jax.devices()[:1])
-    teacher = (f"--config.networks.teacher.{field}" for field in ("frozen=True", f"init_from={folder}:teacher@latest"))
-    return ("--config.method=crd", "--config.crd.negatives=64", "--config.data.train_examples=960", *teacher)
-
-
 def stream(folder: Path) -> tuple[str, ...]:
     """Images of many sizes, decoded and cropped at random by a worker process."""
     runs.photographs(folder, 200)
@@ -208,7 +199,7 @@ def stream(folder: Path) -> tuple[str, ...]:
     return (*(f"--config.data.{field}" for field in data), "--config.batch_size=16", "--config.eval_every=3")
 
 
-@pytest.mark.parametrize("kind", [crd, stream])
+@pytest.mark.parametrize("kind", [stream])
 def test_killed_run_ends_as_the_one_that_was_not(kind: Callable[[Path], tuple[str, ...]], tmp_path: Path) -> None:
     """SIGKILL at a random moment after the first save: the same bits and lines in the end."""
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.CACHE)}
