@@ -29,8 +29,6 @@ from switokd_jax.state import TrainState, Tree
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a save under way
 # Asks for shape, dtype and placement of each array that is read.
 Template = Any
-
-
 # What Orbax and TensorStore raise for files that they cannot write or read.
 FAILURES = (OSError, ValueError, RuntimeError, KeyError)
 
@@ -75,11 +73,11 @@ class Checkpoints:
         self._settle()
         self._drop_superseded()
         self.failed.clear()
+        if not self._has_room(state):
+            return
         # Copied first: the next step reuses the donated buffers while Orbax is still writing.
         tree = jax.tree.map(jnp.copy, serialization.to_state_dict(state))
         items = ocp.args.Composite(state=ocp.args.StandardSave(tree), progress=ocp.args.JsonSave(dict(progress)))
-        if not self._has_room(tree):
-            return
         try:
             self.latest.save(step, args=items)
         except FAILURES as error:

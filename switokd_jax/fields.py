@@ -125,6 +125,11 @@ def settable(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
     }
 
 
+def one_line(reason: object) -> str:
+    """What an error says, without line breaks and at most 200 characters of it."""
+    return " ".join(str(reason).split())[:200]
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
     """'did you mean ...?' with the nearest option, and all of them in their order."""
     options = list(options)

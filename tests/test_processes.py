@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import runs
+from experiments.faults import storm
 from switokd_jax import fields, logs, processes, saved
 
 ROOT = Path(__file__).parents[1]
@@ -139,7 +140,7 @@ def wait_for_lines(workdir: Path, process: subprocess.Popen[str], beyond: int = 
 
 def wait_for_a_save(workdir: Path, process: subprocess.Popen[str]) -> None:
     """Until the run has saved."""
-    while not [path for path in (workdir / "checkpoints" / "latest").glob("*") if path.name.isdigit()]:
+    while not storm.newest_save(workdir):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from switokd_jax.data.decoded import Arrays, decoded
 from switokd_jax.data.shards import Shards, shards_of
-from switokd_jax.fields import ConfigError, nearest
+from switokd_jax.fields import ConfigError, nearest, one_line
 
 # Named in the message for an unknown set; TFDS has many more.
 COMMON = (
@@ -163,7 +163,7 @@ def _prepare(builder: Any, name: str, folder: str | None) -> None:
         _check_network(builder)
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # of the network, the disk or the archive: TFDS has no common type for them
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise ConfigError(
             f"data set {name!r} is not prepared and could not be fetched ({type(error).__name__}: {reason}); "
             f"{_remedy(builder, name, folder)}"

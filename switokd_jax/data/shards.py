@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from switokd_jax.fields import ConfigError
+from switokd_jax.fields import ConfigError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Shards:
         try:
             yield
         except (RuntimeError, OSError, ValueError, IndexError) as error:  # what array_record and its decoders raise
-            self._refuse(self.of(place), str(error))
+            self._refuse(self.of(place), error)
 
     def of(self, place: int) -> str:
         """The file of an example."""
@@ -56,11 +56,10 @@ class Shards:
             place -= length
         return self.paths[-1]
 
-    def _refuse(self, path: str, reason: Any) -> NoReturn:
-        why = " ".join(str(reason).split())[:200]
+    def _refuse(self, path: str, reason: object) -> NoReturn:
         raise ConfigError(
-            f"data shard {path} cannot be read ({why}); copy it again, or remove {Path(path).parent} and run: "
-            f"{self.command}"
+            f"data shard {path} cannot be read ({one_line(reason)}); copy it again, or remove {Path(path).parent} and "
+            f"run: {self.command}"
         )
 
 
