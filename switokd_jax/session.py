@@ -105,6 +105,9 @@ def open_session(run: plan.Plan, dataset: sources.Dataset, folder: Path) -> Sess
         made = feed(split, dataset.form, config.data, config.seed, config.batch_size, devices.share)
         return dataclasses.replace(made, data=devices.place(made.data))
 
+    train = open_feed(dataset.train)
+    scored = {name: open_feed(split) for name, split in splits.items() if len(split)}
+    devices.meet()  # Orbax sends a first message when it opens a folder
     return Session(
         plan=run,
         dataset=dataset,
@@ -113,8 +116,8 @@ def open_session(run: plan.Plan, dataset: sources.Dataset, folder: Path) -> Sess
         step=devices.compile(plan.make_step(run), carried=True),
         score=devices.compile(plan.make_score(run), carried=False),
         correlate=devices.compile(plan.make_correlation(run), carried=False) if refreshes else None,
-        train=open_feed(dataset.train),
-        scored={name: open_feed(split) for name, split in splits.items() if len(split)},
+        train=train,
+        scored=scored,
         checkpoints=checkpoint.open_checkpoints(folder, run.topology.nodes, config.checkpoint, run.steps_per_epoch),
         writer=logs.open_writer(folder, config.log.tensorboard and distribution.is_main_process()),
     )

@@ -129,7 +129,7 @@ class Distribution:
             else:
                 call = in_turn(make(Across()), carried=carried)
                 together = jax.jit(call, out_shardings=self.placement.along(), **options)
-            return Compiled({True: together, False: together}, self._meet)
+            return Compiled({True: together, False: together}, self.meet)
 
         def per_device(split: bool) -> Any:
             way = across(AXIS, self.device_count, split=split, local_norm=self.local_norm)
@@ -137,12 +137,15 @@ class Distribution:
             devices = list(self.mesh.devices)
             return jax.pmap(call, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=donated, devices=devices)
 
-        return Compiled({split: per_device(split) for split in (True, False)}, self._meet)
+        return Compiled({split: per_device(split) for split in (True, False)}, self.meet)
 
-    def _meet(self) -> None:
-        """Through JAX's coordination service, not through a message between devices."""
-        wait = multihost.get_barrier_sync_fn(processes=set(range(jax.process_count())))
-        wait(key=f"switokd_jax/{next(self.meetings)}", timeout_ms=PATIENCE * 1000)
+    def meet(self) -> None:
+        """Waits for the other processes, before they first need each other: who is ready first would wait in a message,
+        and Gloo gives up after 30 seconds. Through JAX's coordination service, so without a message between devices.
+        """
+        if jax.process_count() > 1:
+            wait = multihost.get_barrier_sync_fn(processes=set(range(jax.process_count())))
+            wait(key=f"switokd_jax/{next(self.meetings)}", timeout_ms=PATIENCE * 1000)
 
     @property
     def share(self) -> Share:

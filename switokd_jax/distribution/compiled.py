@@ -50,7 +50,6 @@ class Compiled:
         """
         step, arguments = self.variants[batches.split], (tree, data, batches.examples, batches.count)
         if jax.process_count() > 1 and batches.size not in self.met:
-            # Who compiles faster would wait within a message for the others, and Gloo gives up after 30 seconds.
             step.lower(*arguments).compile()
             self.meet()
             self.met.add(batches.size)
