@@ -126,8 +126,8 @@ def settable(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
 
 
 def one_line(reason: object) -> str:
-    """What an error says, without line breaks and at most 200 characters of it."""
-    return " ".join(str(reason).split())[:200]
+    """What an error says, without line breaks and at most 200 characters of it; its type if it says nothing."""
+    return " ".join(str(reason).split())[:200] or type(reason).__name__
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

@@ -71,20 +71,25 @@ def fold_in_name(key: jax.Array, name: str) -> jax.Array:
 def initial_variables(module: Any, name: str, seed: int, image_shape: tuple[int, ...]) -> dict[str, Tree]:
     """Initial parameters and running statistics; the key is the seed folded with crc32 of the name.
 
-    They are drawn in float32 and cast, so that a float64 run starts where the float32 run does.
-
     Args:
       module: a network of `models.create`.
       name: the network's name in the run.
       seed: the run's seed.
       image_shape: (height, width, channels).
     """
-    drawn = module.clone(dtype=jnp.float32, param_dtype=jnp.float32, axis_name=None)
-    key = fold_in_name(jax.random.PRNGKey(seed), name)
-    image = jnp.zeros((1, *image_shape), jnp.float32)
-    # It runs once: XLA:CPU would optimise longer (mobilenetv2 11 s, now 8) than it runs, for the same numbers.
+    # XLA:CPU would optimise for longer (mobilenetv2_0.5: 11 s in place of 8) than this runs, once; its numbers stay.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    variables = jax.jit(lambda k: drawn.init(k, image, train=False), compiler_options=options)(key)
+    drawn = jax.jit(lambda key: draw_variables(module, key, image_shape), compiler_options=options)
+    return drawn(fold_in_name(jax.random.PRNGKey(seed), name))
+
+
+def draw_variables(module: Any, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Tree]:
+    """As `initial_variables`, of any key and traced.
+
+    They are drawn in float32 and cast, so that a float64 run starts where the float32 run does.
+    """
+    in_float32 = module.clone(dtype=jnp.float32, param_dtype=jnp.float32, axis_name=None)
+    variables = in_float32.init(key, jnp.zeros((1, *image_shape), jnp.float32), train=False)
     cast = jax.tree.map(lambda x: x.astype(module.param_dtype), variables)
     return {"params": cast["params"], "batch_stats": cast.get("batch_stats", {})}
 

@@ -13,7 +13,7 @@ import pytest
 import runs
 from switokd_jax import config, fields, plan
 from switokd_jax.data import sources
-from switokd_jax.state import initial_variables
+from switokd_jax.state import draw_variables
 
 CONFIGS = sorted(runs.CONFIGS.glob("*.py"))
 
@@ -31,8 +31,9 @@ def test_every_config_builds_its_plan(path: Path) -> None:
     }[c.data.name]
     run = plan.make(c, sources.Facts(classes, shape, 1000, sources.KNOWN[c.data.name]), jax.devices()[:1])
     assert set(run.networks) == set(c.networks)
-    for name, network in run.networks.items():
-        made = jax.eval_shape(functools.partial(initial_variables, network.module, name, 0, shape))
+    for network in run.networks.values():
+        draw = functools.partial(draw_variables, network.module, image_shape=shape)
+        made = jax.eval_shape(draw, jax.random.PRNGKey(0))
         assert made["params"]
     command = f"python -m switokd_jax.main --config=configs/{path.name}"
     assert command in path.read_text(), "the docstring gives the command"

@@ -82,7 +82,7 @@ def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str,
     classes, image, examples = SHAPES[parsed.data.name]
     facts = sources.Facts(classes, image, examples, sources.KNOWN[parsed.data.name])
     run = plan.make(parsed, facts, chips)
-    state = run.devices.template(jax.eval_shape(lambda: initialise.initial(run)))
+    state = run.devices.template(initialise.initial(run))
     data, coming = shapes(run)
     step = run.devices.compile(plan.make_step(run), carried=True)
     begin = time.perf_counter()

@@ -144,22 +144,34 @@ def measure(topology: str, dtype: str, device: str, steps: int, rounds: int, pea
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
-    variants = [*dict.fromkeys(name for row in rows for name in row["torch_images_per_second"])]
-    lines = [
-        f"| topology | mode | dtype | ours | {' | '.join(f'torch {name}' for name in variants)} | to eager "
-        "| to fastest | of peak | compile s |",
-        "|" + "---|" * (8 + len(variants)),
-    ]
-    for row in rows:
-        rates = [row["torch_images_per_second"].get(name) for name in variants]
-        cells = [row["topology"], row["mode"], row["dtype"], f"{row['ours_images_per_second']:.0f}"]
-        cells += ["-" if rate is None else f"{rate:.0f}" for rate in rates]
-        cells += [f"{row['ratio_to_eager']:.2f}", f"{row['ratio_to_fastest_torch']:.2f}"]
-        cells += [f"{100 * row['share_of_peak']:.0f} %", f"{row['compile_seconds']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+HEAD = (
+    f"| topology | mode | dtype | ours | {' | '.join(f'torch {name}' for name in VARIANTS)} | to eager | to fastest "
+    "| of peak | compile s |\n|" + "---|" * (8 + len(VARIANTS))
+)
+
+
+def table_row(row: dict[str, Any]) -> str:
+    """A row as Markdown, under `HEAD`."""
+    rates = [row["torch_images_per_second"].get(name) for name in VARIANTS]
+    cells = [row["topology"], row["mode"], row["dtype"], f"{row['ours_images_per_second']:.0f}"]
+    cells += ["-" if rate is None else f"{rate:.0f}" for rate in rates]
+    cells += [f"{row['ratio_to_eager']:.2f}", f"{row['ratio_to_fastest_torch']:.2f}"]
+    cells += [f"{100 * row['share_of_peak']:.0f} %", f"{row['compile_seconds']:.1f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def facts(device: str) -> dict[str, Any]:
+    """What was measured, with what, and the memory that it took so far."""
+    known = {
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+        "device": str(jax.devices()[0].device_kind),
+        "cores": len(os.sched_getaffinity(0)),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    if device == "gpu":
+        known["our_peak_memory_on_gpu_bytes"] = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+    return known
 
 
 def main() -> None:
@@ -176,25 +188,18 @@ def main() -> None:
         sys.exit(f"--device={options.device}, and JAX runs on {jax.default_backend()}")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     run = functools.partial(measure, device=options.device, steps=options.steps, rounds=options.rounds)
+    print(f"images/s, medians of {options.rounds} rounds of {options.steps} steps\n\n{HEAD}", flush=True)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     peaks = {dtype: peak_flops(dtype, options.device) for dtype in options.dtypes}
     for dtype, peak in peaks.items():
         for topology in options.topologies:
-            rows += run(topology, dtype=dtype, peak=peak)
-    facts = {
-        "jax": jax.__version__,
-        "torch": torch.__version__,
-        "device": str(jax.devices()[0].device_kind),
-        "cores": len(os.sched_getaffinity(0)),
-        "peak_flops": peaks,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
-    if options.device == "gpu":
-        facts["our_peak_memory_on_gpu_bytes"] = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.json, {"facts": facts, "rows": rows})
-    print(f"images/s, medians of {options.rounds} rounds of {options.steps} steps; {json.dumps(facts)}\n")
-    print(table(rows))
+            made = run(topology, dtype=dtype, peak=peak)
+            rows += made
+            # At once: a run that is cut off has what it has measured.
+            write_json(options.json, {"facts": {**facts(options.device), "peak_flops": peaks}, "rows": rows})
+            print("\n".join(map(table_row, made)), flush=True)
+    print(f"\n{json.dumps({**facts(options.device), 'peak_flops': peaks})}")
 
 
 if __name__ == "__main__":

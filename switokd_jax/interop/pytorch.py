@@ -18,7 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 from switokd_jax import models
-from switokd_jax.fields import ConfigError
+from switokd_jax.fields import ConfigError, one_line
 from switokd_jax.files import write_whole
 
 StateDict = Mapping[str, np.ndarray]
@@ -30,6 +30,7 @@ _LEAVES = {
     "var": "running_var",
 }
 CHANNELS = 3
+_NO_NUMPY = "holds a tensor that NumPy has no type for (bfloat16, say); save it as dense float32"
 TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt", ".tar", ".ckpt")
 
 
@@ -114,7 +115,9 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ConfigError(f"{path} is not a whole safetensors file: {error}") from None
+            raise ConfigError(f"{path} is not a whole safetensors file: {one_line(error)}") from None
+        except (AttributeError, TypeError):
+            raise ConfigError(f"{path} {_NO_NUMPY}") from None
     return _read_torch(path)
 
 
@@ -137,14 +140,16 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"{path} was refused by torch.load(weights_only=True): {reason}") from None
+        raise ConfigError(f"{path} was refused by torch.load(weights_only=True): {one_line(error)}") from None
     for key in ("state_dict", "model", "net"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise ConfigError(f"{path} holds no state_dict (names to tensors)")
-    return {name: value.numpy() for name, value in loaded.items()}
+    try:
+        return {str(name): value.detach().numpy() for name, value in loaded.items()}
+    except (RuntimeError, TypeError):  # bfloat16, quantized, sparse, without storage
+        raise ConfigError(f"{path} {_NO_NUMPY}") from None
 
 
 def _torch(path: Path) -> Any:
