@@ -57,12 +57,19 @@ def in_turn(step: Callable[..., Any], *, carried: bool) -> Callable[..., Any]:
 
 
 @functools.cache
-def compiler_options(platform: str) -> dict[str, str] | None:
-    """What makes XLA faster on a platform; None where it does not know the option."""
+def compiler_options(platform: str, *, deterministic: bool) -> dict[str, Any]:
+    """What XLA is told on a platform: to be fast, where it knows the option, or ('gpu') to give the same bits always.
+
+    Args:
+      platform: 'cpu', 'gpu' or 'tpu'.
+      deterministic: whether the bits matter.
+    """
+    if platform == "gpu" and deterministic:
+        return {"xla_gpu_deterministic_ops": True}  # no atomic sums, and no choice by measured time
     if platform != "cpu":
-        return None
+        return {}
     try:
         jax.jit(lambda: 0, compiler_options=CPU_OPTIONS)()
     except jax.errors.JaxRuntimeError:  # experimental: an older or newer jaxlib may not have it
-        return None
+        return {}
     return CPU_OPTIONS

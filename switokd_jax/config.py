@@ -164,6 +164,7 @@ class Config:
     on_nonfinite: once a loss or gradient is not finite, 'stop' the run, or 'skip': all networks stay as they were.
     precision: of float32 products on accelerators: 'default' is the backend's own (TF32 on recent GPUs, bfloat16 on
       TPUs), or 'tensorfloat32', or 'float32'.
+    deterministic: on a GPU, the same bits from every start, at some cost in speed; a CPU or TPU gives them anyway.
     """
 
     seed: int = fields.integer(0, low=0)
@@ -175,6 +176,7 @@ class Config:
     eval_every: float = fields.number(1.0, above=0.0)
     dtype: str = fields.choice("float32", "float32", "bfloat16", "float64")
     precision: str = fields.choice("default", "default", "tensorfloat32", "float32")
+    deterministic: bool = fields.flag(False)
     on_nonfinite: str = fields.choice("stop", "stop", "skip")
     method: str = fields.choice("switokd", *METHODS)
     parallelism: str = fields.choice("jit", "jit", "pmap")
@@ -238,11 +240,8 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Config:
         raise ConfigError("config.networks is empty; add config.networks.<name> = config.network(model=...)")
     made = {name: fields.build(Network, block, f"config.networks.{name}") for name, block in networks.items()}
     for name, block in made.items():
-        for milestone in block.milestones:
-            if isinstance(milestone, bool) or not isinstance(milestone, int | float) or milestone < 1:
-                raise ConfigError(
-                    f"config.networks.{name}.milestones holds {milestone!r}; epochs are numbers from 1 on"
-                )
+        if bad := [m for m in block.milestones if isinstance(m, bool) or not isinstance(m, int | float) or m < 1]:
+            raise ConfigError(f"config.networks.{name}.milestones holds {bad[0]!r}; epochs are numbers from 1 on")
     if parsed.batch_norm == "local" and parsed.parallelism != "pmap":
         raise ConfigError("config.batch_norm is 'local', which needs config.parallelism = 'pmap'")
     if parsed.sharding == "fsdp" and parsed.parallelism != "jit":

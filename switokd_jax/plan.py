@@ -109,7 +109,8 @@ def make(config: Config, data: sources.Facts, devices: Sequence[jax.Device] | No
       ConfigError: naming the field at fault.
     """
     graph = make_topology(config)
-    together = distribution.create(config.parallelism, config.sharding, config.batch_norm, config.batch_size, devices)
+    way = (config.parallelism, config.sharding, config.batch_norm)
+    together = distribution.create(*way, config.batch_size, devices, deterministic=config.deterministic)
     batches.check_parts(config, data.train_examples, together.device_count)
     per_epoch = batches.steps_per_epoch(data.train_examples, config.batch_size)
     total = config.steps or max(round(config.epochs * per_epoch), 1)

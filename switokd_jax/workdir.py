@@ -22,6 +22,7 @@ MAY_CHANGE = (
     "parallelism",
     "sharding",
     "on_nonfinite",
+    "deterministic",
 )
 
 

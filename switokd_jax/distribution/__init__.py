@@ -43,12 +43,14 @@ class Distribution:
     Attributes:
       parallelism: 'jit' or 'pmap'.
       local_norm: whether BatchNorm sees its own device's share only.
+      deterministic: whether every start gives the same bits.
       placement: where arrays lie, on a mesh of one axis over all devices.
       meetings: numbers of the times that the processes have waited for each other.
     """
 
     parallelism: str
     local_norm: bool
+    deterministic: bool
     placement: Placement
     meetings: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
@@ -120,16 +122,18 @@ class Distribution:
           carried: as in `calls.in_turn`; the memory of a tree that is carried on is reused.
         """
         donated = (0,) if carried else ()
+        options = compiler_options(self.platform, deterministic=self.deterministic)
         if self.parallelism == "jit":
-            options: dict[str, Any] = {"donate_argnums": donated, "compiler_options": compiler_options(self.platform)}
             if self.placement.fsdp:
                 parts = Across(whole=self.placement.gathered, total=self.placement.parted)
                 call = in_turn(make(parts), carried=carried)
-                together = jax.jit(lambda *arguments: self.placement.constrain(call(*arguments)), **options)
+                together = jax.jit(
+                    lambda *arguments: self.placement.constrain(call(*arguments)), donate_argnums=donated
+                )
             else:
                 call = in_turn(make(Across()), carried=carried)
-                together = jax.jit(call, out_shardings=self.placement.along(), **options)
-            return Compiled({True: together, False: together}, self.meet)
+                together = jax.jit(call, out_shardings=self.placement.along(), donate_argnums=donated)
+            return Compiled({True: together, False: together}, options, self.meet)
 
         def per_device(split: bool) -> Any:
             way = across(AXIS, self.device_count, split=split, local_norm=self.local_norm)
@@ -137,7 +141,7 @@ class Distribution:
             devices = list(self.mesh.devices)
             return jax.pmap(call, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=donated, devices=devices)
 
-        return Compiled({split: per_device(split) for split in (True, False)}, self.meet)
+        return Compiled({split: per_device(split) for split in (True, False)}, options, self.meet)
 
     def meet(self) -> None:
         """Waits for the other processes, before they first need each other: who is ready first would wait in a message,
@@ -194,7 +198,13 @@ class Distribution:
 
 
 def create(
-    parallelism: str, sharding: str, batch_norm: str, batch_size: int, devices: Sequence[jax.Device] | None = None
+    parallelism: str,
+    sharding: str,
+    batch_norm: str,
+    batch_size: int,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    deterministic: bool = False,
 ) -> Distribution:
     """The given devices, or all that JAX sees, in one axis.
 
@@ -210,7 +220,7 @@ def create(
     # Process by process, as `Share` counts the rows of a batch.
     devices = sorted(devices, key=lambda device: device.process_index)
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
-    return Distribution(parallelism, batch_norm == "local", Placement(mesh, sharding == "fsdp"))
+    return Distribution(parallelism, batch_norm == "local", deterministic, Placement(mesh, sharding == "fsdp"))
 
 
 def is_main_process() -> bool:

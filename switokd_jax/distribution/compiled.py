@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,17 +30,19 @@ class Batches:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A compiled step.
+    """A step, compiled for each shape of data and batches when it first meets them.
 
     Attributes:
       variants: the jitted functions behind it, by whether the batch is split over the devices.
+      options: of XLA.
       meet: waits for the other processes.
-      met: the batch sizes that all processes have compiled for.
+      programs: compiled so far, by the batch size and the shapes of data and batches.
     """
 
     variants: dict[bool, Any]
+    options: Mapping[str, Any]
     meet: Callable[[], None]
-    met: set[int] = dataclasses.field(default_factory=set)
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def call(self, tree: Tree, data: Tree, batches: Batches) -> Any:
         """Takes the steps: the state or variables, the placed data and batches to results, still on the devices.
@@ -48,9 +50,9 @@ class Compiled:
         Returns:
           What `calls.in_turn` says.
         """
-        step, arguments = self.variants[batches.split], (tree, data, batches.examples, batches.count)
-        if jax.process_count() > 1 and batches.size not in self.met:
-            step.lower(*arguments).compile()
+        arguments = (tree, data, batches.examples, batches.count)
+        key = (batches.size, *(x.shape for x in jax.tree.leaves((data, batches.examples))))
+        if key not in self.programs:
+            self.programs[key] = self.variants[batches.split].lower(*arguments).compile(dict(self.options))
             self.meet()
-            self.met.add(batches.size)
-        return step(*arguments)
+        return self.programs[key](*arguments)
