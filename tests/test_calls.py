@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import runs
-from switokd_jax import plan
+from switokd_jax import calls, plan
 from switokd_jax.calls import in_turn
 from switokd_jax.data import batches, resident
 from switokd_jax.data.batches import Examples
@@ -71,3 +71,18 @@ def test_steps_of_one_call_are_bit_for_bit_those_of_many(parallelism: str) -> No
         ends.append((jax.device_get(state), seen))
     assert len(ends[0][1]) == 7
     runs.assert_same_bits(*ends)
+
+
+def test_what_xla_is_told() -> None:
+    """On a GPU only what was asked for, in a word that XLA knows: it refuses others."""
+    assert calls.compiler_options("gpu", deterministic=False) == calls.compiler_options("tpu", deterministic=True) == {}
+    options = calls.compiler_options("gpu", deterministic=True)
+    double = jax.jit(lambda x: 2 * x).lower(1.0)
+    assert double.compile(options)(1.0) == 2
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+        double.compile({f"{name}_": value for name, value in options.items()})
+
+
+def test_deterministic_by_config() -> None:
+    c = runs.tiny_config(deterministic=True)
+    assert runs.tiny_plan(c, 80).devices.deterministic
