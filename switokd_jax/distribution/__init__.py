@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import global_array_to_host_local_array, host_local_array_to_global_array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
@@ -133,7 +134,7 @@ class Distribution:
             else:
                 call = in_turn(make(Across()), carried=carried)
                 together = jax.jit(call, out_shardings=self.placement.along(), donate_argnums=donated)
-            return Compiled({True: together, False: together}, options, self.meet)
+            return Compiled({True: together, False: together}, options, self.meet, (_same, _same))
 
         def per_device(split: bool) -> Any:
             way = across(AXIS, self.device_count, split=split, local_norm=self.local_norm)
@@ -141,7 +142,8 @@ class Distribution:
             devices = list(self.mesh.devices)
             return jax.pmap(call, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=donated, devices=devices)
 
-        return Compiled({split: per_device(split) for split in (True, False)}, options, self.meet)
+        ways = self._ways if jax.process_count() > 1 else (_same, _same)
+        return Compiled({split: per_device(split) for split in (True, False)}, options, self.meet, ways)
 
     def meet(self) -> None:
         """Waits for the other processes, before they first need each other: who is ready first would wait in a message,
@@ -191,10 +193,23 @@ class Distribution:
         """Of what pmap takes and gives: arrays [devices of this process, ...]."""
         return NamedSharding(self.mesh.local_mesh, PartitionSpec(AXIS))
 
+    @property
+    def _ways(self) -> tuple[Callable[[Tree], Tree], Callable[[Tree], Tree]]:
+        """From arrays of this process to those of all, which a program compiled ahead takes and gives, and back."""
+        mapped = PartitionSpec(AXIS)
+        return (
+            lambda arguments: (*host_local_array_to_global_array(arguments[:-1], self.mesh, mapped), arguments[-1]),
+            lambda results: global_array_to_host_local_array(results, self.mesh, mapped),
+        )
+
     def _joined(self, x: jax.Array) -> jax.Array:
         """The copies of one process as those of all: what Orbax takes from several processes."""
         copies = [shard.data[0] for shard in x.addressable_shards]
         return jax.make_array_from_single_device_arrays(x.shape[1:], self.placement.along(), copies)
+
+
+def _same(tree: Tree) -> Tree:
+    return tree
 
 
 def create(

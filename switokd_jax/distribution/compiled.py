@@ -36,12 +36,14 @@ class Compiled:
       variants: the jitted functions behind it, by whether the batch is split over the devices.
       options: of XLA.
       meet: waits for the other processes.
+      ways: into a program and out of it, for its arguments and its results: what is said of arrays under pmap.
       programs: compiled so far, by the batch size and the shapes of data and batches.
     """
 
     variants: dict[bool, Any]
     options: Mapping[str, Any]
     meet: Callable[[], None]
+    ways: tuple[Callable[[Tree], Tree], Callable[[Tree], Tree]]
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def call(self, tree: Tree, data: Tree, batches: Batches) -> Any:
@@ -55,4 +57,5 @@ class Compiled:
         if key not in self.programs:
             self.programs[key] = self.variants[batches.split].lower(*arguments).compile(dict(self.options))
             self.meet()
-        return self.programs[key](*arguments)
+        enter, leave = self.ways
+        return leave(self.programs[key](*enter(arguments)))
