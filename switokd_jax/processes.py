@@ -49,7 +49,7 @@ def find(coordinator: str | None, count: int | None, index: int | None, environm
       environment: variables.
 
     Raises:
-      ConfigError: naming the flag that is missing or wrong.
+      ConfigError: naming the flag or the variable that is missing or wrong.
     """
     if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
         raise ConfigError(f"--coordinator {coordinator!r} has no port; give HOST:PORT of process 0")
@@ -59,21 +59,26 @@ def find(coordinator: str | None, count: int | None, index: int | None, environm
         if not 0 <= index < count:
             raise ConfigError(f"--process_id {index} is not one of {count} processes; give 0 to {count - 1}")
         return Job("flags", coordinator, count, index)
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+    if _number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
         return Job("slurm", coordinator)
-    if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+    if (size := _number(environment, "OMPI_COMM_WORLD_SIZE", 1)) > 1:
         # JAX reads the coordinator's place from what Open MPI left out of its version 5.
         if coordinator is None and "OMPI_MCA_orte_hnp_uri" not in environment:
             raise ConfigError("Open MPI 5 does not say where process 0 runs; give --coordinator=HOST:PORT")
-        return Job(
-            "ompi", coordinator, int(environment["OMPI_COMM_WORLD_SIZE"]), int(environment["OMPI_COMM_WORLD_RANK"])
-        )
+        return Job("ompi", coordinator, size, _number(environment, "OMPI_COMM_WORLD_RANK", 0))
     if coordinator is not None:
         raise ConfigError("--coordinator needs --num_processes and --process_id, or a Slurm or Open MPI job")
     chips = [chip for pattern in ("accel[0-9]*", "vfio/[0-9]*") for chip in Path("/dev").glob(pattern)]
     if chips and importlib.util.find_spec("libtpu") and environment.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
         return Job("tpu")
     return None
+
+
+def _number(environment: Mapping[str, str], name: str, otherwise: int) -> int:
+    text = environment.get(name, str(otherwise))
+    if not text.isdigit():
+        raise ConfigError(f"the environment variable {name} is {text!r}, no number; unset it or use srun or mpirun")
+    return int(text)
 
 
 def join(job: Job) -> None:

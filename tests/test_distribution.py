@@ -15,17 +15,18 @@ from switokd_jax import config, fields, plan
 from switokd_jax.data import batches, resident, sources
 
 EPOCHS = 2
-BATCH = 192
+BATCH = 96
 
 
 def digits() -> sources.Split:
-    return runs.resident_splits(config.Data(name="digits"))[0]
+    return runs.resident_splits(config.Data(name="digits", train_examples=333))[0]
 
 
 def train(how: str, devices: int, dtype: str, steps: int | None = None) -> list[dict[str, Any]]:
     """Metrics of every step under 'jit', 'pmap', or jit with 'fsdp'."""
     split = digits()
     c = runs.tiny_config(batch_size=BATCH, dtype=dtype)
+    c.switokd.epsilon = 0.95  # near the threshold's lower bound, so that so few steps are of both modes
     c.parallelism, c.sharding = ("jit", "fsdp") if how == "fsdp" else (how, "replicated")
     with jax.enable_x64(dtype == "float64"):
         run = runs.tiny_plan(c, len(split), devices)
@@ -49,7 +50,7 @@ def alone32() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("how", ["jit", "pmap", "fsdp"])
 def test_float64_is_the_same_run(how: str, alone64: list[dict[str, Any]]) -> None:
-    """Two epochs with a partial last batch (1437 = 7 * 192 + 93) on eight devices: every mode, every number."""
+    """Two epochs with a partial last batch (333 = 3 * 96 + 45) on eight devices: every mode, every number."""
     assert len(digits()) % BATCH
     got = train(how, 8, "float64")
     modes = [bool(line["teacher->student/expert"]) for line in alone64]
@@ -72,7 +73,7 @@ def test_fsdp_keeps_an_eighth_on_each_device() -> None:
     split = runs.random_split(64)
     held = {}
     for sharding in ("replicated", "fsdp"):
-        run = runs.tiny_plan(runs.alone_config(batch_size=64, sharding=sharding), 64, devices=8)
+        run = runs.tiny_plan(runs.alone_config("resnet8", batch_size=64, sharding=sharding), 64, devices=8)
         state, data = runs.start(run, split)
         assert run.devices.bytes_of_each(state) == here(state)
         step = run.devices.compile(plan.make_step(run), carried=True)
@@ -120,7 +121,7 @@ def sent(parallelism: str, topology: str) -> tuple[plan.Plan, list[Collective]]:
     c = runs.tiny_config(batch_size=16, parallelism=parallelism)
     if topology == "chain":
         c.topology.kind, c.topology.names = "chain", ("teacher", "student", "last")
-        c.networks.last = config.network(model="resnet8")
+        c.networks.last = config.network(model="two_layers")
     run = runs.tiny_plan(c, len(split), devices=8)
     state, data = runs.start(run, split)
     step = run.devices.compile(plan.make_step(run), carried=True)
@@ -134,7 +135,7 @@ def test_one_reduction_of_gradients_per_network(parallelism: str, topology: str)
     """And one message for all that the decision and the metrics are made of, BatchNorm's own aside."""
     run, found = sent(parallelism, topology)
     # What BatchNorm's own backward pass has summed is not summed again, so a gradient is a little less than a network.
-    gradients = [one for one in found if sum(one.sizes) > 70_000]
+    gradients = [one for one in found if sum(one.sizes) > 5_000]
     assert len(gradients) == len(run.networks)
     assert all(one.kind == "all-reduce" for one in gradients)
     # BatchNorm's own 'cond' is its choice by platform, made before XLA compiles.

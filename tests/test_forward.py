@@ -67,7 +67,7 @@ def test_parts_are_the_whole_where_examples_do_not_meet(parts: int) -> None:
 
 def test_batch_norm_sees_a_part_after_the_other() -> None:
     with jax.enable_x64(True):
-        module = models.create("resnet8", 10, dtype=jnp.float64, param_dtype=jnp.float64)
+        module = models.create("two_layers", 10, dtype=jnp.float64, param_dtype=jnp.float64)
         said, moved, _ = run_forward(module, (), 2)
         images = np.random.default_rng(1).normal(size=(BATCH, 8, 8, 1))
         init = jax.jit(functools.partial(module.init, train=False))

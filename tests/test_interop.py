@@ -103,7 +103,7 @@ def test_init_from_a_file(tmp_path: Path) -> None:
     """A config starts a network from a file; another network's file is refused by name."""
     official = grey(made("resnet8", classes=10))
     save_file({k: np.ascontiguousarray(v) for k, v in official.items()}, tmp_path / "net.safetensors")
-    c = runs.tiny_config()
+    c = runs.tiny_config("resnet8")
     c.networks.teacher.init_from = str(tmp_path / "net.safetensors")
     state = initialise.initial(runs.tiny_plan(c, 64)).networks["teacher"]
     runs.assert_same_bits(state.params, pytorch.variables("resnet8", official, 10)["params"])

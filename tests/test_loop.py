@@ -76,8 +76,8 @@ def test_summary(finished: Path) -> None:
     for name, updates in (("teacher", 18 - expert), ("student", 18)):
         got = summary["networks"][name]
         best = int(np.argmax([line[f"{name}/top1"] for line in validation]))
-        assert got["model"] == "resnet8"
-        assert got["parameters"] == 75_002
+        assert got["model"] == "two_layers"
+        assert got["parameters"] == 144 + 32 + 4608 + 64 + 330
         assert got["updates"] == updates
         assert got["final_top1"] == test[-1][f"{name}/top1"]
         assert got["best_top1"] == test[best][f"{name}/top1"]

@@ -84,7 +84,7 @@ def test_parameter_count(name: str, classes: int) -> None:
                 "vgg16",
                 "densenet_10_4",
             ],
-            [(8, 8, 1), (28, 28, 1), (32, 32, 3), (64, 64, 3)],
+            [(8, 8, 1), (28, 28, 1), (64, 64, 3)],
         )
     ),
 )
@@ -161,7 +161,7 @@ def test_swin_sees_its_window_and_nothing_round_the_end(side: int, shifted: bool
     """What an output depends on, by its gradients, against borders drawn on the map as it lies."""
     block = swin.Block(2, shifted, nn.Dense, nn.LayerNorm, jnp.float32)
     x = jax.random.normal(jax.random.PRNGKey(0), (1, side, side, 4))
-    params = block.init(jax.random.PRNGKey(1), x)
+    params = jax.jit(block.init)(jax.random.PRNGKey(1), x)
     gradients = jax.jit(jax.jacobian(lambda x: block.apply(params, x)[0].sum(-1)))(x)
     seen = np.abs(gradients[:, :, 0]).max(-1) > 0
     # Shifted borders lie at 2, 6, 10, ...: both ends of the map are half windows, each for itself.
@@ -228,7 +228,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits() -> None:
 
 @pytest.mark.parametrize(
     ("size_and_stride", "side"),
-    list(itertools.product([(1, 1), (1, 2), (3, 1), (3, 2), (2, 3), (5, 3)], [1, 2, 7, 8])),
+    list(itertools.product([(1, 1), (1, 2), (3, 1), (3, 2), (2, 3), (5, 3)], [1, 7, 8])),
 )
 @pytest.mark.parametrize(
     ("platform", "alone", "depthwise"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +34,40 @@ FLAGS = (
 FLOAT64 = (*FLAGS, "--config.dtype=float64", "--config.epochs=3")
 
 
-def start(count: int, workdir: Path, *flags: str) -> subprocess.Popen[str]:
-    """A run of so many processes, one device each: two would wait for each other on two cores."""
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.CACHE)}
-    launch = ["experiments/launch/launch_local.py", f"--num_processes={count}", "--"]
-    module = ["-m", "switokd_jax.main"]
+MAIN = ("-m", "switokd_jax.main")
+
+
+def start(command: Iterable[str], workdir: Path, *flags: str, **environment: str) -> subprocess.Popen[str]:
+    """A process with one device: two would wait for each other on two cores."""
     return subprocess.Popen(
-        [sys.executable, *(launch if count > 1 else module), *flags, f"--workdir={workdir}"],
+        [sys.executable, *command, *flags, f"--workdir={workdir}"],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.CACHE), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def launched(count: int, workdir: Path, *flags: str) -> subprocess.Popen[str]:
+    """A run of so many processes, by our launcher."""
+    return start(["experiments/launch/launch_local.py", f"--num_processes={count}", "--"], workdir, *flags)
+
+
+def srun(count: int, workdir: Path, *flags: str) -> list[subprocess.Popen[str]]:
+    """A run of so many processes, with the variables of a Slurm step on one node."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        number = probe.getsockname()[1]
+    step = {
+        "SLURM_JOB_ID": str(number),  # JAX makes the port of it
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "SLURM_STEP_NUM_TASKS": str(count),
+        "SLURM_NTASKS": str(count),
+    }
+    tasks = ({"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)} for task in range(count))
+    return [start(MAIN, workdir, *flags, **step, **task) for task in tasks]
 
 
 def finished(process: subprocess.Popen[str], status: int = 0) -> str:
@@ -60,9 +83,9 @@ def state(workdir: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two epochs in float64 by one process."""
+    """Three epochs in float64 by one process."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    finished(start(1, workdir, *FLOAT64))
+    finished(start(MAIN, workdir, *FLOAT64))
     return workdir
 
 
@@ -83,13 +106,12 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert 0 < sum(modes[0]) < len(modes[0])
 
 
-@pytest.mark.parametrize(("count", "flags"), [(2, ("--config.parallelism=pmap",)), (4, ("--config.sharding=fsdp",))])
-def test_several_processes_are_one_run(count: int, flags: tuple[str, ...], alone: Path, tmp_path: Path) -> None:
+def test_several_processes_are_one_run(alone: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    finished(start(count, workdir, *FLOAT64, *flags))
+    finished(launched(2, workdir, *FLOAT64, "--config.sharding=fsdp"))
     assert_same_run(alone, workdir)
     summary = json.loads((workdir / "summary.json").read_text())
-    assert summary["record"]["devices"]["processes"] == count
+    assert summary["record"]["devices"]["processes"] == 2
     assert {path.name for path in (workdir / "figures").iterdir()} == {"curves.png", "switching.png"}
     assert not [path for path in workdir.rglob("*") if "tmp" in path.name]
 
@@ -97,7 +119,7 @@ def test_several_processes_are_one_run(count: int, flags: tuple[str, ...], alone
 def test_a_peer_that_dies_ends_the_others(tmp_path: Path) -> None:
     """Within a minute, with a message; started again, the run goes on."""
     flags = (*FLAGS, "--config.epochs=200", "--config.checkpoint.every=2")
-    process = start(2, tmp_path / "run", *flags)
+    process = launched(2, tmp_path / "run", *flags)
     wait_for_a_save(tmp_path / "run", process)
     peers = children(process.pid)
     os.kill(peers[1], signal.SIGKILL)
@@ -109,21 +131,18 @@ def test_a_peer_that_dies_ends_the_others(tmp_path: Path) -> None:
     assert not [pid for pid in peers if Path(f"/proc/{pid}").exists()]
 
 
-def test_a_preemption_of_one_saves_and_stops_all(tmp_path: Path) -> None:
-    flags = (*FLAGS, "--config.epochs=200", "--config.checkpoint.every=100")
-    workdir = tmp_path / "run"
-    process = start(2, workdir, *flags)
-    wait_for_lines(workdir, process)
-    os.kill(children(process.pid)[1], signal.SIGTERM)
-    err = finished(process, 75)
-    assert err.count("stopped by SIGTERM after step") == 2
-    saved = int(state(workdir)["step"])
-    assert logs.read_metrics(workdir / "metrics.jsonl")[-1]["step"] == saved
-    again = start(1, workdir, *flags)
-    wait_for_lines(workdir, again, beyond=saved)
-    again.send_signal(signal.SIGINT)
-    assert "stopped by SIGINT after step" in finished(again, 130)
-    assert int(state(workdir)["step"]) > saved
+def test_a_preemption_of_one_saves_and_stops_all(alone: Path, tmp_path: Path) -> None:
+    """And one process goes on with the run of two."""
+    workdir, pmap = tmp_path / "run", "--config.parallelism=pmap"
+    peers = srun(2, workdir, *FLOAT64, pmap)
+    wait_for_lines(workdir, peers[0])
+    peers[1].send_signal(signal.SIGTERM)
+    assert all("stopped by SIGTERM after step" in finished(peer, 75) for peer in peers)
+    stopped = int(state(workdir)["step"])
+    assert 0 < stopped < int(state(alone)["step"])
+    assert logs.read_metrics(workdir / "metrics.jsonl")[-1]["step"] == stopped
+    finished(start(MAIN, workdir, *FLOAT64, pmap))
+    assert_same_run(alone, workdir)
 
 
 def children(pid: int) -> list[int]:
@@ -131,9 +150,9 @@ def children(pid: int) -> list[int]:
     return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
-def wait_for_lines(workdir: Path, process: subprocess.Popen[str], beyond: int = 0) -> None:
-    """Until the run has taken steps, or more than so many."""
-    while max((line["step"] for line in logs.read_metrics(workdir / "metrics.jsonl")), default=0) <= beyond:
+def wait_for_lines(workdir: Path, process: subprocess.Popen[str]) -> None:
+    """Until the run has taken steps."""
+    while not logs.read_metrics(workdir / "metrics.jsonl"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
 
@@ -182,6 +201,7 @@ def test_who_the_processes_are(flags: Any, environment: dict[str, str], found: p
             {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
             "give --coordinator=HOST:PORT",
         ),
+        ((None, None, None), {"SLURM_STEP_NUM_TASKS": "4(x2)"}, r"SLURM_STEP_NUM_TASKS is '4\(x2\)', no number"),
     ],
 )
 def test_flags_that_name_no_job(flags: Any, environment: dict[str, str], message: str) -> None:

@@ -83,7 +83,7 @@ def test_freeze_keeps_running_statistics() -> None:
 
 
 def test_frozen_network_stays_and_speaks_in_evaluation_mode(tmp_path: Path) -> None:
-    c = runs.tiny_config(batch_size=BATCH, method="dml")
+    c = runs.tiny_config("resnet8", "resnet8", batch_size=BATCH, method="dml")
     start = initialise.initial(runs.tiny_plan(c, len(SPLIT))).networks["student"]
     pytorch.write(tmp_path / "net.safetensors", start.evaluated)
     c.networks.teacher.frozen, c.networks.teacher.init_from = True, str(tmp_path / "net.safetensors")

@@ -7,20 +7,17 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 import runs
-from switokd_jax import adapters, config, initialise, loop, models, plan, saved
-from switokd_jax.data import sources
+from switokd_jax import adapters, config, initialise, loop, plan, saved
+from switokd_jax.data import batches, resident, sources
 from switokd_jax.methods import METHODS
-from switokd_jax.models import layers
-from switokd_jax.state import initial_state, initial_variables
+from switokd_jax.state import TrainState, draw_variables, initial_state
+from switokd_jax.step import Across
 
 SPLIT = runs.random_split(32)
 TOPOLOGIES: dict[str, dict[str, Any]] = {
@@ -34,28 +31,13 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
 }
 
 
-class OneLayer(nn.Module):
-    """A convolution, a norm and a classifier."""
-
-    num_classes: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    axis_name: str | None = None
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = layers.conv(4, 3, name="conv", kernel_init=layers.kaiming_normal, **kinds)(x)
-        x = nn.relu(layers.norm(name="norm", train=train, axis_name=self.axis_name, **kinds)(x))
-        for stage in ("stage1", "stage2", "stage3"):
-            layers.tap(self, stage, x)
-        x = layers.dropout(self, layers.pooled(self, x), self.dropout, train=train and self.dropout > 0)
-        return layers.at_least_float32(layers.linear(x, self.num_classes, name="head", **kinds))
-
-
 def planned(
-    method: str, topology: str, target: str = "minlogit", parallelism: str = "jit", devices: int = 1, dropout: float = 0
+    method: str,
+    topology: str,
+    target: str = "minlogit",
+    parallelism: str = "jit",
+    devices: int = 1,
+    model: str = "one_layer",
 ) -> plan.Plan:
     spec = TOPOLOGIES[topology]
     names = spec.get("names") or (*spec["teachers"], *spec["students"])
@@ -64,24 +46,29 @@ def planned(
     c.data.validation_fraction = 0.1
     for key, value in spec.items():
         c.topology[key] = value
-    c.networks = {name: config.network(schedule="constant") for name in names}
+    c.networks = {name: config.network(model=model, schedule="constant") for name in names}
     if METHODS[method].offline:
         c.networks[names[0]].frozen, c.networks[names[0]].init_from = True, "given:by@hand"
 
-    def one_layer(name: str, num_classes: int, convolution: Any, **kinds: Any) -> OneLayer:
-        del convolution
-        return OneLayer(num_classes, dropout=dropout, **kinds)
+    facts = sources.Facts(10, runs.SHAPE, len(SPLIT), runs.PREPROCESS, SPLIT.labels)
+    return plan.make(config.parse(c), facts, jax.devices()[:devices])
 
-    with mock.patch.object(models, "create", one_layer):
-        facts = sources.Facts(10, runs.SHAPE, len(SPLIT), runs.PREPROCESS, SPLIT.labels)
-        return plan.make(config.parse(c), facts, jax.devices()[:devices])
+
+draw = jax.jit(draw_variables, static_argnums=(0, 2))  # compiled once for all tests
+
+
+def start(run: plan.Plan) -> TrainState:
+    variables = {
+        name: draw(network.module, jax.random.PRNGKey(number), runs.SHAPE)
+        for number, (name, network) in enumerate(run.networks.items())
+    }
+    memory = initialise.initial_memory(run)
+    adapting = adapters.initial_adapters(run.adapters, run.networks, runs.SHAPE, 0)
+    return initial_state(run.networks, variables, run.pairs, 0, memory, adapting)
 
 
 def one_step(run: plan.Plan) -> tuple[Any, Any, dict[str, Any]]:
-    variables = {name: initial_variables(network.module, name, 0, runs.SHAPE) for name, network in run.networks.items()}
-    memory = initialise.initial_memory(run)
-    adapting = adapters.initial_adapters(run.adapters, run.networks, runs.SHAPE, 0)
-    before = initial_state(run.networks, variables, run.pairs, 0, memory, adapting)
+    before = start(run)
     untouched = jax.tree.map(np.array, jax.device_get(before))  # the step takes its memory
     state, data = run.devices.place(before), runs.place(run, SPLIT)
     step = run.devices.compile(plan.make_step(run), carried=True)
@@ -89,10 +76,32 @@ def one_step(run: plan.Plan) -> tuple[Any, Any, dict[str, Any]]:
     return untouched, jax.device_get(run.devices.one(after)), jax.device_get(run.devices.one(metrics))
 
 
+ONLINE, OFFLINE = (
+    [name for name, method in METHODS.items() if name != "kdcl" and method.offline == offline]
+    for offline in (False, True)
+)
+# Those that learn from a trained teacher differ in their losses only: two topologies are computed, all are traced.
 CASES = [
-    *itertools.product((m for m in METHODS if m != "kdcl"), TOPOLOGIES, ("minlogit",)),
+    *itertools.product(ONLINE, TOPOLOGIES, ("minlogit",)),
+    *itertools.product(OFFLINE, ("2t1s", "custom"), ("minlogit",)),
     *itertools.product(("kdcl",), ("pair", "complete"), ("naive", "linear", "minlogit", "general")),
 ]
+
+
+@pytest.mark.parametrize(
+    ("method", "topology"), [*itertools.product(OFFLINE, sorted(TOPOLOGIES.keys() - {"2t1s", "custom"}))]
+)
+def test_step_is_traced(method: str, topology: str) -> None:
+    """Shapes and dtypes of the next state are those of this one, and every network has a loss."""
+    run = planned(method, topology)
+    before = jax.eval_shape(lambda: start(run))
+    examples = batches.Examples(np.arange(16, dtype=np.int32))
+    step = plan.make_step(run)(Across())
+    after, metrics = jax.eval_shape(step, before, resident.Resident(SPLIT.images, SPLIT.labels), examples)
+    jax.tree.map(
+        lambda was, now: np.testing.assert_equal((was.shape, was.dtype), (now.shape, now.dtype)), before, after
+    )
+    assert {f"{node}/loss" for node in run.topology.nodes} <= metrics.keys()
 
 
 @pytest.mark.parametrize(("method", "topology", "target"), CASES)
@@ -128,7 +137,7 @@ def test_step(method: str, topology: str, target: str) -> None:
 def test_dropout_is_the_same_on_any_devices(parallelism: str, devices: int) -> None:
     """An example's mask depends on its place in the global batch, not on its device."""
     alone, several = (
-        one_step(planned("dml", "pair", parallelism=kind, devices=count, dropout=0.5))[2]
+        one_step(planned("dml", "pair", parallelism=kind, devices=count, model="dropout"))[2]
         for kind, count in (("jit", 1), (parallelism, devices))
     )
     for node in ("a", "b"):
