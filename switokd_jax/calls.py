@@ -20,8 +20,7 @@ CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDI
 def in_turn(step: Callable[..., Any], *, carried: bool) -> Callable[..., Any]:
     """Makes (tree, data, batches [most, batch, ...], count) -> results of a step of one batch.
 
-    The steps run in one loop whose length is traced: one compiled function takes any count up to `most`, and
-    with a count of 0 it only compiles.
+    The steps run in one loop whose length is traced: one compiled function takes any count up to `most`.
 
     Args:
       step: (tree, data, batch); traced once.

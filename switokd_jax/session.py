@@ -136,7 +136,7 @@ def timed(step: distribution.Compiled, clock: console.Clock, profile: Path | Non
             jax.block_until_ready(state)
             clock.stop()
             compiled.add(coming.size)
-            state, _ = jax.block_until_ready(step.call(state, data, dataclasses.replace(coming, count=0)))
+            step.program(state, data, coming)
         clock.start()
         clock.examples += coming.size * coming.count
         if traced:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import statistics
 import sys
@@ -39,8 +38,7 @@ def bare(config: Any) -> float:
         coming = [*session.training(session.train.training(0, run.total_steps), 0)]
         state = run.devices.place(initialise.initial(run))
         for batches in {batches.size: batches for batches in coming}.values():
-            nothing = dataclasses.replace(batches, count=0)  # compiles
-            state, _ = jax.block_until_ready(session.step.call(state, session.train.data, nothing))
+            session.step.program(state, session.train.data, batches)
         begin = time.perf_counter()
         for batches in coming:
             state, metrics = session.step.call(state, session.train.data, batches)

@@ -148,7 +148,7 @@ def load(spec: Data, seed: int) -> Dataset:
         name=spec.name,
         num_classes=found.num_classes,
         form=found.form,
-        train=train.take(~held_out),
+        train=train.take(~held_out) if held_out.any() else train,  # copies all images
         validation=train.take(held_out),
         test=found.test,
         preprocess=dataclasses.replace(preprocess, padding=0, flip=False) if found.form.resized else preprocess,

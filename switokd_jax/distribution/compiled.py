@@ -17,7 +17,7 @@ class Batches:
 
     Attributes:
       size: examples in each.
-      count: steps to take; 0 compiles and changes nothing.
+      count: steps to take.
       split: whether each device has a part of every batch, or all of it.
       examples: `data.batches.Examples` of arrays [most, batch, ...].
     """
@@ -52,10 +52,14 @@ class Compiled:
         Returns:
           What `calls.in_turn` says.
         """
-        arguments = (tree, data, batches.examples, batches.count)
+        enter, leave = self.ways
+        return leave(self.program(tree, data, batches)(*enter((tree, data, batches.examples, batches.count))))
+
+    def program(self, tree: Tree, data: Tree, batches: Batches) -> Any:
+        """What these arguments of `call` run: compiled when their shapes first come, by all processes."""
         key = (batches.size, *(x.shape for x in jax.tree.leaves((data, batches.examples))))
         if key not in self.programs:
-            self.programs[key] = self.variants[batches.split].lower(*arguments).compile(dict(self.options))
+            lowered = self.variants[batches.split].lower(tree, data, batches.examples, batches.count)
+            self.programs[key] = lowered.compile(dict(self.options))
             self.meet()
-        enter, leave = self.ways
-        return leave(self.programs[key](*enter(arguments)))
+        return self.programs[key]
