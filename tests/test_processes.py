@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -56,11 +56,8 @@ def launched(count: int, workdir: Path, *flags: str) -> subprocess.Popen[str]:
 
 def srun(count: int, workdir: Path, *flags: str) -> list[subprocess.Popen[str]]:
     """A run of so many processes, with the variables of a Slurm step on one node."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        number = probe.getsockname()[1]
     step = {
-        "SLURM_JOB_ID": str(number),  # JAX makes the port of it
+        "SLURM_JOB_ID": str(random.randrange(4096)),  # JAX makes the port of it, above those that Linux gives out
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_STEP_NUM_NODES": "1",
         "SLURM_STEP_NUM_TASKS": str(count),
