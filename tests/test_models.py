@@ -84,7 +84,7 @@ def test_parameter_count(name: str, classes: int) -> None:
                 "vgg16",
                 "densenet_10_4",
             ],
-            [(8, 8, 1), (28, 28, 1), (64, 64, 3)],
+            [(8, 8, 1), (28, 28, 1), (32, 32, 3), (64, 64, 3)],
         )
     ),
 )
@@ -228,7 +228,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits() -> None:
 
 @pytest.mark.parametrize(
     ("size_and_stride", "side"),
-    list(itertools.product([(1, 1), (1, 2), (3, 1), (3, 2), (2, 3), (5, 3)], [1, 7, 8])),
+    list(itertools.product([(1, 1), (1, 2), (3, 1), (3, 2), (2, 3), (5, 3)], [1, 2, 7, 8])),
 )
 @pytest.mark.parametrize(
     ("platform", "alone", "depthwise"),

@@ -105,10 +105,10 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def test_several_processes_are_one_run(alone: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    finished(launched(2, workdir, *FLOAT64, "--config.sharding=fsdp"))
+    finished(launched(4, workdir, *FLOAT64, "--config.sharding=fsdp"))
     assert_same_run(alone, workdir)
     summary = json.loads((workdir / "summary.json").read_text())
-    assert summary["record"]["devices"]["processes"] == 2
+    assert summary["record"]["devices"]["processes"] == 4
     assert {path.name for path in (workdir / "figures").iterdir()} == {"curves.png", "switching.png"}
     assert not [path for path in workdir.rglob("*") if "tmp" in path.name]
 
@@ -126,6 +126,12 @@ def test_a_peer_that_dies_ends_the_others(tmp_path: Path) -> None:
     assert process.returncode not in (0, None)
     assert "start all of them again" in err or "another task died" in err
     assert not [pid for pid in peers if Path(f"/proc/{pid}").exists()]
+    seen = logs.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+    again = start(MAIN, tmp_path / "run", *flags)
+    wait_for_lines(tmp_path / "run", again, beyond=seen)
+    again.send_signal(signal.SIGINT)
+    assert "stopped by SIGINT after step" in finished(again, 130)
+    assert int(state(tmp_path / "run")["step"]) > seen
 
 
 def test_a_preemption_of_one_saves_and_stops_all(alone: Path, tmp_path: Path) -> None:
@@ -147,9 +153,9 @@ def children(pid: int) -> list[int]:
     return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
-def wait_for_lines(workdir: Path, process: subprocess.Popen[str]) -> None:
-    """Until the run has taken steps."""
-    while not logs.read_metrics(workdir / "metrics.jsonl"):
+def wait_for_lines(workdir: Path, process: subprocess.Popen[str], beyond: int = 0) -> None:
+    """Until the run has taken steps, or more than so many."""
+    while max((line["step"] for line in logs.read_metrics(workdir / "metrics.jsonl")), default=0) <= beyond:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import global_array_to_host_local_array, host_local_array_to_global_array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
@@ -94,8 +93,7 @@ class Distribution:
     def place(self, tree: Tree) -> Tree:
         """Puts a tree of arrays, the same in every process, on every device; of a split state each its part."""
         if self.parallelism == "pmap":
-            stacked = jax.tree.map(lambda x: np.broadcast_to(x, (self._here, *np.shape(x))), tree)
-            return jax.device_put(stacked, self._local)
+            return jax.tree.map(lambda x: self._mapped(np.broadcast_to(x, (self._here, *np.shape(x)))), tree)
         return self.placement.put(tree)
 
     def one(self, tree: Tree) -> Tree:
@@ -134,7 +132,7 @@ class Distribution:
             else:
                 call = in_turn(make(Across()), carried=carried)
                 together = jax.jit(call, out_shardings=self.placement.along(), donate_argnums=donated)
-            return Compiled({True: together, False: together}, options, self.meet, (_same, _same))
+            return Compiled({True: together, False: together}, options, self.meet)
 
         def per_device(split: bool) -> Any:
             way = across(AXIS, self.device_count, split=split, local_norm=self.local_norm)
@@ -142,8 +140,7 @@ class Distribution:
             devices = list(self.mesh.devices)
             return jax.pmap(call, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=donated, devices=devices)
 
-        ways = self._ways if jax.process_count() > 1 else (_same, _same)
-        return Compiled({split: per_device(split) for split in (True, False)}, options, self.meet, ways)
+        return Compiled({split: per_device(split) for split in (True, False)}, options, self.meet)
 
     def meet(self) -> None:
         """Waits for the other processes, before they first need each other: who is ready first would wait in a message,
@@ -181,35 +178,21 @@ class Distribution:
             return jax.make_array_from_process_local_data(where, x, (most, size, *rest))
         each = size // self.device_count if split else size
         by_device = np.moveaxis(x.reshape(most, self._here, each, *rest), 1, 0) if split else x
-        return jax.device_put(np.broadcast_to(by_device, (self._here, most, each, *rest)), self._local)
+        return self._mapped(np.broadcast_to(by_device, (self._here, most, each, *rest)))
 
     @property
     def _here(self) -> int:
         """Devices of this process."""
         return self.device_count // jax.process_count()
 
-    @property
-    def _local(self) -> NamedSharding:
-        """Of what pmap takes and gives: arrays [devices of this process, ...]."""
-        return NamedSharding(self.mesh.local_mesh, PartitionSpec(AXIS))
-
-    @property
-    def _ways(self) -> tuple[Callable[[Tree], Tree], Callable[[Tree], Tree]]:
-        """From arrays of this process to those of all, which a program compiled ahead takes and gives, and back."""
-        mapped = PartitionSpec(AXIS)
-        return (
-            lambda arguments: (*host_local_array_to_global_array(arguments[:-1], self.mesh, mapped), arguments[-1]),
-            lambda results: global_array_to_host_local_array(results, self.mesh, mapped),
-        )
+    def _mapped(self, x: np.ndarray) -> jax.Array:
+        """[devices of this process, ...] to [devices of all, ...], as a pmap that is compiled ahead takes and gives."""
+        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, PartitionSpec(AXIS)), x)
 
     def _joined(self, x: jax.Array) -> jax.Array:
         """The copies of one process as those of all: what Orbax takes from several processes."""
         copies = [shard.data[0] for shard in x.addressable_shards]
         return jax.make_array_from_single_device_arrays(x.shape[1:], self.placement.along(), copies)
-
-
-def _same(tree: Tree) -> Tree:
-    return tree
 
 
 def create(

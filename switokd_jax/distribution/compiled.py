@@ -36,14 +36,12 @@ class Compiled:
       variants: the jitted functions behind it, by whether the batch is split over the devices.
       options: of XLA.
       meet: waits for the other processes.
-      ways: into a program and out of it, for its arguments and its results: what is said of arrays under pmap.
       programs: compiled so far, by the batch size and the shapes of data and batches.
     """
 
     variants: dict[bool, Any]
     options: Mapping[str, Any]
     meet: Callable[[], None]
-    ways: tuple[Callable[[Tree], Tree], Callable[[Tree], Tree]]
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def call(self, tree: Tree, data: Tree, batches: Batches) -> Any:
@@ -52,8 +50,7 @@ class Compiled:
         Returns:
           What `calls.in_turn` says.
         """
-        enter, leave = self.ways
-        return leave(self.program(tree, data, batches)(*enter((tree, data, batches.examples, batches.count))))
+        return self.program(tree, data, batches)(tree, data, batches.examples, batches.count)
 
     def program(self, tree: Tree, data: Tree, batches: Batches) -> Any:
         """What these arguments of `call` run: compiled when their shapes first come, by all processes."""
