@@ -32,13 +32,13 @@ from switokd_jax import saved
 from switokd_jax.checkpoint import UNFINISHED
 
 ROOT = Path(__file__).parents[2]
-NETWORKS = ("teacher", "student")
 SAVES_PER_KILL = 2  # that the run has; of those to come a kill waits for one or two
 PATIENCE = 300.0  # seconds
 MOMENTS = ("start", "within", "after", "within")
 FLAGS = (
     "--config=configs/digits.py",
-    *(f"--config.networks.{name}.model=resnet8" for name in NETWORKS),
+    "--config.networks.teacher.model=resnet8",
+    "--config.networks.student.model=resnet8",
     "--config.log.tensorboard=False",
     "--config.log.every=5",
 )
@@ -106,18 +106,19 @@ def kill(process: subprocess.Popen[bytes], workdir: Path, moment: str, chance: r
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What is not the same in two finished runs, a line each."""
+    """What is not the same in two finished runs of one config, a line each."""
     found = []
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
+    names = [*summaries[0]["networks"]]
     if (one / "metrics.jsonl").read_text() != (other / "metrics.jsonl").read_text():
         found.append("metrics.jsonl")
-    for which in ("latest", *(f"best/{name}" for name in NETWORKS)):
+    for which in ("latest", *(f"best/{name}" for name in names)):
         left = [sorted(path.name for path in (run / "checkpoints" / which).iterdir()) for run in (one, other)]
         if left[0] != left[1]:
             found.append(f"saves in {which}: {left[0]} and {left[1]}")
     found += _bits("latest", *(saved.read_state(run) for run in (one, other)))
-    for name in NETWORKS:
+    for name in names:
         found += _bits(f"best {name}", *(saved.read_network(f"{run}:{name}@best") for run in (one, other)))
-    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
     for summary in summaries:
         del summary["seconds"], summary["examples_per_second"]
     if summaries[0] != summaries[1]:
