@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,11 +14,17 @@ from switokd_jax.fields import ConfigError
 from switokd_jax.interop import pytorch
 from switokd_jax.methods import Start
 from switokd_jax.plan import Plan
-from switokd_jax.state import TrainState, fold_in_name, initial_state, initial_variables
+from switokd_jax.state import TrainState, Tree, draw_variables, fold_in_name, initial_state, initial_variables
+
+Draw = Callable[[Any, jax.Array, tuple[int, ...]], dict[str, Tree]]
 
 
-def initial(plan: Plan) -> TrainState:
+def initial(plan: Plan, draw: Draw = initial_variables) -> TrainState:
     """The state before the first step.
+
+    Args:
+      plan: of the run.
+      draw: (module, key, image_shape) -> its variables, where no `init_from` names others.
 
     Raises:
       ConfigError: naming the network and the file, if an `init_from` or an anchor cannot be used.
@@ -26,7 +33,8 @@ def initial(plan: Plan) -> TrainState:
     for name, network in plan.networks.items():
         spec = plan.config.networks[name]
         try:
-            made[name] = initial_variables(network.module, name, plan.config.seed, plan.data.image_shape)
+            key = fold_in_name(jax.random.PRNGKey(plan.config.seed), name)
+            made[name] = draw(network.module, key, plan.data.image_shape)
         except ValueError as error:  # images that the model cannot take
             raise ConfigError(f"config.networks.{name}.model {spec.model!r}: {error}") from None
         if spec.init_from:
@@ -36,6 +44,16 @@ def initial(plan: Plan) -> TrainState:
             read_anchor(plan, name, source, made[name])  # tried now: days may pass before its turn
     adapting = initial_adapters(plan.adapters, plan.networks, plan.data.image_shape, plan.config.seed)
     return initial_state(plan.networks, made, plan.pairs, plan.config.seed, initial_memory(plan), adapting)
+
+
+def shapes(plan: Plan) -> TrainState:
+    """The state before the first step as shapes and dtypes, traced alone; files are read and judged all the same.
+
+    Raises:
+      ConfigError: as `initial`.
+    """
+    made: TrainState = jax.eval_shape(lambda: initial(plan, draw_variables))
+    return made
 
 
 def initial_memory(plan: Plan) -> Any:

@@ -71,7 +71,7 @@ def dry_run(config: ConfigDict) -> str:
     parsed = configs.parse(config)
     with numerics(parsed):
         dataset, run = prepare(parsed)
-        return summary.describe(run, dataset, initialise.initial(run))
+        return summary.describe(run, dataset, initialise.shapes(run))
 
 
 @contextlib.contextmanager

@@ -103,6 +103,9 @@ def cli() -> None:
     except stopping.Stopped as stopped:
         print(f"switokd_jax: {stopped}", file=sys.stderr)
         sys.exit(stopped.status)
+    except BrokenPipeError:  # whoever reads the output has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its end
+        sys.exit(1)
     except KeyboardInterrupt:
         _end(job, "stopped by Ctrl-C; the same command goes on at the last save", stopping.STATUS[signal.SIGINT])
     except jax.errors.JaxRuntimeError as error:

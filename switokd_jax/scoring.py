@@ -11,8 +11,8 @@ import numpy as np
 
 from switokd_jax.data import augment
 from switokd_jax.data.batches import Examples
+from switokd_jax.data.preprocess import Preprocess
 from switokd_jax.data.resident import Resident, look_up
-from switokd_jax.data.sources import Preprocess
 from switokd_jax.losses import correct, cross_entropy
 from switokd_jax.step import Across
 

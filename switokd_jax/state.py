@@ -68,30 +68,29 @@ def fold_in_name(key: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
 
 
-def initial_variables(module: Any, name: str, seed: int, image_shape: tuple[int, ...]) -> dict[str, Tree]:
-    """Initial parameters and running statistics; the key is the seed folded with crc32 of the name.
+def draw_variables(module: Any, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Tree]:
+    """Initial parameters and running statistics of a network.
+
+    They are drawn in float32 and cast, so that a float64 run starts where the float32 run does.
 
     Args:
       module: a network of `models.create`.
-      name: the network's name in the run.
-      seed: the run's seed.
+      key: of the network, whatever the run; see `fold_in_name`.
       image_shape: (height, width, channels).
-    """
-    # XLA:CPU would optimise for longer (mobilenetv2_0.5: 11 s in place of 8) than this runs, once; its numbers stay.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    drawn = jax.jit(lambda key: draw_variables(module, key, image_shape), compiler_options=options)
-    return drawn(fold_in_name(jax.random.PRNGKey(seed), name))
-
-
-def draw_variables(module: Any, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Tree]:
-    """As `initial_variables`, of any key and traced.
-
-    They are drawn in float32 and cast, so that a float64 run starts where the float32 run does.
     """
     in_float32 = module.clone(dtype=jnp.float32, param_dtype=jnp.float32, axis_name=None)
     variables = in_float32.init(key, jnp.zeros((1, *image_shape), jnp.float32), train=False)
     cast = jax.tree.map(lambda x: x.astype(module.param_dtype), variables)
     return {"params": cast["params"], "batch_stats": cast.get("batch_stats", {})}
+
+
+def initial_variables(module: Any, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Tree]:
+    """`draw_variables`, compiled."""
+    # XLA:CPU would optimise for longer (mobilenetv2_0.5: 11 s in place of 8) than this runs, once; its numbers stay.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    drawn: Any = jax.jit(draw_variables, static_argnums=(0, 2), compiler_options=options)
+    variables: dict[str, Tree] = drawn(module, key, image_shape)
+    return variables
 
 
 def network_state(network: Any, variables: Mapping[str, Tree]) -> NetworkState:

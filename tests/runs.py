@@ -16,14 +16,14 @@ from PIL import Image
 
 from experiments.config_files import config_module
 from switokd_jax import config, distribution, initialise, models, plan
-from switokd_jax.data import batches, resident, sources
+from switokd_jax.data import batches, preprocess, resident, sources
 from switokd_jax.models import layers
 from switokd_jax.state import TrainState
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 SHAPE = (8, 8, 1)
-PREPROCESS = sources.KNOWN["digits"]
+PREPROCESS = preprocess.KNOWN["digits"]
 
 
 class Few(nn.Module):

@@ -20,6 +20,7 @@ ORDER = [
         "data.shards",
         "data.prepared",
         "data.folder",
+        "data.preprocess",
         "data.sources",
     ),
     *("data.augment", "data.batches", "data.resident", "data.stream", "data.feeds"),

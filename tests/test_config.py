@@ -12,7 +12,7 @@ import pytest
 
 import runs
 from switokd_jax import config, fields, plan
-from switokd_jax.data import sources
+from switokd_jax.data import preprocess, sources
 from switokd_jax.state import draw_variables
 
 CONFIGS = sorted(runs.CONFIGS.glob("*.py"))
@@ -29,7 +29,7 @@ def test_every_config_builds_its_plan(path: Path) -> None:
         "tiny_imagenet_200": (200, (64, 64, 3)),
         "imagenet2012": (1000, (224, 224, 3)),
     }[c.data.name]
-    run = plan.make(c, sources.Facts(classes, shape, 1000, sources.KNOWN[c.data.name]), jax.devices()[:1])
+    run = plan.make(c, sources.Facts(classes, shape, 1000, preprocess.KNOWN[c.data.name]), jax.devices()[:1])
     assert set(run.networks) == set(c.networks)
     for network in run.networks.values():
         draw = functools.partial(draw_variables, network.module, image_shape=shape)
@@ -141,7 +141,7 @@ def test_methods_say_what_they_lack(changes: dict[str, Any], message: str) -> No
     c = config.default()
     c.update_from_flattened_dict(changes)
     with pytest.raises(fields.ConfigError, match=message):
-        plan.make(config.parse(c), sources.Facts(10, (8, 8, 1), 100, sources.KNOWN["digits"]), jax.devices()[:1])
+        plan.make(config.parse(c), sources.Facts(10, (8, 8, 1), 100, preprocess.KNOWN["digits"]), jax.devices()[:1])
 
 
 TOPOLOGY: dict[str, tuple[dict[str, Any], str]] = {

@@ -12,7 +12,7 @@ import pytest
 
 import runs
 from switokd_jax import config, fields
-from switokd_jax.data import augment, batches, decoded, resident, sources
+from switokd_jax.data import augment, batches, decoded, preprocess, resident, sources
 
 DIGITS = config.Data(name="digits")
 IMAGES = np.arange(5 * 6 * 6 * 1, dtype=np.uint8).reshape(5, 6, 6, 1) + 1
@@ -51,6 +51,12 @@ def test_a_stratified_choice_of_training_images() -> None:
         sources.load(config.Data(name="digits", train_examples=2000), 0)
 
 
+@pytest.mark.parametrize(("examples", "fraction", "found"), [(0, 1e-5, "0 of 1437"), (1, 0.9, "1 of 1")])
+def test_some_examples_are_held_out_and_some_are_not(examples: int, fraction: float, found: str) -> None:
+    with pytest.raises(fields.ConfigError, match=f"config.data.validation_fraction is {fraction}, which is {found} "):
+        sources.load(config.Data(name="digits", train_examples=examples, validation_fraction=fraction), 0)
+
+
 def test_every_example_once_an_epoch_and_from_any_step_on() -> None:
     first = [batches.training(step, seed=7, examples=10, batch_size=4) for step in range(6)]
     assert [len(b) for b in first] == [4, 4, 2] * 2
@@ -67,7 +73,7 @@ def keys(count: int, epoch: int = 0) -> jax.Array:
 
 
 def test_crops_are_windows_of_the_padded_image() -> None:
-    how = sources.Preprocess((0.0,), (1.0,), padding=2, flip=True)
+    how = preprocess.Preprocess((0.0,), (1.0,), padding=2, flip=True)
     images = np.repeat(IMAGES, 40, axis=0)
     out = np.asarray(augment.crop_and_flip(images, keys(len(images)), how))
     offsets, mirrored = set(), set()
@@ -88,7 +94,7 @@ def test_crops_are_windows_of_the_padded_image() -> None:
 
 
 def test_augmentation_depends_on_what_not_on_where() -> None:
-    how = sources.Preprocess((0.0,), (1.0,), padding=1, flip=True)
+    how = preprocess.Preprocess((0.0,), (1.0,), padding=1, flip=True)
     whole = augment.crop_and_flip(IMAGES, keys(5), how)
     some = augment.crop_and_flip(IMAGES[3:], keys(5)[3:], how)
     np.testing.assert_array_equal(whole[3:], some)
@@ -98,13 +104,13 @@ def test_augmentation_depends_on_what_not_on_where() -> None:
 
 
 def test_padding_is_black_before_normalisation() -> None:
-    how = sources.Preprocess((0.5,), (0.25,), padding=6, flip=False)
+    how = preprocess.Preprocess((0.5,), (0.25,), padding=6, flip=False)
     out = augment.crop_and_flip(np.full((64, 6, 6, 1), 255, np.uint8), keys(64), how)
     assert set(np.unique(augment.normalise(out, how, np.float32))) == {-2.0, 2.0}
 
 
 def test_normalise() -> None:
-    how = sources.KNOWN["cifar100"]
+    how = preprocess.KNOWN["cifar100"]
     pixels = np.asarray([0, 128, 255], np.uint8).reshape(1, 1, 1, 3)
     expected = (np.asarray([0, 128 / 255, 1]) - how.mean) / how.std
     np.testing.assert_allclose(augment.normalise(pixels, how, np.float32).ravel(), expected, atol=1e-6)
@@ -113,7 +119,7 @@ def test_normalise() -> None:
 
 def test_measured_statistics() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
-    how = sources.measured(images, flip=False)
+    how = preprocess.measured(images, flip=False)
     np.testing.assert_allclose(how.mean, (images / 255).mean((0, 1, 2)), atol=1e-4)
     np.testing.assert_allclose(how.std, (images / 255).std((0, 1, 2)), atol=1e-4)
 

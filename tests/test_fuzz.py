@@ -1,23 +1,36 @@
-"""Thousands of configs: each is a plan that a checker of its own accepts, or one clear error."""
+"""Thousands of configs: each ends `--dry_run` with a plan that an independent checker accepts, or one clear error."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
+import io
 import math
+import re
 from typing import Any
 
 import hypothesis
 import jax
 import jax.numpy as jnp
+import pytest
+import sklearn.datasets
 from hypothesis import strategies as st
 
-from switokd_jax import config, plan
+import runs
+from switokd_jax import config, main, plan
 from switokd_jax.data import sources
 
 CASES = 2_000
-FACTS = sources.Facts(10, (8, 8, 1), 1437, sources.KNOWN["digits"])
 NAMES = ("teacher", "student", "a", "b", "c")
-MODELS = st.sampled_from(["resnet8", "resnet20", "wrn_10_1", "wrn_16_2", "mobilenetv2_0.5", "vgg8", "densenet_10_4"])
+# Parameters at one channel and ten classes: two convolutions of 3x3 and their norms, say, and the classifier.
+PARAMETERS = {
+    "one_layer": 9 * 4 + 8 + 50,
+    "two_layers": 9 * 16 + 32 + 9 * 16 * 32 + 64 + 330,
+    "dropout": 9 * 4 + 8 + 50,
+    "resnet8": 176 + 4_672 + 13_952 + 55_552 + 650,  # the stem, three blocks, the classifier
+}
+MODELS = st.sampled_from([*["one_layer", "two_layers", "dropout"] * 5, "resnet8"])
 NUMBER = st.one_of(st.floats(allow_nan=True), st.integers(-3, 1000), st.booleans(), st.none(), st.text(max_size=5))
 ANYTHING = st.one_of(NUMBER, st.lists(NUMBER, max_size=3), st.dictionaries(st.text(max_size=5), NUMBER, max_size=2))
 
@@ -44,6 +57,7 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
     "switokd.mode": st.sampled_from(["switch", "learning", "expert"]),
     "data.augment": st.booleans(),
     "data.validation_fraction": st.floats(0.0, 0.5),
+    "data.train_examples": st.integers(0, 1000),
     "checkpoint.every": st.floats(0.0, 5.0),
     "checkpoint.keep": st.integers(1, 5),
     "checkpoint.on_corrupt": st.sampled_from(["fallback", "stop"]),
@@ -104,12 +118,31 @@ def put(raw: dict[str, Any], field: str, value: Any) -> None:
     raw[leaf] = value
 
 
+def check_text(raw: dict[str, Any], text: str) -> int:
+    """What has to hold of a printed plan; the number of training images that it names."""
+    train, validation, test = (int(size) for size in re.findall(r"(\d+) (?:train|validation|test)", text))
+    assert test == 360
+    assert (validation > 0) == (raw["data"]["validation_fraction"] > 0)
+    if not raw["data"]["train_examples"]:
+        assert train + validation == 1437
+    steps, epochs, per_epoch = re.search(r"^steps +(\d+): (\S+) epochs of (\d+)$", text, re.M).groups()  # type: ignore[union-attr]
+    assert int(per_epoch) == -(-train // raw["batch_size"])
+    assert float(epochs) == pytest.approx(int(steps) / int(per_epoch), rel=1e-4)
+    assert f"\nbatch    {raw['batch_size']} over all devices\n" in text
+    assert f"\nmethod   {raw['method']}\n" in text
+    described = re.findall(r"^network  (\w+): (\S+), ([\d,]+) parameters$", text, re.M)
+    assert {name: (model, int(size.replace(",", ""))) for name, model, size in described} == {
+        name: (network["model"], PARAMETERS[network["model"]]) for name, network in raw["networks"].items()
+    }
+    return train
+
+
 def check(raw: dict[str, Any], run: plan.Plan, devices: int) -> None:
     """What has to hold of a plan, worked out from the config alone."""
     nodes = set(raw["networks"])
     assert set(run.networks) == set(run.topology.nodes) == nodes
     assert raw["batch_size"] % devices == 0
-    assert run.steps_per_epoch == -(-1437 // raw["batch_size"])
+    assert run.steps_per_epoch == -(-run.data.train_examples // raw["batch_size"])
     assert run.total_steps == (raw["steps"] or max(round(raw["epochs"] * run.steps_per_epoch), 1))
     listens: dict[str, set[str]] = collections.defaultdict(set)
     for edge in run.topology.edges:
@@ -140,30 +173,37 @@ def check(raw: dict[str, Any], run: plan.Plan, devices: int) -> None:
         assert network.ema == raw["networks"][name]["ema"]
 
 
-def planned(raw: dict[str, Any], devices: list[Any]) -> plan.Plan | str:
-    """The plan, or the error's message."""
+def dry_run(raw: dict[str, Any]) -> tuple[str, str]:
+    """What is printed, and the error's message."""
+    printed = io.StringIO()
     try:
-        return plan.make(config.parse(raw), FACTS, devices)
+        with contextlib.redirect_stdout(printed):
+            main.main(raw, None, dry_run=True)
     except config.ConfigError as error:
-        return str(error)
+        return printed.getvalue(), str(error)
+    return printed.getvalue(), ""
 
 
-def test_every_config_is_a_plan_or_one_error() -> None:
+def test_every_config_is_a_plan_or_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sklearn.datasets, "load_digits", functools.cache(sklearn.datasets.load_digits))
     seen: collections.Counter[str] = collections.Counter()
-    devices = jax.devices()[:2]
 
     @hypothesis.settings(max_examples=CASES, deadline=None, database=None, derandomize=True)
     @hypothesis.given(configs())
     def one(raw: dict[str, Any]) -> None:
-        made = planned(raw, devices)
-        if isinstance(made, plan.Plan):
-            check(raw, made, len(devices))
+        text, error = dry_run(raw)
+        if error:
+            assert not text
+            assert "config." in error or error.startswith("data set")
+            assert "\n" not in error
+            assert len(error) < 500
         else:
-            assert "config." in made
-            assert len(made) < 500
-        seen[type(made).__name__] += 1
+            train = check_text(raw, text)
+            facts = sources.Facts(10, runs.SHAPE, train, runs.PREPROCESS)
+            check(raw, plan.make(config.parse(raw), facts), jax.device_count())
+        seen["error" if error else "plan"] += 1
 
     one()
     assert seen.total() >= CASES
-    assert seen["Plan"] >= 0.3 * seen.total(), seen
-    assert seen["str"] >= 0.02 * seen.total(), seen
+    assert seen["plan"] >= 0.3 * seen.total(), seen
+    assert seen["error"] >= 0.02 * seen.total(), seen

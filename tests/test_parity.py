@@ -14,7 +14,7 @@ import pytest
 
 import runs
 from switokd_jax import config, models, plan
-from switokd_jax.data import augment, resident, sources
+from switokd_jax.data import augment, preprocess, resident, sources
 from switokd_jax.interop import pytorch
 from switokd_jax.models import convolution
 from switokd_jax.state import initial_state
@@ -49,10 +49,10 @@ def build(meta: dict[str, Any]) -> plan.Plan:
             teachers + students, meta["networks"], meta["learning_rate"], meta["weight_decay"], strict=True
         )
     }
-    preprocess = sources.Preprocess(tuple(meta["mean"]), tuple(meta["std"]))
+    how = preprocess.Preprocess(tuple(meta["mean"]), tuple(meta["std"]))
     examples = meta["steps"] * meta["batch_size"]
     devices = jax.devices()[:1]
-    facts = sources.Facts(meta["num_classes"], (32, 32, 3), examples, preprocess)
+    facts = sources.Facts(meta["num_classes"], (32, 32, 3), examples, how)
     return plan.make(config.parse(c), facts, devices)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from switokd_jax import config, initialise, plan
-from switokd_jax.data import batches, resident, sources
+from switokd_jax.data import batches, preprocess, resident, sources
 from switokd_jax.distribution import Batches, MakeStep
 from switokd_jax.forward import forward
 from switokd_jax.methods import Decision, Outputs
@@ -55,7 +55,7 @@ def overruled(method: Callable[..., Decision]) -> Callable[..., Decision]:
 
 def planned(c: Any) -> plan.Plan:
     """The plan of a config for the measured images, its decisions overruled."""
-    facts = sources.Facts(CLASSES, (SIDE, SIDE, 3), STACK * BATCH, sources.KNOWN["cifar100"])
+    facts = sources.Facts(CLASSES, (SIDE, SIDE, 3), STACK * BATCH, preprocess.KNOWN["cifar100"])
     made = plan.make(config.parse(c), facts, jax.devices()[:1])
     return dataclasses.replace(made, method=dataclasses.replace(made.method, apply=overruled(made.method.apply)))
 

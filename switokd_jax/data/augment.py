@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from switokd_jax.data.sources import Preprocess
+from switokd_jax.data.preprocess import Preprocess
 
 
 def example_keys(rng: jax.Array, epoch: jax.Array, indices: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from flax import struct
 
 from switokd_jax.data import augment, batches
 from switokd_jax.data.batches import Examples, Reading, Share
-from switokd_jax.data.sources import Preprocess
+from switokd_jax.data.preprocess import Preprocess
 
 
 @struct.dataclass
