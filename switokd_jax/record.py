@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -27,7 +28,7 @@ SAMPLED = 32  # records of an encoded split that its fingerprint reads
 
 def of_run(run: Plan, dataset: Dataset) -> dict[str, Any]:
     """JSON values: 'versions' by package, 'python', 'devices', 'commit' (None outside a git checkout; ends in '+' where
-    files have changed since), 'seed', 'data' with its fingerprint."""
+    files have changed since), 'seed', 'data': its name and fingerprint, and what a trained network needs of it."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {
         "versions": {"switokd_jax": switokd_jax.__version__, **versions},
@@ -35,7 +36,13 @@ def of_run(run: Plan, dataset: Dataset) -> dict[str, Any]:
         "devices": run.devices.facts,
         "commit": commit(),
         "seed": run.config.seed,
-        "data": {"name": dataset.name, "fingerprint": fingerprint(dataset)},
+        "data": {
+            "name": dataset.name,
+            "fingerprint": fingerprint(dataset),
+            "classes": [*dataset.classes],
+            "image_shape": [*dataset.form.shape],
+            "preprocess": dataclasses.asdict(dataset.preprocess),
+        },
     }
 
 
@@ -56,6 +63,22 @@ def check(folder: Path, start: Mapping[str, Any]) -> None:
 def note(folder: Path, start: Mapping[str, Any], step: int) -> None:
     """Adds a start, and the step that it went on from, to the workdir's record.json."""
     write_json(folder / NAME, {"starts": [*_starts(folder), {"step": step, **start}]})
+
+
+def data(folder: Path) -> dict[str, Any]:
+    """What 'data' was at the last start.
+
+    Raises:
+      ConfigError: if there is no record, or one of before it said what networks need.
+    """
+    starts = _starts(folder)
+    if not starts or "classes" not in starts[-1]["data"]:
+        raise ConfigError(
+            f"{folder / NAME} does not say what the classes and images of its run are; start the run's command again, "
+            "which adds that"
+        )
+    found: dict[str, Any] = starts[-1]["data"]
+    return found
 
 
 def _starts(folder: Path) -> list[dict[str, Any]]:

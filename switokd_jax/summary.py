@@ -38,7 +38,7 @@ def describe(plan: Plan, dataset: Dataset, state: TrainState) -> str:
     devices = f"{plan.devices.device_count} x {plan.devices.platform}"
     rows = [
         ("data", f"{dataset.name}: {sizes}"),
-        ("", f"{height}x{width}x{channels} pixels, {dataset.num_classes} classes"),
+        ("", f"{height}x{width}x{channels} pixels, {len(dataset.classes)} classes"),
         ("devices", f"{devices}, {config.parallelism}, {config.dtype}"),
         ("steps", f"{plan.total_steps}: {plan.epoch(plan.total_steps):g} epochs of {plan.steps_per_epoch}"),
         ("batch", f"{config.batch_size} over all devices"),

@@ -39,8 +39,8 @@ ORDER = [
         "checkpoint",
         "saved",
     ),
-    *("interop", "initialise", "workdir", "record", "logs", "console", "session", "figures", "summary"),
-    *("stopping", "loop", "processes", "main"),
+    *("interop", "initialise", "workdir", "record", "trained", "logs", "console", "session", "figures", "summary"),
+    *("stopping", "loop", "processes", "main", "export"),
 ]
 
 

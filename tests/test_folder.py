@@ -31,7 +31,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_reads_both_splits(root: Path) -> None:
     data = sources.load(config.Data(name="folder", dir=str(root)), 0)
-    assert (data.num_classes, data.form.shape, len(data.train), len(data.test)) == (2, (12, 10, 3), 6, 4)
+    assert (len(data.classes), data.form.shape, len(data.train), len(data.test)) == (2, (12, 10, 3), 6, 4)
     train, _, _ = runs.resident_splits(config.Data(name="folder", dir=str(root)))
     np.testing.assert_array_equal(train.labels, [0, 0, 0, 1, 1, 1])
     np.testing.assert_array_equal(train.images[:, 0, 0, 0], [0, 1, 2, 100, 101, 102])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import random
@@ -11,13 +12,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save
 
 from switokd_jax import fields
-from switokd_jax.interop import pytorch
+from switokd_jax.interop import pytorch, stablehlo
 
 CASES = 3_000
 SLOWEST = 10.0  # seconds for one file of 2 kB: a hang, not a busy machine
@@ -67,10 +70,18 @@ def count(content: bytes, chance: random.Random) -> bytes:
     return content[:begin] + number.to_bytes(size, chance.choice(("little", "big"))) + content[begin + size :]
 
 
+def tensors(path: Path) -> None:
+    """Reads weights."""
+    found = pytorch.read(path)
+    assert all(isinstance(name, str) and isinstance(value, np.ndarray) for name, value in found.items())
+
+
 DAMAGES: tuple[Damage, ...] = (flip, flip, cut, drop, repeat, count)
 
 
-def fuzz(path: Path, sources: list[bytes], damages: tuple[Damage, ...], seed: int) -> tuple[int, int]:
+def fuzz(
+    path: Path, sources: list[bytes], damages: tuple[Damage, ...], seed: int, read: Callable[[Path], Any] = tensors
+) -> tuple[int, int]:
     """Reads `CASES` damaged files at this path; how many were read, and refused."""
     chance = random.Random(seed)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -79,11 +90,9 @@ def fuzz(path: Path, sources: list[bytes], damages: tuple[Damage, ...], seed: in
         path.write_bytes(chance.choice(damages)(chance.choice(sources), chance))
         begin = time.monotonic()
         try:
-            found = pytorch.read(path)
+            read(path)
         except fields.ConfigError as error:
             answers.append(str(error))
-        else:
-            assert all(isinstance(name, str) and isinstance(value, np.ndarray) for name, value in found.items())
         assert time.monotonic() - begin < SLOWEST, f"case {case}"
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
     assert grown < MOST_MEMORY
@@ -117,6 +126,47 @@ def test_safetensors(tmp_path: Path) -> None:
     read, refused = fuzz(tmp_path / "net.safetensors", [save(TENSORS)], (*DAMAGES, other_header, retyped), seed=0)
     assert read > CASES / 20  # the weights' own bytes may be any
     assert refused > CASES / 4
+
+
+FACTS = stablehlo.Facts("student", "resnet8", ("no", "yes"), (2, 2, 1))
+
+
+def program_and_facts(content: bytes) -> tuple[bytes, bytes]:
+    """Of an artefact."""
+    facts = json.dumps(dataclasses.asdict(FACTS)).encode()
+    end = content.index(facts)
+    return content[:end], facts
+
+
+def resealed(damage: Damage) -> Damage:
+    """A sound checksum over a damaged program."""
+
+    def seal(content: bytes, chance: random.Random) -> bytes:
+        program, facts = program_and_facts(content)
+        return stablehlo.sealed(damage(program, chance), facts)
+
+    return seal
+
+
+def other_facts(content: bytes, chance: random.Random) -> bytes:
+    """A sound checksum over facts that are not what they should be."""
+    program, facts = program_and_facts(content)
+    known = json.loads(facts)
+    values: tuple[Any, ...] = (None, -1, 2**70, "", "\0", [], ["a"] * 3, [2, 2], [2, 2, 3], ["x", 2, 1], {}, {"a": []})
+    known[chance.choice([*known])] = chance.choice(values)
+    deep = b"[" * 100_000
+    return stablehlo.sealed(program, chance.choice((json.dumps(known).encode(), flip(facts, chance), deep)))
+
+
+def test_stablehlo(tmp_path: Path) -> None:
+    path = tmp_path / "net.stablehlo"
+    stablehlo.write(path, lambda images: images.reshape(images.shape[0], 4)[:, :2].astype(jnp.float32), FACTS)
+    sound = path.read_bytes()
+    assert stablehlo.read(path).facts == FACTS
+    damages = (*DAMAGES, other_facts, resealed(flip), resealed(cut), resealed(drop), resealed(count))
+    read, refused = fuzz(path, [sound], damages, seed=2, read=stablehlo.read)
+    assert refused > CASES / 2
+    assert read > CASES / 100  # some damage within a program says something else that is sound
 
 
 @pytest.mark.torch

@@ -255,7 +255,7 @@ def test_imagenet_through_tfds(tmp_path: Path) -> None:
 
     spec = config.Data(name="imagenet2012", dir=str(tmp_path), pipeline="stream", image_size=32, workers=0)
     data = sources.load(spec, 0)
-    assert (len(data.train), len(data.test), data.num_classes) == (9, 5, 1000)
+    assert (len(data.train), len(data.test), len(data.classes)) == (9, 5, 1000)
     assert data.form.shape == (32, 32, 3)
     assert data.preprocess.std == (0.229, 0.224, 0.225)
     assert data.facts.labels is None

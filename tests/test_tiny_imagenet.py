@@ -102,7 +102,7 @@ def test_prepares_and_reads_without_tensorflow(folder: Path) -> None:
     assert done.stdout.split()[-1] == "200"
 
     data = sources.load(config.Data(name="tiny_imagenet_200", dir=str(folder)), 0)
-    assert (data.num_classes, data.form.shape, len(data.train), len(data.test)) == (200, (64, 64, 3), 200, 20)
+    assert (len(data.classes), data.form.shape, len(data.train), len(data.test)) == (200, (64, 64, 3), 200, 20)
     assert data.preprocess.std == (0.2023, 0.1994, 0.2010)
     # Labels are the sorted ids' places, whatever the order in wnids.txt; grey images have three channels.
     train, _, test = runs.resident_splits(config.Data(name="tiny_imagenet_200", dir=str(folder)))

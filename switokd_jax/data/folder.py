@@ -32,8 +32,8 @@ class Files:
         return f"config.data.dir: {self.paths[place]}"
 
 
-def find_files(root: Path) -> tuple[Files, Files, int]:
-    """The files of train and of test, and the number of classes: the names of the training folders, sorted.
+def find_files(root: Path) -> tuple[Files, Files, list[str]]:
+    """The files of train and of test, and the classes: the names of the training folders, sorted.
 
     Raises:
       ConfigError: naming the folder that is missing or empty.
@@ -47,7 +47,7 @@ def find_files(root: Path) -> tuple[Files, Files, int]:
     if stray := sorted({path.name for path in (root / "test").iterdir() if path.is_dir()} - {*classes}):
         raise ConfigError(f"config.data.dir: {root / 'test' / stray[0]} is a class that {root / 'train'} does not have")
     train, test = (_files(root / split, classes) for split in ("train", "test"))
-    return train, test, len(classes)
+    return train, test, classes
 
 
 def read_files(train: Files, test: Files) -> tuple[np.ndarray, np.ndarray]:

@@ -50,9 +50,10 @@ class Prepared:
         return height, width, channels
 
     @property
-    def num_classes(self) -> int:
-        """Of its labels."""
-        return int(self.builder.info.features["label"].num_classes)
+    def classes(self) -> list[str]:
+        """The names of its labels; their numbers where it has none."""
+        label = self.builder.info.features["label"]
+        return [label.int2str(number) for number in range(label.num_classes)]
 
     @property
     def test_split(self) -> str:

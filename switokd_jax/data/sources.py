@@ -40,7 +40,7 @@ class Dataset:
 
     Attributes:
       name: as in the config.
-      num_classes: of its labels.
+      classes: the names of its labels.
       form: (height, width, channels) of its images as networks see them, and how they get there.
       train: in memory, or encoded where the pipeline is 'stream'; so are
       validation: held out of the training split, and
@@ -49,7 +49,7 @@ class Dataset:
     """
 
     name: str
-    num_classes: int
+    classes: tuple[str, ...]
     form: Form
     train: Split | Encoded
     validation: Split | Encoded
@@ -59,7 +59,7 @@ class Dataset:
     @property
     def facts(self) -> Facts:
         """What a plan is made of."""
-        return Facts(self.num_classes, self.form.shape, len(self.train), self.preprocess, self.train.labels)
+        return Facts(len(self.classes), self.form.shape, len(self.train), self.preprocess, self.train.labels)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ def load(spec: Data, seed: int) -> Dataset:
         )
     return Dataset(
         name=spec.name,
-        num_classes=found.num_classes,
+        classes=found.classes,
         form=found.form,
         train=train.take(~held_out) if held_out.any() else train,  # copies all images
         validation=train.take(held_out),
@@ -156,24 +156,29 @@ class _Found(NamedTuple):
 
     train: Split | Encoded
     test: Split | Encoded
-    num_classes: int
+    classes: tuple[str, ...]
     form: Form
 
 
-def _in_memory(train: Split, test: Split, num_classes: int) -> _Found:
+def _in_memory(train: Split, test: Split, classes: Sequence[str]) -> _Found:
     height, width, channels = train.images.shape[1:]
-    return _Found(train, test, num_classes, Form((height, width, channels), resized=False))
+    return _Found(train, test, tuple(classes), Form((height, width, channels), resized=False))
 
 
 def _streamed(
-    train: Records, test: Records, labels: Sequence[np.ndarray | None], num_classes: int, channels: int, spec: Data
+    train: Records,
+    test: Records,
+    labels: Sequence[np.ndarray | None],
+    classes: Sequence[str],
+    channels: int,
+    spec: Data,
 ) -> _Found:
     splits = [
         Encoded(records, np.arange(len(records)), known) for records, known in zip((train, test), labels, strict=True)
     ]
     size = spec.image_size
     height, width = (size, size) if size else size_of(train[0][0])
-    return _Found(splits[0], splits[1], num_classes, Form((height, width, channels), resized=size > 0))
+    return _Found(splits[0], splits[1], tuple(classes), Form((height, width, channels), resized=size > 0))
 
 
 def _digits(spec: Data) -> _Found:
@@ -183,20 +188,21 @@ def _digits(spec: Data) -> _Found:
     everything = Split(raw.images[..., None].astype(np.uint8), raw.target.astype(np.int32))
     chosen = stratified(everything.labels, 360 / len(everything), CHOICE_SEED)
     train, test = everything.take(~chosen), everything.take(chosen)
+    classes = [*map(str, raw.target_names)]
     if spec.pipeline == "resident":
-        return _in_memory(train, test, 10)
+        return _in_memory(train, test, classes)
     first, second = (Pixels(split.images, split.labels) for split in (train, test))
-    return _streamed(first, second, [train.labels, test.labels], 10, 1, spec)
+    return _streamed(first, second, [train.labels, test.labels], classes, 1, spec)
 
 
 def _folder(spec: Data) -> _Found:
     if not spec.dir:
         raise ConfigError("config.data.dir is empty; data.name 'folder' reads DIR/train/CLASS and DIR/test/CLASS")
-    train, test, num_classes = find_files(Path(spec.dir).expanduser())
+    train, test, classes = find_files(Path(spec.dir).expanduser())
     if spec.pipeline == "stream":
-        return _streamed(train, test, [train.labels, test.labels], num_classes, 3, spec)
+        return _streamed(train, test, [train.labels, test.labels], classes, 3, spec)
     images = read_files(train, test)
-    return _in_memory(Split(images[0], train.labels), Split(images[1], test.labels), num_classes)
+    return _in_memory(Split(images[0], train.labels), Split(images[1], test.labels), classes)
 
 
 def _tfds(spec: Data) -> _Found:
@@ -204,6 +210,6 @@ def _tfds(spec: Data) -> _Found:
     splits = ("train", prepared.test_split)
     if spec.pipeline == "stream":
         train, test = (prepared.records(split) for split in splits)
-        return _streamed(train, test, [None, None], prepared.num_classes, prepared.shape[2], spec)
+        return _streamed(train, test, [None, None], prepared.classes, prepared.shape[2], spec)
     arrays = [Split(*prepared.arrays(split)) for split in splits]
-    return _in_memory(arrays[0], arrays[1], prepared.num_classes)
+    return _in_memory(arrays[0], arrays[1], prepared.classes)

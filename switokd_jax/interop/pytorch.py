@@ -125,10 +125,10 @@ def write(path: str | Path, flax_variables: Mapping[str, Any]) -> None:
     """Writes an official-layout state_dict: .safetensors, or .pth with torch installed."""
     path, tensors = Path(path), state_dict(flax_variables)
     if path.suffix == ".safetensors":
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        write_whole(path, lambda p: save_file(contiguous, p))
+        content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
+        write_whole(path, lambda p: p.write_bytes(content))  # its own `save_file` lets nobody else read the file
         return
     torch = _torch(path)
     state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}

@@ -41,8 +41,8 @@ def cut(x: Any, window: int) -> Any:
 def joined(x: jax.Array, side: int) -> jax.Array:
     """The inverse of `cut` for square maps: [batch, side, side, channels]."""
     window, rows = math.isqrt(x.shape[2]), side // math.isqrt(x.shape[2])
-    tiles = x.reshape(len(x), rows, rows, window, window, x.shape[-1])
-    return tiles.swapaxes(2, 3).reshape(len(x), side, side, x.shape[-1])
+    tiles = x.reshape(x.shape[0], rows, rows, window, window, x.shape[-1])
+    return tiles.swapaxes(2, 3).reshape(x.shape[0], side, side, x.shape[-1])
 
 
 def offsets(window: int) -> np.ndarray:

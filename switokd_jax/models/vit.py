@@ -110,11 +110,15 @@ class VisionTransformer(nn.Module):
         token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, width), self.param_dtype)
         place = self.param("pos_embed", _narrow, (1, PATCHES**2 + 1, width), self.param_dtype)
         x = jnp.concatenate(
-            [jnp.broadcast_to(token.astype(self.dtype), (len(x), 1, width)), patches.reshape(len(x), -1, width)], axis=1
+            [
+                jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, width)),
+                patches.reshape(x.shape[0], -1, width),
+            ],
+            axis=1,
         ) + place.astype(self.dtype)
         for block in range(BLOCKS):
             x = layers.block(Block, remat=self.remat)(heads, linear, norm, name=f"blocks_{block}")(x)
             if block % 3 == 2:
-                layers.tap(self, f"stage{block // 3 + 1}", x[:, 1:].reshape(len(x), PATCHES, PATCHES, width))
+                layers.tap(self, f"stage{block // 3 + 1}", x[:, 1:].reshape(x.shape[0], PATCHES, PATCHES, width))
         x = layers.tap(self, "pooled", norm(name="norm")(x)[:, 0])
         return layers.at_least_float32(linear(self.num_classes, name="head")(x))
