@@ -167,7 +167,7 @@ def _steps(
         if len(waiting) > AHEAD:
             # No further ahead of the devices: who asks to stop waits for all that has been sent to them.
             jax.block_until_ready(waiting[-1 - AHEAD][1])
-        if (asked := notice.look()) or done % run.plan.config.log.every == 0 or done == stop:
+        if (asked := notice.look(waiting[-1][0])) or done % run.plan.config.log.every == 0 or done == stop:
             fetched = jax.device_get([metrics for _, metrics in waiting])
             taken = [steps for steps, _ in waiting]
             yield state, [line for each in zip(taken, fetched, strict=True) for line in lines(run.plan, *each)]

@@ -41,7 +41,7 @@ def of_run(run: Plan, dataset: Dataset) -> dict[str, Any]:
             "fingerprint": fingerprint(dataset),
             "classes": [*dataset.classes],
             "image_shape": [*dataset.form.shape],
-            "preprocess": dataclasses.asdict(dataset.preprocess),
+            "preprocess": json.loads(json.dumps(dataclasses.asdict(dataset.preprocess))),
         },
     }
 

@@ -41,17 +41,20 @@ class Notice:
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
         self._here: signal.Signals | None = None
-        self._calls = 0
 
-    def look(self) -> bool:
+    def look(self, taken: range) -> bool:
         """Whether to stop now; to be called after each call of the devices, by all processes alike.
 
-        All processes stop after the same call, whichever of them was asked: JAX's sync point counts the calls.
+        All processes stop after the same call, whichever of them was asked: JAX's sync point is one more than the
+        largest number that any of them has asked it about, and is reached when it is asked about. So it is asked about
+        every global step: Orbax asks it too, about the step that it saves.
+
+        Args:
+          taken: the global steps of that call, from 1.
         """
-        self._calls += 1
         if jax.process_count() == 1:
             self.asked = self._here
-        elif multihost_utils.reached_preemption_sync_point(self._calls):
+        elif any(multihost_utils.reached_preemption_sync_point(step) for step in taken):
             self.asked = self._here or signal.SIGTERM
         return self.asked is not None
 

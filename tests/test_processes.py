@@ -137,8 +137,8 @@ def test_a_peer_that_dies_ends_the_others(tmp_path: Path) -> None:
 def test_a_preemption_of_one_saves_and_stops_all(alone: Path, tmp_path: Path) -> None:
     """And one process goes on with the run of two."""
     workdir, pmap = tmp_path / "run", "--config.parallelism=pmap"
-    peers = srun(2, workdir, *FLOAT64, pmap)
-    wait_for_lines(workdir, peers[0])
+    peers = srun(2, workdir, *FLOAT64, pmap, "--config.checkpoint.every=0.4")
+    wait_for_a_save(workdir, peers[0])  # Orbax has JAX's sync point count steps then
     peers[1].send_signal(signal.SIGTERM)
     assert all("stopped by SIGTERM after step" in finished(peer, 75) for peer in peers)
     stopped = int(state(workdir)["step"])
