@@ -76,6 +76,7 @@ def summarise(
         "epochs": round(plan.epoch(steps), 6),
         "seconds": round(clock.seconds, 3),
         "examples_per_second": round(clock.rate, 1),
+        "peak_bytes_per_device": plan.devices.peak_bytes,
         "best_selected_on": selected_on,
         "networks": {
             name: {

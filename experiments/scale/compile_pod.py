@@ -87,9 +87,17 @@ def shapes(run: plan.Plan) -> tuple[Any, batches.Examples]:
     return run.devices.template(resident.Resident(whole, labels)), batches.Examples(index)
 
 
+def devices_of(topology: str) -> Any:
+    """The chips of a TPU slice, or 'cpu:N' devices of this machine."""
+    if topology.startswith("cpu:"):
+        jax.config.update("jax_num_cpu_devices", int(topology.removeprefix("cpu:")))
+        return jax.devices("cpu")
+    return topologies.get_topology_desc(topology, "tpu").devices
+
+
 def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str, Any]:
     """The figures of a step on a slice."""
-    chips: Any = topologies.get_topology_desc(topology, "tpu").devices
+    chips = devices_of(topology)
     config.batch_size = batch_per_chip * len(chips)
     parsed = configs.parse(config)
     if parsed.data.name not in SHAPES:
@@ -144,7 +152,7 @@ def main() -> None:
     """Compiles, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "cifar100_wrn16_2_mobilenetv2.py")
-    parser.add_argument("--topology", default="v5e:4x4")
+    parser.add_argument("--topology", default="v5e:4x4", help="a TPU slice, or cpu:N")
     parser.add_argument("--batch_per_chip", type=int, default=128)
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the config")
     parser.add_argument("--json", type=Path)

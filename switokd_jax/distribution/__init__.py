@@ -81,6 +81,12 @@ class Distribution:
         }
 
     @property
+    def peak_bytes(self) -> int | None:
+        """The most memory that one of this process's devices has held; None where the backend does not say (CPU)."""
+        stats = [device.memory_stats() for device in self.mesh.local_devices]
+        return max(each["peak_bytes_in_use"] for each in stats) if all(stats) else None
+
+    @property
     def alone(self) -> bool:
         """Whether a compiled program sees the images of one device only."""
         return self.device_count == 1 or self.parallelism == "pmap"
