@@ -9,10 +9,9 @@ installed) hold the weights under the official PyTorch names.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from switokd_jax import trained
+from switokd_jax import commands, trained
 from switokd_jax.fields import ConfigError
 from switokd_jax.interop import pytorch, stablehlo
 
@@ -51,19 +50,15 @@ def export(workdir: str | Path, network: str, form: str, which: str = "best", ou
 
 
 def main() -> None:
-    """Reads flags; what cannot be used ends it with one line and status 1."""
+    """Reads flags and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, help="of a run")
     parser.add_argument("--network", required=True, help="its name in the run, such as student")
     parser.add_argument("--format", required=True, choices=SUFFIXES)
     parser.add_argument("--which", default="best", help="best, latest, or a saved step")
     parser.add_argument("--output", default="", help="the file (WORKDIR/exports/NETWORK.SUFFIX)")
-    options = parser.parse_args()
-    try:
-        path = export(options.workdir, options.network, options.format, options.which, options.output)
-    except ConfigError as error:
-        sys.exit(f"switokd_jax: {error}")
-    print(f"wrote {path}")
+    given = parser.parse_args()
+    commands.run(lambda: f"wrote {export(given.workdir, given.network, given.format, given.which, given.output)}")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict, config_flags
 
 from switokd_jax import loop, processes, stopping
 from switokd_jax.checkpoint import SaveError
+from switokd_jax.commands import use_compilation_cache
 from switokd_jax.config import ConfigError
-from switokd_jax.files import user_cache
 from switokd_jax.session import NonFiniteError
 
 # New fields are let in here, because `config.parse` names them better than the flag library does.
@@ -74,13 +74,6 @@ def _last_line(error: BaseException) -> str:
     # ml_collections puts a config file's whole traceback into the message; its end says what happened.
     message = str(error.args[0] if isinstance(error, KeyError) else error)
     return [line.strip() for line in message.splitlines() if line.strip()][-1]
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def cli() -> None:

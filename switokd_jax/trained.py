@@ -27,12 +27,14 @@ class Trained:
       module: of `models.create`, in the run's dtype, or float32 where that was float64.
       variables: {'params', 'batch_stats'} float32.
       preprocess: how pixels become its inputs.
+      resized: whether its images were cropped to their size (config.data.image_size), not that size by themselves.
     """
 
     facts: Facts
     module: Any
     variables: Any
     preprocess: Preprocess
+    resized: bool = False
 
     def logits(self, images: Any) -> jax.Array:
         """Images [batch, height, width, channels] uint8 -> [batch, classes] float32; traceable."""
@@ -79,4 +81,5 @@ def read(workdir: str | Path, network: str, which: str = "best") -> Trained:
         module=models.create(spec.model, len(facts.classes), dtype=dtype, param_dtype=jnp.float32),
         variables=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables),
         preprocess=Preprocess(**{**data["preprocess"], **{k: tuple(data["preprocess"][k]) for k in ("mean", "std")}}),
+        resized=config.data.image_size > 0,
     )

@@ -40,7 +40,7 @@ ORDER = [
         "saved",
     ),
     *("interop", "initialise", "workdir", "record", "trained", "logs", "console", "session", "figures", "summary"),
-    *("stopping", "loop", "processes", "main", "export"),
+    *("stopping", "loop", "processes", "commands", "main", "export", "evaluate", "predict"),
 ]
 
 

@@ -27,7 +27,7 @@ from experiments.config_files import config_module  # noqa: E402
 from experiments.speed.turns import taking_turns  # noqa: E402
 from switokd_jax import config as configs  # noqa: E402
 from switokd_jax import initialise, loop  # noqa: E402
-from switokd_jax.main import use_compilation_cache  # noqa: E402
+from switokd_jax.commands import use_compilation_cache  # noqa: E402
 
 
 def bare(config: Any) -> float:
