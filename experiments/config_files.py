@@ -14,5 +14,6 @@ def config_module(path: Path) -> Any:
     if spec is None or spec.loader is None or not path.exists():
         sys.exit(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # where dataclasses look for the module that they are defined in
     spec.loader.exec_module(module)
     return module

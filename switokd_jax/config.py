@@ -178,7 +178,7 @@ class Config:
     precision: str = fields.choice("default", "default", "tensorfloat32", "float32")
     deterministic: bool = fields.flag(False)
     on_nonfinite: str = fields.choice("stop", "stop", "skip")
-    method: str = fields.choice("switokd", *METHODS)
+    method: str = fields.key("switokd", METHODS)
     parallelism: str = fields.choice("jit", "jit", "pmap")
     sharding: str = fields.choice("replicated", "replicated", "fsdp")
     batch_norm: str = fields.choice("global", "global", "local")

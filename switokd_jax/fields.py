@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -28,6 +28,11 @@ def flag(default: bool) -> Any:
 
 def choice(default: str, *options: str) -> Any:
     """One of some words; the default is one of them."""
+    return key(default, options)
+
+
+def key(default: str, options: Collection[str]) -> Any:
+    """One of some words, or of a dict's keys, as these are when the value is checked: users may have added some."""
 
     def check(value: Any, path: str) -> str:
         word = _text(value, path)

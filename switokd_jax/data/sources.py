@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +98,7 @@ def load(spec: Data, seed: int) -> Dataset:
             f"config.data.image_size is {spec.image_size}, and config.data.pipeline 'resident' keeps images as they "
             "are; set it to 'stream'"
         )
-    found = {"digits": _digits, "folder": _folder}.get(spec.name, _tfds)(spec)
+    found = SOURCES.get(spec.name, _tfds)(spec)
     train = found.train
     preprocess = KNOWN.get(spec.name) or (
         measured(train.images, flip=spec.name.split(":")[0] not in NOT_MIRRORED)
@@ -151,8 +151,15 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return mask
 
 
-class _Found(NamedTuple):
-    """What a reader has of a data set, whole."""
+class Found(NamedTuple):
+    """What a source has of a data set.
+
+    Attributes:
+      train: whole.
+      test: whole.
+      classes: the names of the labels.
+      form: what the images are.
+    """
 
     train: Split | Encoded
     test: Split | Encoded
@@ -160,9 +167,10 @@ class _Found(NamedTuple):
     form: Form
 
 
-def _in_memory(train: Split, test: Split, classes: Sequence[str]) -> _Found:
+def in_memory(train: Split, test: Split, classes: Sequence[str]) -> Found:
+    """A data set whose images are arrays."""
     height, width, channels = train.images.shape[1:]
-    return _Found(train, test, tuple(classes), Form((height, width, channels), resized=False))
+    return Found(train, test, tuple(classes), Form((height, width, channels), resized=False))
 
 
 def _streamed(
@@ -172,16 +180,16 @@ def _streamed(
     classes: Sequence[str],
     channels: int,
     spec: Data,
-) -> _Found:
+) -> Found:
     splits = [
         Encoded(records, np.arange(len(records)), known) for records, known in zip((train, test), labels, strict=True)
     ]
     size = spec.image_size
     height, width = (size, size) if size else size_of(train[0][0])
-    return _Found(splits[0], splits[1], tuple(classes), Form((height, width, channels), resized=size > 0))
+    return Found(splits[0], splits[1], tuple(classes), Form((height, width, channels), resized=size > 0))
 
 
-def _digits(spec: Data) -> _Found:
+def _digits(spec: Data) -> Found:
     from sklearn.datasets import load_digits  # slow to import, and only this set needs it
 
     raw = load_digits()
@@ -190,26 +198,30 @@ def _digits(spec: Data) -> _Found:
     train, test = everything.take(~chosen), everything.take(chosen)
     classes = [*map(str, raw.target_names)]
     if spec.pipeline == "resident":
-        return _in_memory(train, test, classes)
+        return in_memory(train, test, classes)
     first, second = (Pixels(split.images, split.labels) for split in (train, test))
     return _streamed(first, second, [train.labels, test.labels], classes, 1, spec)
 
 
-def _folder(spec: Data) -> _Found:
+def _folder(spec: Data) -> Found:
     if not spec.dir:
         raise ConfigError("config.data.dir is empty; data.name 'folder' reads DIR/train/CLASS and DIR/test/CLASS")
     train, test, classes = find_files(Path(spec.dir).expanduser())
     if spec.pipeline == "stream":
         return _streamed(train, test, [train.labels, test.labels], classes, 3, spec)
     images = read_files(train, test)
-    return _in_memory(Split(images[0], train.labels), Split(images[1], test.labels), classes)
+    return in_memory(Split(images[0], train.labels), Split(images[1], test.labels), classes)
 
 
-def _tfds(spec: Data) -> _Found:
+def _tfds(spec: Data) -> Found:
     prepared = open_tfds(spec.name, spec.dir)
     splits = ("train", prepared.test_split)
     if spec.pipeline == "stream":
         train, test = (prepared.records(split) for split in splits)
         return _streamed(train, test, [None, None], prepared.classes, prepared.shape[2], spec)
     arrays = [Split(*prepared.arrays(split)) for split in splits]
-    return _in_memory(arrays[0], arrays[1], prepared.classes)
+    return in_memory(arrays[0], arrays[1], prepared.classes)
+
+
+# By name; what is not here is a set of TFDS. A source takes the config's block of the data.
+SOURCES: dict[str, Callable[[Data], Found]] = {"digits": _digits, "folder": _folder}

@@ -1,0 +1,86 @@
+"""Each example trains, by its own config file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.config_files import config_module
+from switokd_jax import config as configs
+from switokd_jax import fields, loop, main, methods, models, plan
+from switokd_jax.data import sources
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _unchanged() -> Iterator[None]:
+    """An example adds to the package's dicts; no other test sees it."""
+    dicts: list[dict[str, Any]] = [methods.METHODS, models.MODELS, sources.SOURCES]
+    before = [dict(each) for each in dicts]
+    yield
+    for each, old in zip(dicts, before, strict=True):
+        each.clear()
+        each.update(old)
+
+
+def trained(name: str, workdir: Path, **changes: Any) -> dict[str, Any]:
+    """The summary of a short run of an example, every network of which is small but for the one that it is about."""
+    c = config_module(EXAMPLES / f"{name}.py").get_config()
+    for network in c.networks.values():
+        if network.model != "perceptron":
+            network.model = "two_layers"
+    c.log.tensorboard = c.log.progress = False
+    c.update_from_flattened_dict(changes)
+    return loop.train_and_evaluate(c, workdir, jax.devices()[:1])
+
+
+def test_own_method(tmp_path: Path) -> None:
+    summary = trained("own_method", tmp_path / "run", batch_size=512, steps=6)
+    assert [of["updates"] for of in summary["networks"].values()] == [6, 6, 6]
+    assert summary["switch"] == {}
+
+
+def test_own_method_by_hand() -> None:
+    """Two networks, one example: KL(softmax(z_other / 3) || softmax(z_own / 3))."""
+    module = config_module(EXAMPLES / "own_method.py")
+    logits = {"a": np.array([[1.0, 2.0, 0.5]]), "b": np.array([[0.0, -1.0, 2.0]])}
+    p, q = (np.exp(z[0] / 3) / np.exp(z[0] / 3).sum() for z in logits.values())
+    outputs = methods.Outputs({k: jax.numpy.asarray(z) for k, z in logits.items()}, {"a": 0.7, "b": 0.2})  # type: ignore[dict-item]
+    graph = plan.topology.complete(["a", "b"])
+    made = module.ensemble(outputs, np.array([0]), graph, module.Hyperparameters(weight=2.0)).losses
+    assert made["a"] == pytest.approx(0.7 + 2.0 * 9.0 * np.sum(q * np.log(q / p)), rel=1e-5)
+    assert made["b"] == pytest.approx(0.2 + 2.0 * 9.0 * np.sum(p * np.log(p / q)), rel=1e-5)
+
+
+def test_own_network(tmp_path: Path) -> None:
+    summary = trained("own_network", tmp_path / "run", batch_size=512, steps=6)
+    assert summary["networks"]["student"]["parameters"] == 64 * 64 + 64 + 64 * 10 + 10
+
+
+def test_own_topology(tmp_path: Path) -> None:
+    summary = trained("own_topology", tmp_path / "run", batch_size=512, steps=6)
+    assert [*summary["switch"]] == ["strong->weak"]
+
+
+def test_own_data_set(tmp_path: Path) -> None:
+    """Learned within two epochs: a quarter right would be chance."""
+    summary = trained("own_data_set", tmp_path / "run", epochs=2.0)
+    assert summary["networks"]["student"]["best_top1"] > 60.0
+    record = json.loads((tmp_path / "run" / "record.json").read_text())["starts"][0]["data"]
+    assert record["classes"] == ["horizontal", "vertical", "falling", "rising"]
+
+
+def test_what_is_known_are_the_dicts_of_now() -> None:
+    config = configs.default()
+    config.method = "ensemble"
+    with pytest.raises(fields.ConfigError, match=r"config\.method is 'ensemble'"):
+        main.main(config, None, dry_run=True)
+    known = config_module(EXAMPLES / "own_method.py").get_config()
+    assert configs.parse(known).method == "ensemble"
