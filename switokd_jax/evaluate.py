@@ -6,7 +6,6 @@ python -m switokd_jax.evaluate --workdir=runs/cifar100 --data=folder --data_dir=
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 from pathlib import Path
@@ -132,7 +131,7 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Reads flags, evaluates, prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.reader(__doc__)
     parser.add_argument("--workdir", required=True, help="of a run")
     parser.add_argument("--which", default="best", help="best, latest, or a saved step")
     parser.add_argument("--split", default="test", choices=SPLITS)
@@ -147,7 +146,7 @@ def main() -> None:
             write_json(given.json, found)
         return table(found)
 
-    commands.run(command)
+    commands.run(command, given.config)
 
 
 if __name__ == "__main__":

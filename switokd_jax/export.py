@@ -8,7 +8,6 @@ installed) hold the weights under the official PyTorch names.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from switokd_jax import commands, trained
@@ -51,14 +50,16 @@ def export(workdir: str | Path, network: str, form: str, which: str = "best", ou
 
 def main() -> None:
     """Reads flags and writes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.reader(__doc__)
     parser.add_argument("--workdir", required=True, help="of a run")
     parser.add_argument("--network", required=True, help="its name in the run, such as student")
     parser.add_argument("--format", required=True, choices=SUFFIXES)
     parser.add_argument("--which", default="best", help="best, latest, or a saved step")
     parser.add_argument("--output", default="", help="the file (WORKDIR/exports/NETWORK.SUFFIX)")
     given = parser.parse_args()
-    commands.run(lambda: f"wrote {export(given.workdir, given.network, given.format, given.which, given.output)}")
+    commands.run(
+        lambda: f"wrote {export(given.workdir, given.network, given.format, given.which, given.output)}", given.config
+    )
 
 
 if __name__ == "__main__":

@@ -186,7 +186,11 @@ def _evaluate(
         split: scoring.score(run.score.call, one, variables, feed.data, run.scoring(feed))
         for split, feed in run.scored.items()
     }
-    scored = [{**head(split, run.plan, step), **scoring.as_line(by_name, names)} for split, by_name in scores.items()]
+    updates = {f"{name}/updates": int(one(state.networks[name].updates)) for name in names}
+    scored = [
+        {**head(split, run.plan, step), **scoring.as_line(by_name, names), **updates}
+        for split, by_name in scores.items()
+    ]
     run.write(scored)
     shares = [*logs.expert_shares(jax.device_get(one(state.expert_steps)), step).values()]
     for line in scored:

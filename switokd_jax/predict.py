@@ -5,7 +5,6 @@ python -m switokd_jax.predict --workdir=runs/cifar100 cat.png dog.jpg
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,7 +71,7 @@ def table(names: Sequence[str], paths: Sequence[str | Path], classes: Sequence[s
 
 def main() -> None:
     """Reads flags and images, prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.reader(__doc__)
     parser.add_argument("--workdir", required=True, help="of a run")
     parser.add_argument("--network", nargs="+", default=[], help="names in the run (all)")
     parser.add_argument("--which", default="best", help="best, latest, or a saved step")
@@ -86,7 +85,7 @@ def main() -> None:
         seen = predict(networks, given.images)
         return table(names, given.images, networks[0].facts.classes, seen, given.top)
 
-    commands.run(command)
+    commands.run(command, given.config)
 
 
 if __name__ == "__main__":

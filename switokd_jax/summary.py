@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from clu import parameter_overview
 
+from switokd_jax import cost
 from switokd_jax.console import Clock
 from switokd_jax.data.sources import Dataset, Split
 from switokd_jax.logs import expert_shares, read_metrics
@@ -71,6 +72,8 @@ def summarise(
     last = [line for line in read_metrics(folder / "metrics.jsonl") if line["split"] == "test"][-1]
     steps = int(final.step)
     shares = expert_shares(final.expert_steps, steps)
+    networks = {name: _network(name, plan, final, last, best[name]) for name in plan.topology.nodes}
+    examples = plan.epoch(steps) * plan.data.train_examples
     return {
         "steps": steps,
         "epochs": round(plan.epoch(steps), 6),
@@ -78,19 +81,25 @@ def summarise(
         "examples_per_second": round(clock.rate, 1),
         "peak_bytes_per_device": plan.devices.peak_bytes,
         "best_selected_on": selected_on,
-        "networks": {
-            name: {
-                "model": plan.config.networks[name].model,
-                "parameters": count(final.networks[name].params),
-                "final_top1": last[f"{name}/top1"],
-                "best_top1": best[name]["top1"],
-                "best_epoch": round(plan.epoch(int(best[name]["step"])), 6),
-                "final_loss": last[f"{name}/loss"],
-                "updates": int(final.networks[name].updates),
-            }
-            for name in plan.topology.nodes
-        },
+        "examples": round(examples),
+        "training_flops": cost.spent(networks, steps, examples),
+        "networks": networks,
         "switch": {pair: {"expert_fraction": shares[pair]} for pair in map(pair_name, plan.pairs)},
+    }
+
+
+def _network(name: str, plan: Plan, final: TrainState, last: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
+    counted = cost.per_image(plan.networks[name].module, plan.data.image_shape)
+    return {
+        "model": plan.config.networks[name].model,
+        "parameters": count(final.networks[name].params),
+        "final_top1": last[f"{name}/top1"],
+        "best_top1": best["top1"],
+        "best_epoch": round(plan.epoch(int(best["step"])), 6),
+        "final_loss": last[f"{name}/loss"],
+        "updates": int(final.networks[name].updates),
+        "forward_flops": counted.forward,
+        "backward_flops": counted.backward,
     }
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from switokd_jax import config as configs
 from switokd_jax import models, record, saved
-from switokd_jax.data import augment
+from switokd_jax.data import augment, resident, sources
+from switokd_jax.data.batches import Share
+from switokd_jax.data.feeds import feed
 from switokd_jax.data.preprocess import Preprocess
 from switokd_jax.fields import ConfigError, nearest
 from switokd_jax.interop.stablehlo import Facts
@@ -83,3 +87,27 @@ def read(workdir: str | Path, network: str, which: str = "best") -> Trained:
         preprocess=Preprocess(**{**data["preprocess"], **{k: tuple(data["preprocess"][k]) for k in ("mean", "std")}}),
         resized=config.data.image_size > 0,
     )
+
+
+def test_images(config: configs.Config, places: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Images of the test split of a run as its evaluation sees them.
+
+    Args:
+      config: of the run.
+      places: from 0, in the order of the split.
+
+    Returns:
+      [n, height, width, channels] uint8 and labels [n].
+
+    Raises:
+      ConfigError: if the data set cannot be read, or has no such place.
+    """
+    dataset = sources.load(config.data, config.seed)
+    size = len(dataset.test)
+    if beyond := [place for place in places if not 0 <= place < size]:
+        raise ConfigError(f"test image {beyond[0]} is none of 0 to {size - 1}")
+    spec = dataclasses.replace(config.data, workers=0)
+    fed = feed(dataset.test.take(np.asarray(places)), dataset.form, spec, config.seed, len(places), Share())
+    _, batch = next(fed.scoring())
+    images, labels = resident.look_up(fed.data, batch)
+    return np.asarray(images), np.asarray(labels)

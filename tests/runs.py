@@ -14,8 +14,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments.config_files import config_module
 from switokd_jax import config, distribution, initialise, models, plan
+from switokd_jax.commands import config_module
 from switokd_jax.data import batches, preprocess, resident, sources
 from switokd_jax.models import layers
 from switokd_jax.state import TrainState

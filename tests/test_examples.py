@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.config_files import config_module
 from switokd_jax import config as configs
 from switokd_jax import fields, loop, main, methods, models, plan
+from switokd_jax.commands import config_module
 from switokd_jax.data import sources
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

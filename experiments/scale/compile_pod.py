@@ -30,10 +30,10 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
-from experiments.config_files import config_module  # noqa: E402
 from experiments.scale.hlo import KINDS, Collective, collectives  # noqa: E402
 from switokd_jax import config as configs  # noqa: E402
 from switokd_jax import initialise, plan  # noqa: E402
+from switokd_jax.commands import config_module  # noqa: E402
 from switokd_jax.data import batches, preprocess, resident, sources  # noqa: E402
 from switokd_jax.distribution import AXIS  # noqa: E402
 from switokd_jax.files import write_json  # noqa: E402

@@ -23,11 +23,10 @@ import jax
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
-from experiments.config_files import config_module  # noqa: E402
 from experiments.speed.turns import taking_turns  # noqa: E402
 from switokd_jax import config as configs  # noqa: E402
 from switokd_jax import initialise, loop  # noqa: E402
-from switokd_jax.commands import use_compilation_cache  # noqa: E402
+from switokd_jax.commands import config_module, use_compilation_cache  # noqa: E402
 
 
 def bare(config: Any) -> float:

@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from switokd_jax.files import write_whole
 
-# Okabe and Ito's palette.
-NETWORKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-EXPERT, LEARNING = "#F6C9A0", "#DCE9F5"
-GAP, THRESHOLD = "#B2182B", "#222222"
+Theme = Literal["light", "dark"]
+
+# Okabe and Ito's palette, its black last, where it is ink.
+NETWORKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GAP = "#B2182B"
+# By theme: paper, ink, grid.
+PAPER = {"light": ("#FFFFFF", "#222222", "#DDDDDD"), "dark": ("#16181C", "#E4E6EA", "#3A3E46")}
+# By theme and mode: the bands behind curves.
+EXPERT = {"light": "#F6C9A0", "dark": "#6B4420"}
+LEARNING = {"light": "#DCE9F5", "dark": "#1F3245"}
+# In the dark the palette's blue and the gap's red would be too deep to read.
+IN_THE_DARK = {"#0072B2": "#4BA3DE", GAP: "#F0717E"}
 
 
-def colours(names: list[str]) -> dict[str, str]:
+@contextlib.contextmanager
+def theme(name: Theme) -> Iterator[None]:
+    """Pictures drawn in this context are for light or for dark pages."""
+    paper, ink, grid = PAPER[name]
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
+    colours = {"figure.facecolor": paper, "savefig.facecolor": paper, "axes.facecolor": paper, "grid.color": grid}
+    with mpl.rc_context({**colours, **dict.fromkeys(inked, ink)}):
+        yield
+
+
+def current() -> Theme:
+    """The theme of this context."""
+    return "dark" if mpl.rcParams["figure.facecolor"] == PAPER["dark"][0] else "light"
+
+
+def ink() -> str:
+    """The colour of text."""
+    return str(mpl.rcParams["text.color"])
+
+
+def shade(colour: str) -> str:
+    """A colour as this theme has it."""
+    return IN_THE_DARK.get(colour, colour) if current() == "dark" else colour
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
     """A colour for each network, in order."""
-    return {name: NETWORKS[i % len(NETWORKS)] for i, name in enumerate(names)}
+    palette = [*map(shade, NETWORKS), ink()]
+    return {name: palette[i % len(palette)] for i, name in enumerate(names)}
 
 
 def tidy(axes: Axes, xlabel: str, ylabel: str) -> None:
     """Labels, a light grid, no box."""
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    axes.grid(True, color="#DDDDDD", linewidth=0.6)
+    axes.grid(True, color=PAPER[current()][2], linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0)

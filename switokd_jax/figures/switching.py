@@ -52,7 +52,10 @@ def _panel(axes: Axes, train: Sequence[dict[str, Any]], pair: str) -> None:
     step = np.asarray([line["step"] for line in train])
     expert = np.asarray([line[f"{pair}/expert"] for line in train], float)
     gap, threshold = (np.asarray([line[f"{pair}/{key}"] for line in train]) for key in ("gap", "threshold"))
-    for values, colour, label in ((gap, style.GAP, "gap G"), (threshold, style.THRESHOLD, r"threshold $\delta$")):
+    for values, colour, label in (
+        (gap, style.shade(style.GAP), "gap G"),
+        (threshold, style.ink(), r"threshold $\delta$"),
+    ):
         axes.plot(step, values, color=colour, linewidth=0.4, alpha=0.35)
         axes.plot(step, running_mean(values), color=colour, linewidth=1.5, label=label)
     low, high = np.percentile(np.concatenate([gap, threshold]), (0.5, 99.5))
@@ -63,7 +66,9 @@ def _panel(axes: Axes, train: Sequence[dict[str, Any]], pair: str) -> None:
     bins = np.array_split(expert, min(BANDS, len(expert)))
     axes.imshow(
         [[part.mean() for part in bins]],
-        cmap=LinearSegmentedColormap.from_list("modes", [style.LEARNING, style.EXPERT]),
+        cmap=LinearSegmentedColormap.from_list(
+            "modes", [style.LEARNING[style.current()], style.EXPERT[style.current()]]
+        ),
         vmin=0,
         vmax=1,
         aspect="auto",
@@ -85,4 +90,5 @@ def running_mean(values: np.ndarray) -> np.ndarray:
 
 
 def _patch(mode: str) -> Patch:
-    return Patch(color=style.EXPERT if mode == "expert" else style.LEARNING, label=f"{mode} mode")
+    colour = (style.EXPERT if mode == "expert" else style.LEARNING)[style.current()]
+    return Patch(color=colour, label=f"{mode} mode")

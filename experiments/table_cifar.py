@@ -1,0 +1,75 @@
+"""CIFAR-10 and CIFAR-100: every method on the pairs of the SwitOKD and UniOKD papers.
+
+python experiments/table_cifar.py --smoke --jobs=2            # all methods on digits, three seeds, in minutes
+python experiments/table_cifar.py --plan                      # what would run, and how long
+python experiments/table_cifar.py --settings cifar100 --arms vanilla dml kdcl switokd
+
+Offline methods learn from the frozen teacher of the arm 'vanilla' with the same seed, at its last step. Every method
+has its published defaults; nothing is tuned. Published numbers are means of 3 seeds, of the best test epoch.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
+
+from experiments.grids import KDCL, OFFLINE, ONLINE, Setting  # noqa: E402
+from experiments.study import Study, main  # noqa: E402
+
+ALL = {**ONLINE, **KDCL, **OFFLINE}
+SMALL = ("networks.teacher.model=resnet14", "networks.student.model=resnet8", "networks.teacher.milestones=(4,)")
+
+STUDY = Study(
+    title="CIFAR: top-1 of students and teachers",
+    full=(
+        Setting(
+            name="cifar100",
+            config="configs/cifar100_wrn16_2_mobilenetv2.py",
+            arms=ALL,
+            published={
+                "vanilla": {"student": 60.07, "teacher": 72.90},
+                "dml": {"student": 66.23, "teacher": 73.85},
+                "kdcl": {"student": 66.83, "teacher": 73.75},
+                "switokd": {"student": 67.24, "teacher": 73.90},
+                "uniokd": {"student": 67.83, "teacher": 74.28},
+            },
+        ),
+        Setting(
+            name="cifar100_resnet32",
+            config="configs/cifar100_wrn40_2_resnet32.py",
+            arms=ALL,
+            published={
+                "vanilla": {"student": 71.28, "teacher": 76.60},
+                "dml": {"student": 73.20, "teacher": 77.85},
+                "kdcl": {"student": 72.94, "teacher": 77.49},
+                "switokd": {"student": 73.59, "teacher": 74.68},
+                "uniokd": {"student": 73.69, "teacher": 76.90},
+            },
+        ),
+        Setting(
+            name="cifar10",
+            config="configs/cifar10_wrn16_8_wrn16_1.py",
+            arms=ALL,
+            published={
+                "vanilla": {"student": 91.45, "teacher": 95.21},
+                "dml": {"student": 91.96, "teacher": 95.06},
+                "kdcl": {"student": 91.86, "teacher": 95.33},
+                "switokd": {"student": 92.50, "teacher": 94.76},
+            },
+        ),
+        Setting(name="cifar100_small", config="configs/cifar100_small.py", arms=ALL),
+    ),
+    smoke=(
+        Setting(
+            name="digits",
+            config="configs/digits.py",
+            arms=ALL,
+            flags=(*SMALL, "networks.student.milestones=(4,)", "epochs=5"),
+        ),
+    ),
+)
+
+if __name__ == "__main__":
+    main(STUDY, __doc__)

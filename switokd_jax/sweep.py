@@ -1,0 +1,145 @@
+"""Trains one config with several seeds and settings:
+
+python -m switokd_jax.sweep --config=configs/digits.py --workdir=runs/sweep --seeds 0 1 2 \\
+    --over switokd.epsilon=adaptive,0,1 --over batch_size=32,64 --jobs=2 -- --config.epochs=5
+
+Every combination is a run; flags after `--` hold for all of them. Runs that are done are skipped, and one that was cut
+short goes on. Writes WORKDIR/table.md, .csv and .tex: mean and standard deviation over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from switokd_jax import commands, grid, tables
+from switokd_jax.fields import ConfigError
+from switokd_jax.tables import Cell, Spread, Table
+
+
+def jobs(
+    config: str, over: Mapping[str, Sequence[str]], seeds: Sequence[int], flags: Sequence[str]
+) -> dict[tuple[str, ...], list[grid.Job]]:
+    """A job for each combination of values and seed, by the values.
+
+    Args:
+      config: the config file.
+      over: values by the field's dotted name.
+      seeds: of every combination.
+      flags: of all runs.
+    """
+    made = {}
+    for values in itertools.product(*over.values()):
+        own = tuple(f"--config.{field}={value}" for field, value in zip(over, values, strict=True))
+        name = "_".join(f"{field.split('.')[-1]}={value}" for field, value in zip(over, values, strict=True))
+        made[values] = [
+            grid.Job(
+                name=_folder_name(f"{name}_seed={seed}" if name else f"seed={seed}"),
+                config=config,
+                flags=(*flags, *own, f"--config.seed={seed}"),
+            )
+            for seed in seeds
+        ]
+    return made
+
+
+def _folder_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "._=-" else "-" for c in text)
+
+
+def table(
+    title: str, over: Sequence[str], results: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]], note: str
+) -> Table:
+    """A row for each combination, and the networks' scores over its seeds."""
+    names = [*next(made for made in results.values() if made)[0]["networks"]]
+    rows = [
+        (*values, *(cell for name in names for cell in scores(made, name)), switched(made))
+        for values, made in results.items()
+    ]
+    head = [text for name in names for text in (f"{name} final %", f"{name} best %")]
+    return Table(title, (*over, *head, "expert steps %"), tuple(rows), note)
+
+
+def scores(made: Sequence[Mapping[str, Any]], network: str) -> tuple[Spread, Spread]:
+    """Final and best top-1 of a network over seeds."""
+    of = [summary["networks"][network] for summary in made]
+    return Spread(tuple(each["final_top1"] for each in of)), Spread(tuple(each["best_top1"] for each in of))
+
+
+def switched(made: Sequence[Mapping[str, Any]]) -> Cell:
+    """Share of expert steps over pairs and seeds in percent; None where nothing switches."""
+    shares = [100.0 * pair["expert_fraction"] for summary in made for pair in summary["switch"].values()]
+    return Spread((sum(shares) / len(shares),), digits=1) if shares else None
+
+
+def carry_out(
+    jobs: Sequence[grid.Job], folder: Path, at_a_time: int, make: Callable[[Mapping[str, Any]], Table]
+) -> str:
+    """Runs what is not done and writes FOLDER/table.md, .csv and .tex of what is.
+
+    Args:
+      jobs: as `grid.run` takes them.
+      folder: of all runs.
+      at_a_time: runs side by side.
+      make: summaries by job name, to the table.
+
+    Returns:
+      The table as Markdown, and the files' names.
+
+    Raises:
+      ConfigError: if a run failed, after all others and the table are made.
+    """
+    failed = grid.run(jobs, folder, at_a_time)
+    results = {job.name: made for job in jobs if (made := grid.result(job, folder))}
+    if not results:
+        raise ConfigError(f"no run succeeded; {_said(failed)}")
+    table = make(results)
+    paths = tables.write(table, folder / "table")
+    if failed:
+        print(tables.markdown(table))
+        raise ConfigError(f"{len(failed)} of {len(jobs)} runs failed; {_said(failed)}")
+    return "\n".join([tables.markdown(table), *(f"wrote {path}" for path in paths)])
+
+
+def _said(failed: Mapping[str, str]) -> str:
+    name, reason = next(iter(failed.items()))
+    return f"{name}: {reason}"
+
+
+def _over(text: str) -> tuple[str, list[str]]:
+    field, equals, values = text.partition("=")
+    if not equals or not field or not values:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE,VALUE such as switokd.epsilon=adaptive,0,1")
+    return field.removeprefix("config."), values.split(",")
+
+
+def main() -> None:
+    """Reads flags, trains, writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a config file")
+    parser.add_argument("--workdir", type=Path, required=True, help="a folder for all runs")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--over", action="append", type=_over, default=[], metavar="FIELD=VALUE,VALUE")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--plan", action="store_true", help="print what would run")
+    parser.add_argument("flags", nargs="*", help="flags of main for all runs, after --")
+    given = parser.parse_args()
+    over = dict(given.over)
+    by_values = jobs(given.config, over, given.seeds, given.flags)
+    flat = [job for of in by_values.values() for job in of]
+    if given.plan:
+        commands.run(lambda: grid.plan(flat, given.workdir, given.jobs))
+        return
+
+    def made(results: Mapping[str, Any]) -> Table:
+        rows = {values: [results[job.name] for job in of if job.name in results] for values, of in by_values.items()}
+        return table(f"{Path(given.config).stem}, seeds {', '.join(map(str, given.seeds))}", [*over], rows, "")
+
+    commands.run(lambda: carry_out(flat, given.workdir, given.jobs, made))
+
+
+if __name__ == "__main__":
+    main()
