@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,12 @@ import jax.numpy as jnp
 
 from switokd_jax.state import Tree, draw_variables
 
+Shape = tuple[int, ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Floating-point operations for one image, a multiplication and an addition counted as two.
+    """Floating-point operations of convolutions and matrix products for one image; a product and its addition are two.
 
     Attributes:
       forward: of the forward pass in training mode.
@@ -26,11 +29,11 @@ class Cost:
 
 
 def per_image(module: Any, image_shape: tuple[int, ...]) -> Cost:
-    """Counts by XLA's cost analysis of the traced program; nothing is compiled.
+    """Counts the convolutions and matrix products of the traced passes; nothing is compiled or computed.
 
     Every convolution is counted as `lax` has it, whatever form a backend likes, so the number does not depend on the
-    machine; products with padding are not counted. What `remat` computes again is left out: it is the price of memory,
-    not of the method.
+    machine; products with padding are left out, and so is what `remat` computes again: it is the price of memory, not
+    of the method.
 
     Args:
       module: a network of `models.create`.
@@ -61,12 +64,49 @@ def per_image(module: Any, image_shape: tuple[int, ...]) -> Cost:
         logits, pullback, moved = jax.vjp(lambda p: forward(p, batch_stats, image), params, has_aux=True)
         return logits, moved, pullback(logits)
 
-    counts = [_operations(f, variables["params"], variables["batch_stats"], image) for f in (forward, both)]
+    counts = [
+        _operations(jax.make_jaxpr(passes)(variables["params"], variables["batch_stats"], image).jaxpr)
+        for passes in (forward, both)
+    ]
     return Cost(forward=counts[0], backward=counts[1] - counts[0])
 
 
-def _operations(function: Any, *shapes: Any) -> float:
-    return float(jax.jit(function).lower(*shapes).cost_analysis()["flops"])
+def _operations(jaxpr: Any) -> float:
+    """Of all convolutions and matrix products of a program and of those inside it."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        operands, results = ([v.aval.shape for v in ends] for ends in (equation.invars, equation.outvars))
+        if equation.primitive.name == "conv_general_dilated":
+            total += _convolution(operands[0], operands[1], results[0], equation.params)
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += 2.0 * math.prod(results[0]) * math.prod(operands[0][i] for i in contracted)
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for inner in jax.tree.leaves(equation.params, is_leaf=_is_program):
+            if _is_program(inner):
+                total += times * _operations(getattr(inner, "jaxpr", inner))
+    return total
+
+
+def _is_program(x: Any) -> bool:
+    return hasattr(x, "eqns") or hasattr(getattr(x, "jaxpr", None), "eqns")
+
+
+def _convolution(image: Shape, kernel: Shape, out: Shape, params: Mapping[str, Any]) -> float:
+    """Each output element sums over the kernel's inputs at the places where the kernel lies on the image."""
+    image_axes, kernel_axes, out_axes = params["dimension_numbers"]
+    places = 1
+    for i, (stride, (before, _), spread, apart) in enumerate(
+        zip(params["window_strides"], params["padding"], params["lhs_dilation"], params["rhs_dilation"], strict=True)
+    ):
+        size = image[image_axes[2 + i]]
+        at = [
+            o * stride + k * apart - before
+            for o in range(out[out_axes[2 + i]])
+            for k in range(kernel[kernel_axes[2 + i]])
+        ]
+        places *= sum(0 <= each <= (size - 1) * spread and each % spread == 0 for each in at)
+    return 2.0 * places * out[out_axes[0]] * out[out_axes[1]] * kernel[kernel_axes[1]]
 
 
 def spent(networks: Mapping[str, Mapping[str, Any]], steps: int, examples: float) -> float:
