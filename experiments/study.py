@@ -109,6 +109,7 @@ def table(study: Study, places: Mapping[grid.Job, Place], results: Mapping[str, 
     head = ["setting", "arm"]
     for name in names:
         head += [f"{name} final %", f"{name} best %", *([f"{name} published %"] if name in with_published else [])]
+    unit, size = cost.unit(max(each["training_flops"] for made in rows.values() for each in made))
     table = []
     for (setting, arm), summaries in rows.items():
         cells: list[Cell] = [setting, arm]
@@ -117,12 +118,12 @@ def table(study: Study, places: Mapping[grid.Job, Place], results: Mapping[str, 
             cells += sweep.scores(there, name)
             if name in with_published:
                 cells.append(settings[setting].published.get(arm, {}).get(name))
-        cells += [sweep.switched(summaries), Spread(tuple(each["training_flops"] / 1e12 for each in summaries))]
+        cells += [sweep.switched(summaries), Spread(tuple(each["training_flops"] / size for each in summaries))]
         table.append(tuple(cells))
-    return Table(study.title, (*head, "expert steps %", "TFLOP"), tuple(table), _note(places))
+    return Table(study.title, (*head, "expert steps %", unit), tuple(table), _note(places, unit))
 
 
-def _note(places: Mapping[grid.Job, Place]) -> str:
+def _note(places: Mapping[grid.Job, Place], unit: str) -> str:
     """The size of the runs."""
     sizes = {}
     for job, place in places.items():
@@ -135,5 +136,5 @@ def _note(places: Mapping[grid.Job, Place]) -> str:
     runs = "; ".join(f"{name}: {size}" for name, size in sizes.items())
     return (
         f"Mean and standard deviation of seeds {', '.join(map(str, seeds))}. {runs}. 'final' is the test top-1 after "
-        "the last epoch, 'best' that of the best one (as published numbers are); TFLOP what training really spent."
+        f"the last epoch, 'best' that of the best one (as published numbers are); {unit} what training really spent."
     )

@@ -109,6 +109,12 @@ def _convolution(image: Shape, kernel: Shape, out: Shape, params: Mapping[str, A
     return 2.0 * places * out[out_axes[0]] * out[out_axes[1]] * kernel[kernel_axes[1]]
 
 
+def unit(most: float) -> tuple[str, float]:
+    """The unit for numbers up to `most`, and its size: TFLOP for 2.5e12."""
+    units = (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9))
+    return next(((name, size) for name, size in units if most >= size), units[-1])
+
+
 def spent(networks: Mapping[str, Mapping[str, Any]], steps: int, examples: float) -> float:
     """Floating-point operations of a run so far: all networks look at every image, and a network's backward pass runs
     in the steps that it takes. Optimizers, losses and adapters, which are small beside that, are left out.

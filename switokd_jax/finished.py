@@ -55,7 +55,7 @@ class Finished:
             name: value
             for name, value in flat(self.config).items()
             if not name.startswith(others)
-            and not name.endswith(".init_from")
+            and not name.endswith((".init_from", ".anchors"))
             and not any(name == each or name.startswith(f"{each}.") for each in free)
         }
 
@@ -119,7 +119,9 @@ def _label(run: Finished, firsts: Sequence[Finished]) -> str:
     method = str(run.config["method"])
     if [first.config["method"] for first in firsts].count(method) == 1:
         return method
-    # Of a method's own block only what sets it apart from others of the same method.
     apart = differences([first for first in firsts if first.config["method"] == method])
-    label = ", ".join([method, *(f"{name.split('.')[-1]}={run.settings.get(name)}" for name in apart)])
+    enough = [name for name, values in apart.items() if len({str(value) for value in values}) == len(values)]
+    # One setting is enough where each has a value of its own; of several the method's own.
+    chosen = sorted(enough, key=lambda name: not name.startswith(f"{method}."))[:1] or [*apart]
+    label = ", ".join([method, *(f"{name.split('.')[-1]}={run.settings.get(name)}" for name in chosen)])
     return label if len(label) <= LONGEST else run.folder.name

@@ -16,7 +16,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from switokd_jax import commands, finished
+from PIL import Image
+
+from switokd_jax import commands, cost, finished
 from switokd_jax.fields import ConfigError
 from switokd_jax.figures import album, style
 from switokd_jax.files import write_whole
@@ -98,7 +100,9 @@ def _page(runs: Sequence[Finished], examples: Sequence[int]) -> str:
 
 def _results(groups: dict[str, list[Finished]]) -> str:
     """A row for each network of each experiment."""
-    head = ["experiment", "network", "model", "parameters", "final top-1 %", "best top-1 %", "updates %", "TFLOP"]
+    runs = [run for of in groups.values() for run in of]
+    unit, size = cost.unit(max(run.summary.get("training_flops", 0.0) for run in runs))
+    head = ["experiment", "network", "model", "parameters", "final top-1 %", "best top-1 %", "updates %", unit]
     rows = []
     for label, of in groups.items():
         for name in of[0].networks:
@@ -112,7 +116,7 @@ def _results(groups: dict[str, list[Finished]]) -> str:
                     Spread(tuple(network["final_top1"] for _, network in each)).text(),
                     Spread(tuple(network["best_top1"] for _, network in each)).text(),
                     Spread(tuple(100 * network["updates"] / run["steps"] for run, network in each), 1).text(),
-                    Spread(tuple(run.get("training_flops", 0.0) / 1e12 for run, _ in each), 1).text(),
+                    Spread(tuple(run.get("training_flops", 0.0) / size for run, _ in each), 1).text(),
                 ]
             )
     switches = [
@@ -120,11 +124,10 @@ def _results(groups: dict[str, list[Finished]]) -> str:
         for label, of in groups.items()
         for pair in of[0].summary["switch"]
     ]
-    runs = [run for of in groups.values() for run in of]
     notes = [
         f"{_span(run.summary['epochs'] for run in runs)} epochs ({_span(run.summary['steps'] for run in runs)} steps); "
         f"top-1 on the test split, best by {', '.join(sorted({run.summary['best_selected_on'] for run in runs}))}; "
-        "TFLOP of the whole run, paused steps without their backward pass."
+        f"{unit} of the whole run, paused steps without their backward pass."
     ]
     if any(len(of) > 1 for of in groups.values()):
         seeds = sorted({run.config["seed"] for run in runs})
@@ -141,32 +144,36 @@ def _span(values: Iterable[float]) -> str:
 
 def _pictures(runs: Sequence[Finished], examples: Sequence[int]) -> list[str]:
     """Every picture twice, for light and for dark pages."""
+    seen, note = None, ""
+    try:
+        seen = album.look(finished.groups(runs), examples)
+    except ConfigError as error:
+        note = f"No heat maps: {error}"
     drawn: dict[style.Theme, list[album.Picture]] = {}
-    note = ""
     with tempfile.TemporaryDirectory() as folder:
-        for theme in ("light", "dark"):
+        for theme in style.PAPER:
             with style.theme(theme):
-                here = Path(folder) / theme
-                pictures = album.draw(runs, here)
-                if examples and not note:
-                    try:
-                        pictures += album.heat_maps(finished.groups(runs), here, examples)
-                    except ConfigError as error:
-                        note = f"No heat maps: {error}"
-                drawn[theme] = pictures
+                drawn[theme] = album.draw(runs, Path(folder) / theme, seen)
         made = ["<h2>Pictures</h2>"]
         for light, dark in zip(drawn["light"], drawn["dark"], strict=True):
+            caption = html.escape(light.caption)
             made.append(
                 "<figure><picture>"
                 f'<source media="(prefers-color-scheme: dark)" srcset="{_embedded(dark.path)}">'
-                f'<img src="{_embedded(light.path)}" alt="{html.escape(light.caption)}"></picture>'
-                f"<figcaption>{html.escape(light.caption)}</figcaption></figure>"
+                f'<img src="{_embedded(light.path)}" width="{_width(light.path)}" alt="{caption}"></picture>'
+                f"<figcaption>{caption}</figcaption></figure>"
             )
     return [*made, f'<p class="soft">{html.escape(note)}</p>'] if note else made
 
 
 def _embedded(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _width(path: Path) -> int:
+    """At which the letters of a picture are as large as those around it: it has 200 pixels an inch."""
+    with Image.open(path) as image:
+        return image.width // 2
 
 
 def _settings(runs: Sequence[Finished], groups: dict[str, list[Finished]]) -> list[str]:

@@ -50,7 +50,7 @@ class Few(nn.Module):
             x = nn.relu(layers.norm(name=f"bn{i}", train=train, axis_name=self.axis_name, **kinds)(x))
             x = layers.tap(self, f"stage{i}", x)
         for stage in range(len(self.features), 3):
-            layers.tap(self, f"stage{stage + 1}", x)
+            x = layers.tap(self, f"stage{stage + 1}", x)
         x = layers.dropout(self, layers.pooled(self, x), self.dropout, train=train and self.dropout > 0)
         return layers.at_least_float32(layers.linear(x, self.num_classes, name="linear", **kinds))
 

@@ -39,8 +39,9 @@ ORDER = [
         "checkpoint",
         "saved",
     ),
-    *("interop", "initialise", "workdir", "record", "trained", "logs", "console", "session", "figures", "summary"),
-    *("stopping", "loop", "processes", "commands", "main", "export", "evaluate", "predict"),
+    *("interop", "initialise", "workdir", "record", "trained", "gradcam", "cost", "tables", "logs", "finished"),
+    *("commands", "console", "session", "figures", "summary", "stopping", "loop", "processes", "catalogue", "main"),
+    *("export", "evaluate", "predict", "report", "grid", "sweep"),
 ]
 
 

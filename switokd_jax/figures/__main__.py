@@ -25,8 +25,9 @@ def main() -> None:
 
     def command() -> str:
         runs = finished.within(given.workdirs)
+        looks = album.look(finished.groups(runs), given.examples)
         with style.theme(given.theme):
-            drawn = album.draw(runs, given.output or Path(given.workdirs[0]) / "figures", given.examples)
+            drawn = album.draw(runs, given.output or Path(given.workdirs[0]) / "figures", looks)
         return "\n".join(f"wrote {picture.path}" for picture in drawn)
 
     commands.run(command, given.config)

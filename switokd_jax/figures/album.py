@@ -16,6 +16,7 @@ from switokd_jax.figures.switching import draw_switching
 from switokd_jax.finished import Finished
 
 SURFACES = 3  # images that have a row of surfaces
+ACROSS = 6  # columns of a picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +27,30 @@ class Picture:
     caption: str
 
 
-def draw(runs: Sequence[Finished], folder: Path, examples: Sequence[int] = ()) -> list[Picture]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Looks:
+    """What networks see in some images; made by `look`.
+
+    Attributes:
+      images: [n, height, width, channels] within 0 and 1.
+      labels: [n].
+      classes: their names.
+      columns: what stands side by side, by network, or by '' where that is the networks of one experiment.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    columns: Mapping[str, Sequence[heat.Seen]]
+
+
+def draw(runs: Sequence[Finished], folder: Path, looks: Looks | None = None) -> list[Picture]:
     """Draws what there is to draw.
 
     Args:
       runs: one, or several to compare; those that differ in their seed only are averaged.
       folder: for the PNGs; made if need be.
-      examples: places in the test split of the images that get heat maps; none for no heat maps.
-
-    Raises:
-      ConfigError: if heat maps are asked for and a network or image cannot be read.
+      looks: for heat maps.
     """
     folder.mkdir(parents=True, exist_ok=True)
     groups = finished.groups(runs)
@@ -57,42 +72,48 @@ def draw(runs: Sequence[Finished], folder: Path, examples: Sequence[int] = ()) -
         (compare.draw_costs(groups, folder / "cost.png"), "Top-1 against the training that it cost" + _banded(groups)),
     ]
     made = [Picture(path, caption) for path, caption in drawn if path]
-    return made + (heat_maps(groups, folder, examples) if examples else [])
+    return made + (_heat_maps(looks, folder) if looks else [])
 
 
-def heat_maps(groups: compare.Groups, folder: Path, examples: Sequence[int]) -> list[Picture]:
-    """Grad-CAM of every network on images of the test split: of one experiment its networks side by side, of several
-    a picture for each network with a column for each experiment. The first run of each group is the one that is read.
+def look(groups: compare.Groups, examples: Sequence[int]) -> Looks | None:
+    """Grad-CAM of every network on images of the test split. The first run of each group is the one that is read;
+    groups on other data than the first one are left out.
+
+    Args:
+      groups: runs by label.
+      examples: places in the test split; none for no heat maps.
 
     Raises:
-      ConfigError: if a network or image cannot be read, or the experiments have other images.
+      ConfigError: if a network or image cannot be read.
     """
+    if not examples:
+        return None
     firsts = {label: of[0] for label, of in groups.items()}
     first = next(iter(firsts.values()))
     images, labels = trained.test_images(trained.read_config(first.folder), examples)
     alike = {label: run for label, run in firsts.items() if run.config["data"]["name"] == first.config["data"]["name"]}
-    seen = {
-        (label, name): _seen(run, name, images, label if len(alike) > 1 else name)
-        for label, run in alike.items()
-        for name in run.networks
+    names = [*dict.fromkeys(name for run in alike.values() for name in run.networks)]
+    read = trained.read(first.folder, first.networks[0])
+    by_network = {
+        name: [_seen(run, name, images, label) for label, run in alike.items() if name in run.networks]
+        for name in names
     }
-    names = [*dict.fromkeys(name for _, name in seen)]
-    columns: Mapping[str, list[heat.Seen]] = (
-        {"": [*seen.values()]}
-        if len(alike) == 1
-        else {name: [made for (_, of), made in seen.items() if of == name] for name in names}
-    )
-    classes = trained.read(first.folder, first.networks[0]).facts.classes
+    if len(alike) == 1:
+        by_network = {"": [dataclasses.replace(of[0], title=name) for name, of in by_network.items()]}
+    return Looks(images / read.preprocess.scale, labels, read.facts.classes, by_network)
+
+
+def _heat_maps(looks: Looks, folder: Path) -> list[Picture]:
+    """Of one experiment its networks side by side; of several, for each network, a column for each experiment."""
     made = []
-    for name, of in columns.items():
-        end, who = (f"_{slug(name)}", f" by {name}") if name else ("", "")
-        path = folder / f"heat{end}.png"
-        heat.draw_heat(images, labels, of, classes, path)
-        made.append(Picture(path, f"What decides the class (Grad-CAM){who}"))
-        path = folder / f"surfaces{end}.png"
-        few = [dataclasses.replace(each, maps=each.maps[:SURFACES]) for each in of]
-        heat.draw_surfaces(images[:SURFACES], few, path)
-        made.append(Picture(path, f"The same heat maps as surfaces{who}"))
+    for name, of in looks.columns.items():
+        for start in range(0, len(of), ACROSS):
+            some, number = of[start : start + ACROSS], f"_{start // ACROSS + 1}" if len(of) > ACROSS else ""
+            end, who = (f"_{slug(name)}{number}", f" by {name}") if name else (number, "")
+            path = heat.draw_heat(looks.images, looks.labels, some, looks.classes, folder / f"heat{end}.png")
+            made.append(Picture(path, f"What speaks for the class that is chosen (Grad-CAM){who}"))
+            path = heat.draw_surfaces(looks.images[:SURFACES], some, folder / f"surfaces{end}.png")
+            made.append(Picture(path, f"The same heat maps as surfaces{who}"))
     return made
 
 

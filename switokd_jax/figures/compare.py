@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from switokd_jax.cost import spent
+from switokd_jax.cost import spent, unit
 from switokd_jax.figures import style
 from switokd_jax.figures.curves import epoch_means
 from switokd_jax.finished import Finished
 
 Groups = Mapping[str, Sequence[Finished]]
 Curve = tuple[np.ndarray, np.ndarray]
-# Largest numbers first: the unit of a cost axis is the first one that leaves more than 1.
-UNITS = (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9))
 ACROSS = 3  # panels in a row
 
 
@@ -47,15 +46,14 @@ def draw_costs(groups: Groups, path: Path) -> Path | None:
     runs = [run for of in groups.values() for run in of if "training_flops" in run.summary]
     if not runs:
         return None
-    most = max(run.summary["training_flops"] for run in runs)
-    unit, size = next(((unit, size) for unit, size in UNITS if most > size), UNITS[-1])
+    name, size = unit(max(run.summary["training_flops"] for run in runs))
 
     def curve(run: Finished, name: str) -> Curve | None:
         accuracy = _accuracy(run, name)
         return None if accuracy is None or "training_flops" not in run.summary else (costs(run) / size, accuracy[1])
 
     return _panels(
-        groups, _all(run.networks for run in runs), curve, f"training cost ({unit})", "{} top-1 (%)", path, ended=True
+        groups, _all(run.networks for run in runs), curve, f"training cost ({name})", "{} top-1 (%)", path, ended=True
     )
 
 
@@ -100,13 +98,16 @@ def _panels(
     down = -(-len(names) // across)
     figure = Figure(figsize=(max(2.9 * across, 4.6), 0.35 + 2.7 * down), layout="constrained")
     panels = [*figure.subplots(down, across, squeeze=False).flat]
+    dashes = style.dashes([*groups])
     for axes, name in zip(panels, names, strict=False):
         for label, colour in style.colours([*groups]).items():
             curves = [made for run in groups[label] if (made := curve(run, name)) is not None and len(made[0])]
             if curves:
-                _banded(axes, curves, colour, label, ended)
+                _banded(axes, curves, colour, dashes[label], label, ended)
         style.tidy(axes, xlabel, ylabel.format(name.replace("->", " \N{RIGHTWARDS ARROW} ")))
         axes.margins(x=0.02)
+        if xlabel == "epoch":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in panels[len(names) :]:
         axes.remove()
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -114,13 +115,13 @@ def _panels(
     return style.save(figure, path)
 
 
-def _banded(axes: Axes, curves: Sequence[Curve], colour: str, label: str, ended: bool) -> None:
+def _banded(axes: Axes, curves: Sequence[Curve], colour: str, dash: str, label: str, ended: bool) -> None:
     """The mean of several curves and one standard deviation around it, as far as all of them go."""
     length = min(len(y) for _, y in curves)
     x = np.mean([x[:length] for x, _ in curves], axis=0)
     y = np.stack([y[:length] for _, y in curves])
     mean = y.mean(axis=0)
-    axes.plot(x, mean, color=colour, linewidth=1.5, label=label)
+    axes.plot(x, mean, color=colour, linestyle=dash, linewidth=1.5, label=label)
     if len(curves) > 1:
         spread = y.std(axis=0, ddof=1)
         axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)

@@ -20,7 +20,10 @@ Theme = Literal["light", "dark"]
 NETWORKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GAP = "#B2182B"
 # By theme: paper, ink, grid.
-PAPER = {"light": ("#FFFFFF", "#222222", "#DDDDDD"), "dark": ("#16181C", "#E4E6EA", "#3A3E46")}
+PAPER: dict[Theme, tuple[str, str, str]] = {
+    "light": ("#FFFFFF", "#222222", "#DDDDDD"),
+    "dark": ("#16181C", "#E4E6EA", "#3A3E46"),
+}
 # By theme and mode: the bands behind curves.
 EXPERT = {"light": "#F6C9A0", "dark": "#6B4420"}
 LEARNING = {"light": "#DCE9F5", "dark": "#1F3245"}
@@ -57,6 +60,12 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     """A colour for each network, in order."""
     palette = [*map(shade, NETWORKS), ink()]
     return {name: palette[i % len(palette)] for i, name in enumerate(names)}
+
+
+def dashes(names: Sequence[str]) -> dict[str, str]:
+    """A line style for each name: the same one until the colours begin again."""
+    styles = ("-", "--", ":", "-.")
+    return {name: styles[i // (len(NETWORKS) + 1) % len(styles)] for i, name in enumerate(names)}
 
 
 def tidy(axes: Axes, xlabel: str, ylabel: str) -> None:

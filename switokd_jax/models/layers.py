@@ -114,12 +114,13 @@ def block(kind: Any, *, remat: bool) -> Any:
 
 
 def tap(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
-    """Lets methods that learn from features take x by that name; costs nothing where nobody does.
+    """Lets methods that learn from features take x by that name, and Grad-CAM the gradient at it; costs nothing where
+    nobody does. What comes out of it flows on.
 
     All models name their stages 'stage1', 'stage2', ... and what the classifier sees 'pooled'.
     """
     module.sow("intermediates", name, x)
-    return x
+    return module.perturb(name, x)
 
 
 def pooled(module: nn.Module, x: jax.Array) -> jax.Array:

@@ -202,6 +202,6 @@ class SwinTransformer(nn.Module):
         for stage, (depth, heads) in enumerate(zip(DEPTHS[self.size], HEADS, strict=True)):
             parts = (linear, norm, self.param_dtype, self.remat)
             x = Stage(depth, heads, stage > 0, *parts, name=f"layers_{stage}")(x)
-            layers.tap(self, f"stage{stage + 1}", x)
+            x = layers.tap(self, f"stage{stage + 1}", x)
         x = layers.pooled(self, norm(name="norm")(x))
         return layers.at_least_float32(Head(self.num_classes, linear, name="head")(x))

@@ -119,6 +119,7 @@ class VisionTransformer(nn.Module):
         for block in range(BLOCKS):
             x = layers.block(Block, remat=self.remat)(heads, linear, norm, name=f"blocks_{block}")(x)
             if block % 3 == 2:
-                layers.tap(self, f"stage{block // 3 + 1}", x[:, 1:].reshape(x.shape[0], PATCHES, PATCHES, width))
+                grid = layers.tap(self, f"stage{block // 3 + 1}", x[:, 1:].reshape(-1, PATCHES, PATCHES, width))
+                x = jnp.concatenate([x[:, :1], grid.reshape(-1, PATCHES**2, width)], axis=1)
         x = layers.tap(self, "pooled", norm(name="norm")(x)[:, 0])
         return layers.at_least_float32(linear(self.num_classes, name="head")(x))
