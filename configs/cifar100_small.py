@@ -1,4 +1,4 @@
-"""A tenth of CIFAR-100 with small networks, to compare methods on two CPU cores: experiments/compare_methods.py.
+"""A tenth of CIFAR-100 with small networks, to compare methods on two CPU cores (experiments/table_cifar.py).
 
 5,000 of the 50,000 training images (50 a class), resnet14 teaches resnet8, 8 epochs; tested on all 10,000 test
 images. The recipe is the public CIFAR-100 one cut to that length; nothing was tuned on these networks.

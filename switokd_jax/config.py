@@ -143,12 +143,14 @@ class Log:
 
     every: steps between two fetches of the metrics from the device.
     tensorboard: write TensorBoard events (imports TensorFlow).
+    wandb: log to this Weights & Biases project (pip install wandb); '' for none.
     progress: print progress.
     profile: write a trace of the first three steps into WORKDIR/profile; see docs/performance.md.
     """
 
     every: int = fields.integer(50, low=1)
     tensorboard: bool = fields.flag(True)
+    wandb: str = fields.text()
     progress: bool = fields.flag(True)
     profile: bool = fields.flag(False)
 
@@ -162,8 +164,7 @@ class Config:
       more. Decisions, losses and the optimizer's step are those of the whole batch, BatchNorm's statistics a part's.
     sharding: 'fsdp' splits parameters, their averages and optimizer states over the devices; 'replicated' does not.
     on_nonfinite: once a loss or gradient is not finite, 'stop' the run, or 'skip': all networks stay as they were.
-    precision: of float32 products on accelerators: 'default' is the backend's own (TF32 on recent GPUs, bfloat16 on
-      TPUs), or 'tensorfloat32', or 'float32'.
+    precision: of float32 products on accelerators; 'default' is the backend's (TF32 on GPUs, bfloat16 on TPUs).
     deterministic: on a GPU, the same bits from every start, at some cost in speed; a CPU or TPU gives them anyway.
     """
 

@@ -1,9 +1,10 @@
-"""What a run writes while it trains: metrics.jsonl and TensorBoard events."""
+"""What a run writes while it trains: metrics.jsonl, and where asked for TensorBoard events and Weights & Biases."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import json
 import os
@@ -67,11 +68,8 @@ class TensorBoard:
     def write(self, lines: Sequence[Line]) -> None:
         """Writes means by split, at the step of its last line; says what an earlier write has met."""
         self._settle(done for done in self._waiting if done.done())
-        for split in sorted({line["split"] for line in lines} - {"skipped"}):
-            chosen = [line for line in lines if line["split"] == split]
-            names = [n for n, v in chosen[-1].items() if isinstance(v, int | float) and n not in ("step", "epoch")]
-            means = {f"{split}/{n}": sum(line[n] for line in chosen) / len(chosen) for n in names}
-            self._waiting.append(self._thread.submit(self._write, chosen[-1]["step"], means))
+        for step, values in means(lines):
+            self._waiting.append(self._thread.submit(self._write, step, values))
 
     def close(self) -> None:
         """Waits for what is being written and ends the file."""
@@ -99,12 +97,52 @@ class TensorBoard:
                 )
 
 
+def means(lines: Sequence[Line]) -> list[tuple[int, dict[str, float]]]:
+    """For each split the step of its last line, and the means of its numbers as SPLIT/NAME."""
+    made = []
+    for split in sorted({line["split"] for line in lines} - {"skipped"}):
+        chosen = [line for line in lines if line["split"] == split]
+        names = [n for n, v in chosen[-1].items() if isinstance(v, int | float) and n not in ("step", "epoch")]
+        made.append(
+            (chosen[-1]["step"], {f"{split}/{n}": sum(line[n] for line in chosen) / len(chosen) for n in names})
+        )
+    return made
+
+
+class WeightsAndBiases:
+    """A run of a Weights & Biases project; a workdir that goes on does so in the same one."""
+
+    def __init__(self, workdir: Path, project: str, config: Mapping[str, Any]):
+        import wandb
+
+        where = str(workdir.resolve())
+        run_id = hashlib.sha256(where.encode()).hexdigest()[:16]
+        self._run = wandb.init(
+            project=project, id=run_id, name=workdir.name, dir=where, config=dict(config), resume="allow"
+        )
+        # Its own count of steps refuses those before the last one, which a resumed run writes again.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, lines: Sequence[Line]) -> None:
+        """Writes means by split; what goes wrong is a warning."""
+        try:
+            for step, values in means(lines):
+                self._run.log({"step": step, **values})
+        except Exception as error:  # of many kinds, and none is worth a run
+            logging.warning("Weights & Biases cannot be written (%s); training goes on", " ".join(str(error).split()))
+
+    def close(self) -> None:
+        """Ends its run."""
+        self._run.finish()
+
+
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """metrics.jsonl and, where asked for, TensorBoard. Lines that cannot be written wait for the next write."""
+    """metrics.jsonl and others, where asked for. Lines that cannot be written wait for the next write."""
 
     path: Path
-    tensorboard: TensorBoard | None = None
+    others: tuple[TensorBoard | WeightsAndBiases, ...] = ()
     waiting: list[Line] = dataclasses.field(default_factory=list)
 
     def write(self, lines: Sequence[Line]) -> bool:
@@ -115,25 +153,44 @@ class Writer:
             self.waiting.clear()
         except OSError as error:
             logging.warning("%s cannot be written (%s); %d lines wait", self.path, error.strerror, len(self.waiting))
-        if lines and self.tensorboard is not None:
-            self.tensorboard.write(lines)
+        for other in self.others if lines else ():
+            other.write(lines)
         return not self.waiting
 
     def close(self) -> None:
-        """Ends TensorBoard's file."""
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        """Ends what the others write."""
+        for other in self.others:
+            other.close()
 
 
-def open_writer(workdir: Path, tensorboard: bool) -> Writer:
+def open_writer(workdir: Path, tensorboard: bool, wandb: str = "", config: Mapping[str, Any] | None = None) -> Writer:
     """The writer of a workdir.
 
+    Args:
+      workdir: an existing folder.
+      tensorboard: whether to write its events.
+      wandb: a Weights & Biases project, or ''.
+      config: what Weights & Biases shows of the run.
+
     Raises:
-      ConfigError: if TensorBoard is asked for and what writes its files is not installed.
+      ConfigError: if what is asked for is not installed, or does not start.
     """
-    if tensorboard and importlib.util.find_spec("tensorflow") is None:
-        raise ConfigError("config.log.tensorboard needs TensorFlow: install tensorflow-cpu, or set it to False")
-    return Writer(workdir / "metrics.jsonl", TensorBoard(workdir) if tensorboard else None)
+    others: list[TensorBoard | WeightsAndBiases] = []
+    if tensorboard:
+        if importlib.util.find_spec("tensorflow") is None:
+            raise ConfigError("config.log.tensorboard needs TensorFlow: install tensorflow-cpu, or set it to False")
+        others.append(TensorBoard(workdir))
+    if wandb:
+        try:
+            others.append(WeightsAndBiases(workdir, wandb, config or {}))
+        except ImportError:
+            raise ConfigError("config.log.wandb needs Weights & Biases: pip install wandb, or set it to ''") from None
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"config.log.wandb {wandb!r} does not start ({reason}); log in, or set it to ''"
+            ) from error
+    return Writer(workdir / "metrics.jsonl", tuple(others))
 
 
 def expert_shares(expert_steps: Mapping[str, Any], steps: int) -> dict[str, float]:

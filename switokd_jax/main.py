@@ -9,10 +9,10 @@ import sys
 from typing import NoReturn
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from switokd_jax import loop, processes, stopping
+from switokd_jax import catalogue, loop, processes, stopping
 from switokd_jax.checkpoint import SaveError
 from switokd_jax.commands import use_compilation_cache
 from switokd_jax.config import ConfigError
@@ -66,7 +66,7 @@ def parse_flags(argv: list[str]) -> ConfigDict:
             f"{rest[0]!r} is not a flag; flags are --config, --config.FIELD, --workdir, --dry_run; --help has all"
         )
     if config is None:
-        raise ConfigError("--config is missing; give a file, such as --config=configs/digits.py")
+        raise ConfigError("--config is missing; give a file, such as --config=configs/digits.py; --help lists them")
     return config
 
 
@@ -82,7 +82,9 @@ def cli() -> None:
     logging.use_absl_handler()
     # Orbax leaves tasks of a save that failed behind, and asyncio prints the traceback of each; we report the save.
     py_logging.getLogger("asyncio").setLevel(py_logging.CRITICAL)
-    app.define_help_flags()
+    if any(flag.lstrip("-") in ("h", "help", "helpshort") for flag in sys.argv[1:]):
+        print(f"{__doc__}\n\n{catalogue.text()}\nflags:\n{flags.FLAGS.main_module_help()}")
+        return
     job = None
     try:
         config = parse_flags(sys.argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from switokd_jax import checkpoint, console, distribution, logs, plan, record
+from switokd_jax.config import Config
 from switokd_jax.data import batches, resident, sources
 from switokd_jax.data.encoded import Encoded
 from switokd_jax.data.feeds import Feed, feed
@@ -119,8 +121,15 @@ def open_session(run: plan.Plan, dataset: sources.Dataset, folder: Path) -> Sess
         train=train,
         scored=scored,
         checkpoints=checkpoint.open_checkpoints(folder, run.topology.nodes, config.checkpoint, run.steps_per_epoch),
-        writer=logs.open_writer(folder, config.log.tensorboard and distribution.is_main_process()),
+        writer=_open_writer(folder, config),
     )
+
+
+def _open_writer(folder: Path, config: Config) -> logs.Writer:
+    """Of the first process; the others write nothing."""
+    main = distribution.is_main_process()
+    facts = json.loads((folder / "config.json").read_text()) if main and config.log.wandb else {}
+    return logs.open_writer(folder, main and config.log.tensorboard, config.log.wandb if main else "", facts)
 
 
 def timed(step: distribution.Compiled, clock: console.Clock, profile: Path | None) -> Callable[..., Any]:

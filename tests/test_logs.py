@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def test_an_event_file_that_cannot_be_written_is_reported(tmp_path: Path, caplog
 
 def test_tensorboard_without_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert logs.open_writer(tmp_path, tensorboard=False).tensorboard is None
+    assert logs.open_writer(tmp_path, tensorboard=False).others == ()
     with pytest.raises(ConfigError, match="needs TensorFlow"):
         logs.open_writer(tmp_path, tensorboard=True)
 
@@ -119,3 +120,65 @@ def test_silence() -> None:
     table.evaluated(line(["a"]), console.Pace(1.0, 1.0, None))
     table.close()
     assert out.getvalue() == ""
+
+
+class Wandb:
+    """Stands in for the package: keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.started: list[dict[str, Any]] = []
+        self.logged: list[dict[str, Any]] = []
+        self.metrics: list[tuple[str, dict[str, str]]] = []
+        self.finished = 0
+        self.broken = False
+
+    def init(self, **facts: Any) -> Wandb:
+        if self.broken:
+            raise RuntimeError("api_key\nnot configured")
+        self.started.append(facts)
+        return self
+
+    def define_metric(self, name: str, **options: str) -> None:
+        self.metrics.append((name, options))
+
+    def log(self, values: dict[str, Any]) -> None:
+        if self.broken:
+            raise OSError("the network is gone")
+        self.logged.append(values)
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    stand_in = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    lines = [{"split": "train", "epoch": 0.1, "step": step, "s/loss": float(step)} for step in (1, 2)]
+    writer = logs.open_writer(tmp_path, tensorboard=False, wandb="distillation", config={"seed": 3})
+    assert writer.write([*lines, {"split": "test", "epoch": 0.1, "step": 2, "s/top1": 50.0}])
+    stand_in.broken = True
+    assert writer.write(lines), "metrics.jsonl has them"
+    assert "the network is gone" in caplog.text
+    stand_in.broken = False
+    writer.close()
+    # The same folder goes on in the same run; its own count of steps is not used, so steps may come again.
+    logs.open_writer(tmp_path, tensorboard=False, wandb="distillation").close()
+    first, second = stand_in.started
+    assert (first["project"], first["name"], first["config"]) == ("distillation", tmp_path.name, {"seed": 3})
+    assert first["id"] == second["id"]
+    assert first["resume"] == "allow"
+    assert stand_in.logged == [{"step": 2, "test/s/top1": 50.0}, {"step": 2, "train/s/loss": 1.5}]
+    assert ("*", {"step_metric": "step"}) in stand_in.metrics
+    assert stand_in.finished == 2
+    assert len(logs.read_metrics(tmp_path / "metrics.jsonl")) == 5
+
+
+def test_wandb_that_is_not_there_or_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match=r"config\.log\.wandb needs Weights & Biases: pip install wandb"):
+        logs.open_writer(tmp_path, tensorboard=False, wandb="x")
+    broken = Wandb()
+    broken.broken = True
+    monkeypatch.setitem(sys.modules, "wandb", broken)
+    with pytest.raises(ConfigError, match=r"'x' does not start \(api_key not configured\); log in"):
+        logs.open_writer(tmp_path, tensorboard=False, wandb="x")

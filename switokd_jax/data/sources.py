@@ -190,6 +190,7 @@ def _streamed(
 
 
 def _digits(spec: Data) -> Found:
+    """scikit-learn's digits, 8x8 pixels; no download."""
     from sklearn.datasets import load_digits  # slow to import, and only this set needs it
 
     raw = load_digits()
@@ -204,6 +205,7 @@ def _digits(spec: Data) -> Found:
 
 
 def _folder(spec: Data) -> Found:
+    """Images in DIR/train/CLASS and DIR/test/CLASS; DIR is config.data.dir."""
     if not spec.dir:
         raise ConfigError("config.data.dir is empty; data.name 'folder' reads DIR/train/CLASS and DIR/test/CLASS")
     train, test, classes = find_files(Path(spec.dir).expanduser())

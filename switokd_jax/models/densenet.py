@@ -46,7 +46,9 @@ class Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """[batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
+    """DenseNet of depth D and growth rate K, with bottlenecks and compression, for 32 pixels.
+
+    [batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
 
     Attributes:
       depth: 6 n + 4.

@@ -89,7 +89,9 @@ class ResidualBlock(nn.Module):
 
 
 class ImageNetResNet(nn.Module):
-    """[batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
+    """ResNet with projection shortcuts for ImageNet; with a 3x3 stem for CIFAR (_cifar) or Tiny-ImageNet (_tiny).
+
+    [batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
 
     Attributes:
       depth: 18, 34 or 50.

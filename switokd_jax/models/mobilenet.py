@@ -52,7 +52,10 @@ class SeparableBlock(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """[batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`."""
+    """MobileNet for 32 pixels.
+
+    [batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
+    """
 
     num_classes: int
     dtype: Any = jnp.float32
@@ -98,7 +101,9 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """[batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
+    """MobileNetV2 of width W for CIFAR, as the SwitOKD code builds it.
+
+    [batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
 
     Attributes:
       width: multiplies all channel counts, which are cut to whole numbers.
@@ -177,7 +182,10 @@ def divisible(channels: float) -> int:
 
 
 class MobileNetV2Tiny(nn.Module):
-    """[batch, height, width, channels] to logits [batch, classes]; attributes as in `MobileNetV2`."""
+    """MobileNetV2 of width W for Tiny-ImageNet.
+
+    [batch, height, width, channels] to logits [batch, classes]; attributes as in `MobileNetV2`.
+    """
 
     width: float
     num_classes: int

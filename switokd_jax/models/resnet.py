@@ -36,7 +36,9 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """[batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
+    """CIFAR ResNet with parameter-free shortcuts.
+
+    [batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
 
     Attributes:
       depth: 6 n + 2.

@@ -175,7 +175,9 @@ class Head(nn.Module):
 
 
 class SwinTransformer(nn.Module):
-    """[batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
+    """Swin transformer for small images.
+
+    [batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
 
     Attributes:
       size: 'tiny' or 'small'.

@@ -25,7 +25,9 @@ BLOCKS = {
 
 
 class VGG(nn.Module):
-    """[batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
+    """VGG with BatchNorm for 32 pixels.
+
+    [batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
 
     Attributes:
       depth: 8, 13 or 16.

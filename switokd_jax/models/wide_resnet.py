@@ -36,7 +36,9 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """[batch, height, width, channels] to logits [batch, classes].
+    """Wide ResNet of depth D and width K, as the SwitOKD code builds it.
+
+    [batch, height, width, channels] to logits [batch, classes].
 
     Attributes:
       depth: 6 n + 4.
