@@ -69,7 +69,8 @@ def test_form_and_remat_do_not_matter() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> finished.Finished:
     """A run that has steps of both modes, in batches of one size."""
     folder = tmp_path_factory.mktemp("cost") / "run"
-    c = runs.tiny_config("one_layer", **{"data.train_examples": 640, "batch_size": 64, "epochs": 3.0, "log.every": 5})
+    c = runs.tiny_config("one_layer", batch_size=64, epochs=3.0)
+    c.data.train_examples = 640
     c.switokd.threshold = 0.08
     loop.train_and_evaluate(c, folder, jax.devices()[:1])
     return finished.read(folder)

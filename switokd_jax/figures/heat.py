@@ -79,7 +79,7 @@ def draw_heat(
         bar = figure.colorbar(shown, ax=grid, shrink=min(1.0, 1.4 / rows + 0.2), aspect=25, pad=0.02, ticks=[0, 1])
         bar.ax.set_yticklabels(["none", "most"], fontsize=7)
         bar.solids.set_alpha(1)  # type: ignore[union-attr]
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return style.save(figure, path)
 
 
@@ -92,7 +92,7 @@ def draw_surfaces(images: np.ndarray, columns: Sequence[Seen], path: Path) -> Pa
       path: the PNG to write.
     """
     rows, across = len(images), len(columns)
-    figure = Figure(figsize=(0.9 + 2.1 * across, 0.25 + 1.6 * rows), layout="none")
+    figure = Figure(figsize=(0.9 + 2.1 * across, 0.25 + 1.6 * rows))
     left, top = 0.9 / (0.9 + 2.1 * across), 1 - 0.25 / (0.25 + 1.6 * rows)
     wide, high = (1 - left) / across, top / rows
     for i, image in enumerate(images):

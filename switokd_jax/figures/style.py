@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -36,8 +36,8 @@ def theme(name: Theme) -> Iterator[None]:
     """Pictures drawn in this context are for light or for dark pages."""
     paper, ink, grid = PAPER[name]
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
-    colours = {"figure.facecolor": paper, "savefig.facecolor": paper, "axes.facecolor": paper, "grid.color": grid}
-    with mpl.rc_context({**colours, **dict.fromkeys(inked, ink)}):
+    settings: Any = {"figure.facecolor": paper, "savefig.facecolor": paper, "axes.facecolor": paper, "grid.color": grid}
+    with mpl.rc_context({**settings, **dict.fromkeys(inked, ink)}):
         yield
 
 
