@@ -18,6 +18,7 @@ import runs
 from switokd_jax import fields, gradcam, models, trained
 from switokd_jax.figures import heat
 from switokd_jax.interop.stablehlo import Facts
+from switokd_jax.models import layers
 from switokd_jax.state import draw_variables
 
 LABELS = np.array([3, 1, 4])
@@ -130,25 +131,65 @@ KINDS = [
 ]
 
 
+def test_one_of_each_kind_is_here() -> None:
+    numbers = {"wrn_D_K": "wrn_10_1", "densenet_D_K": "densenet_10_4"}
+    of_users = {"one_layer", "two_layers", "dropout"}
+    names = [numbers.get(name, name.replace("_W", "_0.5")) for name in models.MODELS if name not in of_users]
+    assert {type(models.create(name, 10)) for name in names} == {type(models.create(name, 10)) for name in KINDS}
+
+
 @pytest.mark.parametrize("model", KINDS)
 def test_what_is_tapped_flows_on(model: str) -> None:
-    """The traced program reads what is added there; compiling them all would take minutes."""
+    """The traced program reads what is added at every tap; compiling them all would take minutes."""
     of = network(model, (32, 32, 3))
-    name = gradcam.layer(of)
     images = jnp.zeros((1, 32, 32, 3))
     zeros = jax.eval_shape(
         lambda x: of.module.apply(of.variables, x, train=False, mutable=["perturbations"])[1], images
     )["perturbations"]
 
-    def logits(added: jax.Array, others: Any) -> jax.Array:
-        said: jax.Array = of.module.apply(
-            {**of.variables, "perturbations": {**others, name: added}}, images, train=False
-        )
+    assert len(zeros[gradcam.layer(of)].shape) == 4
+    assert len(zeros) > 3, "three stages at least, and 'pooled'"
+
+    def logits(added: Any) -> jax.Array:
+        said: jax.Array = of.module.apply({**of.variables, "perturbations": added}, images, train=False)
         return said
 
-    program = jax.make_jaxpr(logits)(zeros[name], zeros)
+    program = jax.make_jaxpr(logits)(zeros)
     _, read = partial_eval.dce_jaxpr(program.jaxpr, [True])
-    assert read[0]
+    assert dict(zip(sorted(zeros), read, strict=True)) == dict.fromkeys(zeros, True)
+
+
+@pytest.mark.parametrize("model", ["resnet8", "vit_small"])
+def test_taps_leave_training_as_it_is(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same variables and, to the letter, the same program as without any."""
+    of = network(model, (32, 32, 3))
+    images = jnp.zeros((1, 32, 32, 3))
+
+    def program() -> str:
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            said, moved = of.module.apply({**of.variables, "params": params}, images, train=True, mutable="batch_stats")
+            return jnp.sum(said), moved
+
+        return jax.jit(jax.grad(loss, has_aux=True)).lower(of.variables["params"]).as_text()
+
+    tapped = program()
+    drawn = jax.eval_shape(lambda: of.module.init(jax.random.PRNGKey(0), images, train=False))
+    assert set(drawn) <= {"params", "batch_stats"}, "what init makes goes into files"
+    monkeypatch.setattr(layers, "tap", lambda module, name, x: x)
+    assert tapped == program()
+
+
+def test_a_transformer_joins_its_tokens_once() -> None:
+    """With the class token; their grids are cut out at each tap and put back only where something is added."""
+    of = network("vit_small", (32, 32, 3))
+
+    def joins(**added: Any) -> int:
+        program = jax.make_jaxpr(lambda x: of.module.apply({**of.variables, **added}, x, train=False))
+        return str(program(jnp.zeros((1, 32, 32, 3)))).count("concatenate[")
+
+    grids = {f"stage{i}": jnp.zeros((1, 8, 8, 384)) for i in range(1, 5)}
+    assert joins() == 1
+    assert joins(perturbations={**grids, "pooled": jnp.zeros((1, 384))}) == 5
 
 
 def test_a_network_without_feature_maps_is_named() -> None:
@@ -175,11 +216,42 @@ def seen(title: str, count: int) -> heat.Seen:
 def test_pictures(tmp_path: Path, rows: int, columns: int, channels: int) -> None:
     pictures = np.random.default_rng(0).random((rows, 8, 8, channels))
     of = [seen(f"network, {i}", rows) for i in range(columns)]
-    drawn = heat.draw_heat(
-        pictures, np.zeros(rows, int), of, ["a very long name of a class", *"bcd"], tmp_path / "heat.png"
-    )
-    assert images_of.imread(drawn)[..., :3].std() > 0.05
+    names = ["a very long name of a class", *"bcd"]
+    above = 0.25 + 0.16  # inches, of titles of two lines
+    drawn = heat.draw_heat(pictures, np.zeros(rows, int), of, names, tmp_path / "heat.png")
+    pixels = images_of.imread(drawn)
+    size = (200 * (1.28 * rows + above), 200 * (1.15 * (1 + columns) + 0.65))
+    assert pixels.shape[:2] == pytest.approx(size, abs=1)
+    assert pixels[..., :3].std() > 0.05
     drawn = heat.draw_surfaces(pictures, of, tmp_path / "surfaces.png")
     pixels = images_of.imread(drawn)
-    assert pixels.shape[:2] == (round(200 * (0.25 + 1.6 * rows)), round(200 * (0.9 + 2.1 * columns)))
+    size = (200 * (above + 1.6 * rows), 200 * (0.9 + 2.1 * columns))
+    assert pixels.shape[:2] == pytest.approx(size, abs=1)
     assert pixels[..., :3].std() > 0.05
+    assert pixels[0, :, :3].min() > 0.99, "no title is cut by the upper edge"
+
+
+def test_right_and_wrong_have_colours_where_labels_are_known(tmp_path: Path) -> None:
+    """Grey images and titles, so that green and orange stand in the captions alone."""
+    of, pictures = [seen("network", 1)], np.zeros((1, 8, 8, 1))
+
+    def captions(labels: np.ndarray | None) -> tuple[bool, bool]:
+        drawn = images_of.imread(heat.draw_heat(pictures, labels, of, ["first", "second"], tmp_path / "heat.png"))
+        bytes_of = (255 * drawn[..., :3]).round().astype(int)
+        right, wrong = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (heat.RIGHT, heat.WRONG))
+        below = bytes_of[-40:, : bytes_of.shape[1] * 3 // 4]  # without the colour bar, which has orange
+        return bool((below == right).all(axis=-1).any()), bool((below == wrong).all(axis=-1).any())
+
+    assert captions(np.array([0])) == (True, False)
+    assert captions(np.array([1])) == (False, True)
+    assert captions(None) == (False, False)
+
+
+def test_captions_stay_below_their_image() -> None:
+    for name in ("cat", "a very long name of a class", "M" * 30, "i" * 60):
+        text = heat.fitting(name, " 100 %")
+        assert text.endswith(" 100 %")
+        assert heat.width(text) <= heat.WIDEST < heat.CELL
+    assert heat.fitting("cat", " 100 %") == "cat 100 %"
+    assert heat.fitting("aquarium_fish") == "aquarium_fish"
+    assert heat.fitting("M" * 30).startswith("MMM")

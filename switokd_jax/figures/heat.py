@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
 from switokd_jax.figures import style
 
 CELL = 1.15  # inches a side
 HEAT = "inferno"
 RIGHT, WRONG = "#009E73", "#D55E00"
-LONGEST = 16  # characters of a class
+SMALL, WIDEST = 7, 1.05  # points and inches, of what stands below an image
+LINE = 0.16  # inches, of each further line of a title
 FINE = 60  # places a side of a surface
 
 
@@ -38,26 +41,28 @@ class Seen:
 
 
 def draw_heat(
-    images: np.ndarray, labels: np.ndarray, columns: Sequence[Seen], classes: Sequence[str], path: Path
+    images: np.ndarray, labels: np.ndarray | None, columns: Sequence[Seen], classes: Sequence[str], path: Path
 ) -> Path:
     """A row for each image: the image with its label, then each column's heat map over it, with the class that was
     chosen in green where it is right.
 
     Args:
       images: [n, height, width, channels] within 0 and 1.
-      labels: [n].
+      labels: [n], or None where nobody knows them.
       columns: from the left.
       classes: names by label.
       path: the PNG to write.
     """
     rows, across = len(images), 1 + len(columns)
-    figure = Figure(figsize=(CELL * across + 0.65, (CELL + 0.13) * rows + 0.25), layout="constrained")
+    size = (CELL * across + 0.65, (CELL + 0.13) * rows + _heading(columns))
+    figure = Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[union-attr, call-arg]
     grid = figure.subplots(rows, across, squeeze=False)
     shown: Any = None
-    for row, image, label in zip(grid, images, labels, strict=True):
-        _image(row[0], image)
-        _below(row[0], _short(classes[int(label)]), style.ink())
+    for i, row in enumerate(grid):
+        _image(row[0], images[i])
+        if labels is not None:
+            _below(row[0], classes[int(labels[i])], "", style.ink())
     for axes, column in zip(grid.T[1:], columns, strict=True):
         for i, each in enumerate(axes):
             _image(each, images[i], grey=True)
@@ -66,13 +71,15 @@ def draw_heat(
                 cmap=HEAT,
                 vmin=0,
                 vmax=1,
-                alpha=0.55,
+                # Little heat lets the image through, much has the colour of the bar, on dark pixels too.
+                alpha=0.4 + 0.5 * column.maps[i],
                 interpolation="bilinear",
                 extent=_extent(images[i]),
             )
-            right = column.chosen[i] == labels[i]
-            said = f"{_short(classes[int(column.chosen[i])])} {100 * column.probabilities[i]:.0f} %"
-            _below(each, said, style.shade(RIGHT if right else WRONG))
+            colour = style.ink()
+            if labels is not None:
+                colour = style.shade(RIGHT if column.chosen[i] == labels[i] else WRONG)
+            _below(each, classes[int(column.chosen[i])], f" {100 * column.probabilities[i]:.0f} %", colour)
     for axes, title in zip(grid[0], ["image", *(column.title for column in columns)], strict=True):
         axes.set_title(_wrapped(title), fontsize=8, pad=4)
     if shown is not None:
@@ -92,8 +99,9 @@ def draw_surfaces(images: np.ndarray, columns: Sequence[Seen], path: Path) -> Pa
       path: the PNG to write.
     """
     rows, across = len(images), len(columns)
-    figure = Figure(figsize=(0.9 + 2.1 * across, 0.25 + 1.6 * rows))
-    left, top = 0.9 / (0.9 + 2.1 * across), 1 - 0.25 / (0.25 + 1.6 * rows)
+    heading = _heading(columns)
+    figure = Figure(figsize=(0.9 + 2.1 * across, heading + 1.6 * rows))
+    left, top = 0.9 / (0.9 + 2.1 * across), 1 - heading / (heading + 1.6 * rows)
     wide, high = (1 - left) / across, top / rows
     for i, image in enumerate(images):
         bottom = top - (i + 1) * high
@@ -103,7 +111,11 @@ def draw_surfaces(images: np.ndarray, columns: Sequence[Seen], path: Path) -> Pa
             _surface(axes, column.maps[i])
             if i == 0:
                 figure.text(
-                    left + (j + 0.5) * wide, top + 0.2 * (1 - top), _wrapped(column.title), ha="center", fontsize=9
+                    left + (j + 0.5) * wide,
+                    top + 0.05 * top / (1.6 * rows),
+                    _wrapped(column.title),
+                    ha="center",
+                    fontsize=9,
                 )
     return style.save(figure, path)
 
@@ -145,8 +157,8 @@ def _extent(image: np.ndarray) -> tuple[float, float, float, float]:
     return 0.0, float(image.shape[1]), float(image.shape[0]), 0.0
 
 
-def _below(axes: Axes, text: str, colour: str) -> None:
-    axes.set_xlabel(text, fontsize=7, color=colour, labelpad=2)
+def _below(axes: Axes, name: str, rest: str, colour: str) -> None:
+    axes.set_xlabel(fitting(name, rest), fontsize=SMALL, color=colour, labelpad=2)
 
 
 def _wrapped(title: str) -> str:
@@ -154,5 +166,22 @@ def _wrapped(title: str) -> str:
     return title.replace(", ", ",\n")
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
+def _heading(columns: Sequence[Seen]) -> float:
+    """Inches above the first row, for the title of most lines."""
+    return 0.25 + LINE * max((_wrapped(column.title).count("\n") for column in columns), default=0)
+
+
+def fitting(name: str, rest: str = "") -> str:
+    """The two as one text that is narrower than an image, the name cut for it."""
+    if width(name + rest) <= WIDEST:
+        return name + rest
+    cut = name
+    while cut and width(f"{cut}\N{HORIZONTAL ELLIPSIS}{rest}") > WIDEST:
+        cut = cut[:-1]
+    return f"{cut.rstrip()}\N{HORIZONTAL ELLIPSIS}{rest}"
+
+
+def width(text: str) -> float:
+    """Inches of what stands below an image."""
+    # By its font: class names of one length differ by a factor of four.
+    return float(TextPath((0, 0), text, size=SMALL, prop=FontProperties()).get_extents().width) / 72

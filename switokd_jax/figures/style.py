@@ -35,9 +35,17 @@ IN_THE_DARK = {"#0072B2": "#4BA3DE", GAP: "#F0717E"}
 def theme(name: Theme) -> Iterator[None]:
     """Pictures drawn in this context are for light or for dark pages."""
     paper, ink, grid = PAPER[name]
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
+    inked: tuple[Any, ...] = (
+        "text.color",
+        "axes.labelcolor",
+        "axes.edgecolor",
+        "xtick.color",
+        "ytick.color",
+        "axes.titlecolor",
+    )
     settings: Any = {"figure.facecolor": paper, "savefig.facecolor": paper, "axes.facecolor": paper, "grid.color": grid}
-    with mpl.rc_context({**settings, **dict.fromkeys(inked, ink)}):
+    settings.update(dict.fromkeys(inked, ink))
+    with mpl.rc_context(settings):
         yield
 
 

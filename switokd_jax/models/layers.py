@@ -120,7 +120,8 @@ def tap(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
     All models name their stages 'stage1', 'stage2', ... and what the classifier sees 'pooled'.
     """
     module.sow("intermediates", name, x)
-    return module.perturb(name, x)
+    # What `init` makes are a network's variables, to checkpoints of PyTorch too: nothing else may be among them.
+    return x if module.is_initializing() else module.perturb(name, x)
 
 
 def pooled(module: nn.Module, x: jax.Array) -> jax.Array:

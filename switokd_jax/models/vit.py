@@ -121,7 +121,9 @@ class VisionTransformer(nn.Module):
         for block in range(BLOCKS):
             x = layers.block(Block, remat=self.remat)(heads, linear, norm, name=f"blocks_{block}")(x)
             if block % 3 == 2:
-                grid = layers.tap(self, f"stage{block // 3 + 1}", x[:, 1:].reshape(-1, PATCHES, PATCHES, width))
-                x = jnp.concatenate([x[:, :1], grid.reshape(-1, PATCHES**2, width)], axis=1)
+                grid = x[:, 1:].reshape(-1, PATCHES, PATCHES, width)
+                moved = layers.tap(self, f"stage{block // 3 + 1}", grid)
+                if moved is not grid:  # the same in training, where cutting and joining would cost the backward pass
+                    x = jnp.concatenate([x[:, :1], moved.reshape(-1, PATCHES**2, width)], axis=1)
         x = layers.tap(self, "pooled", norm(name="norm")(x)[:, 0])
         return layers.at_least_float32(linear(self.num_classes, name="head")(x))
