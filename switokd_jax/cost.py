@@ -39,13 +39,15 @@ def per_image(module: Any, image_shape: tuple[int, ...]) -> Cost:
       module: a network of `models.create`.
       image_shape: (height, width, channels).
     """
-    plain = module.clone(
-        convolution=jax.lax.conv_general_dilated,
-        axis_name=None,
-        remat=False,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
-    )
+    plainest = {
+        "convolution": jax.lax.conv_general_dilated,
+        "axis_name": None,
+        "remat": False,
+        "dtype": jnp.float32,
+        "param_dtype": jnp.float32,
+    }
+    # A user's network may do without some of these.
+    plain = module.clone(**{name: value for name, value in plainest.items() if hasattr(module, name)})
     key = jax.random.PRNGKey(0)
     variables = jax.eval_shape(lambda: draw_variables(plain, key, image_shape))
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
