@@ -126,7 +126,7 @@ def _job(place: Place, folder: Path, epochs: float | None, more: Sequence[str]) 
     flags = [f"seed={place.seed}", "log.progress=False", "log.tensorboard=False", *setting.flags, *arm.flags]
     if epochs:
         flags += _lasting(config, flags, epochs)
-    quarter = max(int(_load(config, flags).epochs) // 4, 1)
+    quarter = max(int(load(config, flags).epochs) // 4, 1)
     if any(other.route for other in setting.arms.values()) and place.arm == "vanilla":
         flags.append(f"checkpoint.keep_every_epochs={quarter}")
     after: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ def _job(place: Place, folder: Path, epochs: float | None, more: Sequence[str]) 
         teacher = f"{(folder / after[0]).resolve()}:teacher"
         first = "latest"
         if arm.route:
-            c = _load(config, flags)
+            c = load(config, flags)
             steps = steps_per_epoch(IMAGES[c.data.name].train, c.batch_size) * quarter
             first = str(steps)
             anchors = (*(f"{teacher}@{steps * i}" for i in (2, 3)), f"{teacher}@latest")
@@ -150,7 +150,7 @@ def _name(place: Place) -> str:
 
 def _lasting(config: str, flags: Sequence[str], epochs: float) -> list[str]:
     """Flags that bring a recipe to a number of epochs, its milestones with it."""
-    c = _load(config, flags)
+    c = load(config, flags)
     moved = {
         name: tuple(round(1 + (m - 1) * epochs / c.epochs, 3) for m in network.milestones)
         for name, network in c.networks.items()
@@ -158,7 +158,7 @@ def _lasting(config: str, flags: Sequence[str], epochs: float) -> list[str]:
     return [f"epochs={epochs}", *(f"networks.{name}.milestones={each}" for name, each in moved.items() if each)]
 
 
-def _load(config: str, flags: Sequence[str]) -> ConfigDict:
+def load(config: str, flags: Sequence[str]) -> ConfigDict:
     """A config file, 'FILE' or 'FILE:ARGUMENT', with flags as main takes them."""
     path, _, argument = config.partition(":")
     c: ConfigDict = config_module(Path(path)).get_config(*([argument] if argument else []))
@@ -180,6 +180,6 @@ def parsed(job: grid.Job) -> configs.Config:
       ConfigError: naming the job and the field that cannot be used.
     """
     try:
-        return configs.parse(_load(job.config, job.flags))
+        return configs.parse(load(job.config, job.flags))
     except ConfigError as error:
         raise ConfigError(f"{job.name}: {error}") from None

@@ -1,0 +1,139 @@
+"""What the pages tell their readers to do: commands, flags, Python and the notebook."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import runs
+from experiments import docs_commands, grids
+from experiments.docs_commands import PAGES, Command
+from switokd_jax import config as configs
+
+ROOT = Path(__file__).parents[1]
+SHARED = (ROOT / "switokd_jax" / "commands.py", ROOT / "experiments" / "study.py")  # flags of more than one program
+COMMANDS = [command for page in PAGES for command in docs_commands.commands(page)]
+
+
+@pytest.fixture(autouse=True)
+def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that tests start are a reader's."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+
+
+def test_commands_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks, over several lines, between backquotes over two; not in prose, not in Python."""
+    page = tmp_path / "page.md"
+    page.write_text(
+        "A `make\nthing`, a `word`:\n\n    python a.py --x \\\n        --y  # why\n"
+        "    X=1 sbatch b && pip c\n    runs/a\n\n```python\n    python d.py\n```\n\n"
+        "Write `e.py`:\n\n```python\n1\n```\n"
+    )
+    monkeypatch.setattr(docs_commands, "ROOT", tmp_path)
+    found = [(command.text, command.line) for command in docs_commands.commands("page.md")]
+    assert found == [("make thing", 1), ("python a.py --x --y", 4), ("X=1 sbatch b", 6), ("pip c", 6)]
+    assert docs_commands.files("page.md") == {"e.py": "1\n"}
+
+
+def test_all_pages_are_read() -> None:
+    assert {*PAGES} == {"README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda each: f"{each.page}:{each.line}")
+def test_somebody_runs_every_command(command: Command) -> None:
+    """This file, the script, or what the script names; and its own flags and files are there."""
+    way = docs_commands.way(command)
+    assert way is not None, f"add {command.text!r} to WAYS of experiments/docs_commands.py"
+    for named in re.findall(r"tests/\w+\.py", way.elsewhere):
+        assert (ROOT / named).exists()
+    words = command.text.split(" -- ")[0].split()
+    if match := re.match(r"python (?:-m (switokd_jax\.\w+)|(experiments/\S+\.py))", command.text):
+        where = ROOT / (match[1].replace(".", "/") if match[1] else match[2])
+        source = "".join(
+            path.read_text()
+            for path in (where.with_suffix(".py"), where / "__main__.py", *SHARED)
+            if path.exists() and (path.name != "study.py" or where.name.startswith(("table_", "gap_", "ablation_")))
+        )
+        flags = {word[2:].split("=")[0] for word in words if word.startswith("--")}
+        assert [flag for flag in flags if "." not in flag and not re.search(rf'"(--)?{flag}"', source)] in (
+            [],
+            ["help"],
+        )
+
+
+FLAG_LINES = [
+    (page, line)
+    for page in PAGES
+    for line in re.sub(r"\\\n", " ", (ROOT / page).read_text()).splitlines()
+    if re.search(r"--config\.[\w.]+=", line)
+]
+
+
+@pytest.mark.parametrize(("page", "line"), FLAG_LINES, ids=lambda each: str(each)[:60])
+def test_every_field_is_one(page: str, line: str, tmp_path: Path) -> None:
+    """Each line's fields in one config: names, types, values and what goes together."""
+    docs_commands.make_scratch(tmp_path)
+    file = re.search(r"--config=(\S+\.py)", line)
+    flags = re.findall(r"--config\.((?:\w+\.)*\w+=(?:\"[^\"]*\"|[^\s`,)|]+))", line)
+    flags = [flag.replace("NAME", "teacher").replace("=K", "=4").replace('"', "") for flag in flags]
+    assert len(flags) == len(re.findall(r"--config\.[\w.]+=", line))
+    config = grids.load(str(tmp_path / (file[1] if file else "configs/digits.py")), flags)
+    configs.parse(config)
+
+
+def test_extras_are_in_setup_cfg() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    named = {extra for page in PAGES for extra in re.findall(r"-e '\.\[(\w+)\]'", (ROOT / page).read_text())}
+    assert named
+    assert named <= {*setup["options.extras_require"]}
+
+
+def test_quick_commands_run(tmp_path: Path) -> None:
+    """In one folder: a run, then whatever reads it."""
+    docs_commands.make_scratch(tmp_path)
+    pages = ("docs/results.md", "README.md", "docs/own_method.md")
+    chosen = {each.text: each for page in pages for each in docs_commands.commands(page)}.values()
+    quick = [each for each in chosen if (way := docs_commands.way(each)) and way.quick]
+    assert len(quick) >= 9
+    for command in quick:
+        done = docs_commands.run(command, tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    assert (tmp_path / "runs" / "digits" / "report.html").exists()
+
+
+def test_python_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+    assert float(capsys.readouterr().out.splitlines()[-1]) > 20.0
+    assert (tmp_path / "runs" / "from_python" / "summary.json").exists()
+
+
+def test_quickstart_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the folder where it lies, as readers open it; every picture is there."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(runs.CACHE))
+    notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", 4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT / "examples"}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 4
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "gives logits (5, 10)" in text
+
+
+def test_site_builds_without_warnings(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    api = (tmp_path / "site" / "api.html").read_text()
+    assert "switokd_jax.switching.switch" in api
