@@ -33,7 +33,7 @@ PAGES = (
     "CONTRIBUTING.md",
     *(f"docs/{name}.md" for name in ("index", "results", "own_method", "api", "architecture", "performance", "pods")),
 )
-PROGRAMS = ("python ", "make ", "pip ", "mkdocs ", "sbatch ", "experiments/launch/")
+PROGRAMS = ("python ", "make ", "pip ", "mkdocs ", "sbatch ", "experiments/launch/tpu_slice.sh --")
 PATIENCE = 1800.0  # seconds, for one command
 
 
