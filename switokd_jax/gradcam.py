@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from switokd_jax.data import augment
-from switokd_jax.fields import ConfigError
+from switokd_jax.fields import ConfigError, nearest
 from switokd_jax.trained import Trained
 
 LEAST = 4  # places a side: on fewer a map hardly says where
@@ -26,9 +26,7 @@ def layer(network: Trained) -> str:
     Raises:
       ConfigError: naming the network, if it taps no features [batch, height, width, channels].
     """
-    image = jax.ShapeDtypeStruct((1, *network.facts.image_shape), jnp.uint8)
-    shapes: Any = jax.eval_shape(lambda x: _perturbations(network, x), image)
-    spatial = {name: x.shape[1:3] for name, x in _tapped(shapes).items() if len(x.shape) == 4}
+    spatial = _maps(network)
     if not spatial:
         raise ConfigError(
             f"network {network.facts.network!r} ({network.facts.model}) taps no feature maps for Grad-CAM"
@@ -54,9 +52,12 @@ def heat(network: Trained, images: Any, classes: Any = None, of: str = "") -> tu
       own choices [batch] int32.
 
     Raises:
-      ConfigError: as `layer`.
+      ConfigError: as `layer`, or if the network taps no maps of the name `of`.
     """
-    return _heat(network, jnp.asarray(images), None if classes is None else jnp.asarray(classes), of or layer(network))
+    name = of or layer(network)
+    if name not in (known := _maps(network)):
+        raise ConfigError(f"network {network.facts.network!r} taps no maps {name!r}; {nearest(name, known)}")
+    return _heat(network, jnp.asarray(images), None if classes is None else jnp.asarray(classes), name)
 
 
 def _heat(network: Trained, images: jax.Array, classes: jax.Array | None, of: str) -> tuple[jax.Array, jax.Array]:
@@ -92,6 +93,9 @@ def _perturbations(network: Trained, images: jax.Array) -> Any:
     return made.get("perturbations", {})
 
 
-def _tapped(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """In the order in which models name them, stage1 before stage2; taps of inner modules are left out."""
-    return {name: tree[name] for name in sorted(tree) if not isinstance(tree[name], Mapping)}
+def _maps(network: Trained) -> dict[str, tuple[int, int]]:
+    """Height and width of the feature maps that it taps, stage1 before stage2; taps of inner modules are left out."""
+    image = jax.ShapeDtypeStruct((1, *network.facts.image_shape), jnp.uint8)
+    shapes: Any = jax.eval_shape(lambda x: _perturbations(network, x), image)
+    tapped = {name: shapes[name].shape for name in sorted(shapes) if not isinstance(shapes[name], Mapping)}
+    return {name: shape[1:3] for name, shape in tapped.items() if len(shape) == 4}

@@ -192,6 +192,11 @@ def test_a_transformer_joins_its_tokens_once() -> None:
     assert joins(perturbations={**grids, "pooled": jnp.zeros((1, 384))}) == 5
 
 
+def test_maps_that_are_not_tapped_are_named() -> None:
+    with pytest.raises(fields.ConfigError, match=r"taps no maps 'stage9'; .* known: stage1, stage2"):
+        gradcam.heat(network(), jnp.zeros((1, *runs.SHAPE), jnp.uint8), of="stage9")
+
+
 def test_a_network_without_feature_maps_is_named() -> None:
     class Perceptron(nn.Module):
         dtype: Any = jnp.float32
