@@ -1,6 +1,6 @@
 """Runs the commands of README.md, CONTRIBUTING.md and docs/, so that none of them rots.
 
-python experiments/docs_commands.py            # all that this machine can run, made short: about a quarter of an hour
+python experiments/docs_commands.py            # all that this machine can run, made short: 40 minutes on two cores
 python experiments/docs_commands.py --list     # each command, and how it is run
 python experiments/docs_commands.py --only docs/own_method.md --whole    # a page as it stands, nothing made short
 
@@ -92,8 +92,9 @@ WAYS = (
     Way(r"python -m switokd_jax\.sweep .* -- ", "--config.epochs=1"),
     Way(r"python -m switokd_jax\.sweep", "-- --config.epochs=1"),
     Way(r"python experiments/table_\w+\.py --plan", quick=True),
-    Way(r"python experiments/table_\w+\.py --smoke", "--seeds 0 --epochs=1"),
+    Way(r"python experiments/table_\w+\.py --smoke", "--seeds 0 --epochs=4"),
     Way(r"python experiments/table_\w+\.py", "--plan"),
+    Way(r"python experiments/docs_commands\.py", "--list"),
     Way(r"python experiments/faults/storm\.py", "--kills=2"),
     Way(r"python experiments/faults/reruns\.py", "--config.epochs=1"),
     Way(r"python experiments/launch/launch_local\.py", "--config.epochs=1"),

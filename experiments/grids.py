@@ -25,6 +25,8 @@ class Images:
     classes: int
 
 
+ROUTE = 4  # checkpoints of its teacher that RCO goes through, equally far apart
+
 IMAGES = {
     "digits": Images(1437, (8, 8, 1), 10),
     "cifar10": Images(50_000, (32, 32, 3), 10),
@@ -42,7 +44,7 @@ class Arm:
       flags: what it differs in, as fields of the config without `--config.`.
       config: a config file in place of the setting's.
       taught: whether the network `teacher` is frozen at the end of the arm 'vanilla' with the same seed.
-      route: whether it goes through four checkpoints of that arm (RCO).
+      route: whether it goes through `ROUTE` checkpoints of that arm (RCO).
     """
 
     flags: tuple[str, ...] = ()
@@ -102,7 +104,7 @@ def jobs(
     """The jobs of a grid, and where they stand in it; seeds in the outer loop, so that a table fills evenly.
 
     Raises:
-      ConfigError: naming an arm that no setting has.
+      ConfigError: naming an arm that no setting has, or one that takes more epochs.
     """
     settings = [*settings]
     known = {name for setting in settings for name in setting.arms}
@@ -126,9 +128,14 @@ def _job(place: Place, folder: Path, epochs: float | None, more: Sequence[str]) 
     flags = [f"seed={place.seed}", "log.progress=False", "log.tensorboard=False", *setting.flags, *arm.flags]
     if epochs:
         flags += _lasting(config, flags, epochs)
-    quarter = max(int(load(config, flags).epochs) // 4, 1)
-    if any(other.route for other in setting.arms.values()) and place.arm == "vanilla":
-        flags.append(f"checkpoint.keep_every_epochs={quarter}")
+    stretch = int(load(config, flags).epochs) // ROUTE
+    if arm.route and not stretch:
+        raise ConfigError(
+            f"arm {place.arm!r} goes through {ROUTE} checkpoints of its teacher: it takes at least --epochs={ROUTE}; "
+            "name other --arms without it"
+        )
+    if stretch and any(other.route for other in setting.arms.values()) and place.arm == "vanilla":
+        flags.append(f"checkpoint.keep_every_epochs={stretch}")
     after: tuple[str, ...] = ()
     if arm.taught:
         after = (_name(dataclasses.replace(place, arm="vanilla")),)
@@ -136,10 +143,10 @@ def _job(place: Place, folder: Path, epochs: float | None, more: Sequence[str]) 
         first = "latest"
         if arm.route:
             c = load(config, flags)
-            steps = steps_per_epoch(IMAGES[c.data.name].train, c.batch_size) * quarter
+            steps = steps_per_epoch(IMAGES[c.data.name].train, c.batch_size) * stretch
             first = str(steps)
-            anchors = (*(f"{teacher}@{steps * i}" for i in (2, 3)), f"{teacher}@latest")
-            flags += [f"rco.anchors={anchors}", f"rco.every={quarter}"]
+            anchors = (*(f"{teacher}@{steps * i}" for i in range(2, ROUTE)), f"{teacher}@latest")
+            flags += [f"rco.anchors={anchors}", f"rco.every={stretch}"]
         flags += ["networks.teacher.frozen=True", f"networks.teacher.init_from={teacher}@{first}"]
     return grid.Job(_name(place), config, (*(f"--config.{flag}" for flag in flags), *more), after)
 

@@ -174,6 +174,14 @@ def test_study_chooses_arms_and_lengths() -> None:
         grids.jobs(STUDY.full, ["switokdd"], [0], Path("runs/x"))
 
 
+def test_a_route_takes_four_epochs() -> None:
+    with pytest.raises(ConfigError, match=r"arm 'rco' goes through 4 checkpoints .* at least --epochs=4"):
+        grids.jobs(STUDY.smoke, [], [0], Path("runs/x"), epochs=3)
+    made = grids.jobs(STUDY.smoke, ["kd"], [0], Path("runs/x"), epochs=1)
+    assert [place.arm for place in made.values()] == ["vanilla", "kd"]
+    assert {grids.parsed(job).epochs for job in made} == {1.0}
+
+
 def test_a_smoke_table_for_real(tmp_path: Path) -> None:
     """Vanilla, then KD from its teacher, and again: nothing is left to do."""
     command = [sys.executable, "experiments/table_cifar.py", "--smoke", f"--workdir={tmp_path}", "--arms", "kd"]

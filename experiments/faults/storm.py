@@ -91,7 +91,8 @@ def kill(process: subprocess.Popen[bytes], workdir: Path, moment: str, chance: r
     """
     before, left = newest_save(workdir), unfinished(workdir)
     if moment == "start":
-        time.sleep(chance.uniform(0.0, 10.0))
+        late = time.monotonic() + chance.uniform(0.0, 10.0)  # but a run that saves is under way: short ones end soon
+        wait(process, lambda: time.monotonic() > late or newest_save(workdir) > before)
     elif moment == "after":
         wait(process, lambda: newest_save(workdir) > before)
         time.sleep(chance.uniform(0.0, 0.6))
