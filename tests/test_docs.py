@@ -119,8 +119,9 @@ def test_python_of_the_readme_runs(
     assert (tmp_path / "runs" / "from_python" / "summary.json").exists()
 
 
-def test_quickstart_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quickstart_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the folder where it lies, as readers open it; every picture is there."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the notebook trains
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(runs.CACHE))
     notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", 4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT / "examples"}}).execute()
