@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 # Before JAX is imported: the flag is read once.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+import pytest
 
 import runs
+from switokd_jax import methods, models
+from switokd_jax.data import sources
 
 # Tests leave the user's own cache folder alone.
 os.environ["XDG_CACHE_HOME"] = str(runs.CACHE.parent / "user")
 
 jax.config.update("jax_compilation_cache_dir", str(runs.CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture
+def own_additions() -> Iterator[None]:
+    """A config file of a user's own adds to the package's dicts; no other test sees it."""
+    dicts: list[dict[str, Any]] = [methods.METHODS, models.MODELS, sources.SOURCES]
+    before = [dict(each) for each in dicts]
+    yield
+    for each, old in zip(dicts, before, strict=True):
+        each.clear()
+        each.update(old)

@@ -76,6 +76,7 @@ FLAG_LINES = [
 ]
 
 
+@pytest.mark.usefixtures("own_additions")
 @pytest.mark.parametrize(("page", "line"), FLAG_LINES, ids=lambda each: str(each)[:60])
 def test_every_field_is_one(page: str, line: str, tmp_path: Path) -> None:
     """Each line's fields in one config: names, types, values and what goes together."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,13 @@ import numpy as np
 import pytest
 
 from switokd_jax import config as configs
-from switokd_jax import fields, loop, main, methods, models, plan
+from switokd_jax import fields, loop, main, methods, plan
 from switokd_jax.commands import config_module
-from switokd_jax.data import sources
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture(autouse=True)
-def _unchanged() -> Iterator[None]:
-    """An example adds to the package's dicts; no other test sees it."""
-    dicts: list[dict[str, Any]] = [methods.METHODS, models.MODELS, sources.SOURCES]
-    before = [dict(each) for each in dicts]
-    yield
-    for each, old in zip(dicts, before, strict=True):
-        each.clear()
-        each.update(old)
+pytestmark = pytest.mark.usefixtures("own_additions")
 
 
 def trained(name: str, workdir: Path, **changes: Any) -> dict[str, Any]:
