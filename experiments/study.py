@@ -125,15 +125,15 @@ def table(study: Study, places: Mapping[grid.Job, Place], results: Mapping[str, 
 
 def _note(places: Mapping[grid.Job, Place], unit: str) -> str:
     """The size of the runs."""
-    sizes = {}
+    sizes: dict[str, dict[str, None]] = {}
     for job, place in places.items():
         c = parsed(job)
         train = c.data.train_examples or IMAGES[c.data.name].train
-        sizes[place.setting.name] = (
-            f"{c.epochs:g} epochs of {train:,} images of {c.data.name} in batches of {c.batch_size}"
-        )
+        size = f"{c.epochs:g} epochs of {train:,} images of {c.data.name} in batches of {c.batch_size}"
+        sizes.setdefault(size, {})[place.setting.name] = None
     seeds = sorted({place.seed for place in places.values()})
-    runs = "; ".join(f"{name}: {size}" for name, size in sizes.items())
+    runs = "; ".join(f"{', '.join(names)}: {size}" if len(sizes) > 1 else size for size, names in sizes.items())
+    runs = runs[0].upper() + runs[1:]
     return (
         f"Mean and standard deviation of seeds {', '.join(map(str, seeds))}. {runs}. 'final' is the test top-1 after "
         f"the last epoch, 'best' that of the best one (as published numbers are); {unit} what training really spent."

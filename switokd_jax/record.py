@@ -27,11 +27,11 @@ SAMPLED = 32  # records of an encoded split that its fingerprint reads
 
 
 def of_run(run: Plan, dataset: Dataset) -> dict[str, Any]:
-    """JSON values: 'versions' by package, 'python', 'devices', 'commit' (None outside a git checkout; ends in '+' where
-    files have changed since), 'seed', 'data': its name and fingerprint, and what a trained network needs of it."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    """JSON values: 'versions' by package (None where pip knows none), 'python', 'devices', 'commit' (None outside a git
+    checkout; ends in '+' where files have changed since), 'seed', 'data': its name and fingerprint, and what a trained
+    network needs of it."""
     return {
-        "versions": {"switokd_jax": switokd_jax.__version__, **versions},
+        "versions": {"switokd_jax": switokd_jax.__version__, **{name: version(name) for name in PACKAGES}},
         "python": platform.python_version(),
         "devices": run.devices.facts,
         "commit": commit(),
@@ -89,6 +89,14 @@ def _starts(folder: Path) -> list[dict[str, Any]]:
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{path} is not what this program writes; remove it, or choose another --workdir") from error
     return starts
+
+
+def version(package: str) -> str | None:
+    """Of an installed package; None where pip knows none, as of a folder on PYTHONPATH."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def commit() -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,9 @@ def scores(made: Sequence[Mapping[str, Any]], network: str) -> tuple[Spread, Spr
 
 
 def switched(made: Sequence[Mapping[str, Any]]) -> Cell:
-    """Share of expert steps over pairs and seeds in percent; None where nothing switches."""
-    shares = [100.0 * pair["expert_fraction"] for summary in made for pair in summary["switch"].values()]
-    return Spread((sum(shares) / len(shares),), digits=1) if shares else None
+    """Share of expert steps in percent, the mean over a run's pairs; None where nothing switches."""
+    shares = [[100.0 * pair["expert_fraction"] for pair in summary["switch"].values()] for summary in made]
+    return Spread(tuple(statistics.fmean(each) for each in shares if each), digits=1) if any(shares) else None
 
 
 def carry_out(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 
 import runs
 from experiments.faults import storm
-from switokd_jax import checkpoint, config, fields, initialise, logs, loop, manifest, plan, saved, session
+from switokd_jax import checkpoint, config, fields, initialise, logs, loop, manifest, plan, record, saved, session
 from switokd_jax.data import resident, sources
 
 ROOT = Path(__file__).parents[1]
@@ -204,6 +205,13 @@ def test_other_data_is_refused(finished: Path, tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     with pytest.raises(fields.ConfigError, match="holds a run on other images or labels of 'digits'"):
         train(short_run(), tmp_path / "run")
+
+
+def test_a_package_that_pip_does_not_know_has_no_version(finished: Path) -> None:
+    assert record.version("switokd_jax_is_not_called_so") is None
+    (start,) = json.loads((finished / "record.json").read_text())["starts"]
+    assert start["versions"]["jax"] == jax.__version__
+    assert all(start["versions"].values())
 
 
 @pytest.mark.parametrize("pipeline", ["resident", "stream"])

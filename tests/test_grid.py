@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import grids, study
+from experiments import gap_study, grids, study
 from experiments.table_cifar import STUDY
 from switokd_jax import grid, sweep
 from switokd_jax.fields import ConfigError
 from switokd_jax.grid import Job
+from switokd_jax.tables import Spread
 
 ROOT = Path(__file__).parents[1]
 # Stands in for main: writes when it began and ended, and a summary; or fails, or waits to be told to stop.
@@ -172,6 +173,46 @@ def test_study_chooses_arms_and_lengths() -> None:
     assert config.networks["teacher"].milestones == pytest.approx((14.9, 20.9, 25.9), abs=1e-3)
     with pytest.raises(ConfigError, match="--arms 'switokdd' is none of"):
         grids.jobs(STUDY.full, ["switokdd"], [0], Path("runs/x"))
+
+
+def test_share_of_expert_steps_over_seeds() -> None:
+    """The mean of a run's pairs, then of the runs; those that switch nothing have none."""
+    seeds = [{"switch": {"a->s": {"expert_fraction": a}, "b->s": {"expert_fraction": 0.5}}} for a in (0.1, 0.3)]
+    spread = sweep.switched([*seeds, {"switch": {}}])
+    assert isinstance(spread, Spread)
+    assert spread.values == pytest.approx((30.0, 40.0))
+    assert spread.text() == "35.0 ± 7.1"
+    assert sweep.switched([{"switch": {}}]) is None
+
+
+def test_gap_study_measures(tmp_path: Path) -> None:
+    """Gaps of the last epoch alone, by arm and teacher, in the order of arms and sizes; other runs are left out."""
+    for name, gaps in (
+        ("dml_seed0", (9.0, 1.0, 2.0)),
+        ("dml_seed1", (9.0, 3.0, 4.0)),
+        ("vanilla_seed0", ()),
+        ("other_seed0", (5.0,)),
+    ):
+        folder = tmp_path / f"digits_{name}"
+        folder.mkdir()
+        networks = {
+            "teacher": {"model": "wrn_10_1", "parameters": 77898},
+            "student": {"final_top1": 80.0 + 2 * int(name[-1])},
+        }
+        (folder / "summary.json").write_text(json.dumps({"networks": networks, "epochs": 2.0}))
+        (folder / "config.json").write_text("{}")
+        lines = [
+            {"split": "train", "epoch": epoch, "teacher->student/gap": gap}
+            for epoch, gap in zip((1.0, 1.5, 2.0), gaps, strict=False)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    vanilla, dml = gap_study.measured(tmp_path)
+    assert (vanilla.arm, vanilla.top1.values, vanilla.gap.values) == ("vanilla", (80.0,), ())
+    assert (dml.arm, dml.teacher, dml.parameters) == ("dml", "wrn_10_1", 77898)
+    assert (dml.top1.values, dml.gap.values) == ((80.0, 82.0), (1.5, 3.5))
+    assert [path.name for path in gap_study.finish(tmp_path)] == ["gap.png", "gap.md", "gap.csv", "gap.tex"]
+    row = (tmp_path / "gap.md").read_text().splitlines()[5]
+    assert row == "| dml | wrn_10_1 | 77898 | 81.00 ± 1.41 | 2.500 ± 1.414 |"
 
 
 def test_a_route_takes_four_epochs() -> None:

@@ -88,25 +88,46 @@ def test_folders_without_a_run_are_named(tmp_path: Path, folder: Path) -> None:
         finished.within([begun])
 
 
-def test_bands_are_the_seeds_deviation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bands_are_the_seeds_deviation(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is drawn, not how: mean and deviation of the two seeds at every evaluation."""
     groups = finished.groups(finished.within([folder]))
     drawn: list[tuple[str, int]] = []
-    monkeypatch.setattr(
-        compare, "_banded", lambda axes, curves, colour, dash, label, ended: drawn.append((label, len(curves)))
-    )
-    compare.draw_accuracy(groups, folder / "unused.png")
+    monkeypatch.setattr(compare, "banded", lambda axes, curves, colour, label, ends: drawn.append((label, len(curves))))
+    compare.draw_accuracy(groups, tmp_path)
     assert drawn == [("dml", 1), ("switokd", 2)] * 2
     monkeypatch.undo()
     from matplotlib.figure import Figure
 
     axes = Figure().subplots()
     x, y = np.array([1.0, 2.0, 3.0]), np.array([[10.0, 20.0, 30.0], [14.0, 20.0, 36.0]])
-    compare._banded(axes, [(x, y[0]), (x[:2], y[1][:2])], "red", "-", "one", ended=False)
+    compare.banded(axes, [(x, y[0]), (x[:2], y[1][:2])], "red", "one", ends=False)
     np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata(), float), [12.0, 20.0])
     vertices = np.asarray(axes.collections[0].get_paths()[0].vertices, float)
     assert vertices[:, 1].max() == pytest.approx(20.0)
     assert vertices[:, 1].min() == pytest.approx(12.0 - np.sqrt(8.0))
+
+
+def test_many_experiments_have_a_panel_each(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than colours can tell apart: a picture for each network or pair, in which every experiment is once in
+    front."""
+    dml, switokd, _ = finished.within([folder])
+    groups = {f"switokd {i}": [switokd] for i in range(style.TOGETHER)}
+    assert [each.path.name for each in compare.draw_accuracy(groups, tmp_path)] == ["accuracy.png"]
+    groups["dml"] = [dml]
+    drawn: list[str] = []
+    monkeypatch.setattr(compare, "banded", lambda axes, curves, colour, label, ends: drawn.append(label))
+    made = compare.draw_accuracy(groups, tmp_path) + compare.draw_costs(groups, tmp_path)
+    stems = [f"{stem}_{name}" for stem in ("accuracy", "cost") for name in ("teacher", "student")]
+    assert [each.path.stem for each in made] == stems
+    assert drawn == 4 * [*groups]
+    assert made[0].caption == "Top-1 over the epochs, teacher"
+    # What does not switch has no share of expert steps, which leaves few enough for one panel.
+    assert [each.path.name for each in compare.draw_shares(groups, tmp_path)] == ["expert_share.png"]
+    monkeypatch.undo()
+    for each in compare.draw_accuracy(groups, tmp_path):
+        with Image.open(each.path) as image:
+            assert image.size == (round(200 * 2.3 * 4), round(200 * (0.3 + 1.7 * 2)))
+            assert np.asarray(image.convert("L"), float).std() > 5
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -169,10 +190,28 @@ def test_report_of_several(folder: Path, tmp_path: Path) -> None:
     assert row[2:5] == ["one_layer", "94", f"{np.mean(tops):.2f} ± {np.std(tops, ddof=1):.2f}"]
     assert ["method", "dml", "switokd"] in page.rows
     # Nothing is fetched from anywhere; every picture is there for both themes, the heat maps of both networks too.
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert all(source.startswith("data:image/webp;base64,") for source in page.sources)
     assert len(page.sources) == 2 * (4 + 2 * 2)
     for source in page.sources:
         Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).verify()
+
+
+def test_pictures_of_a_report_are_small_and_look_the_same(tmp_path: Path) -> None:
+    """Lines to the bit; photographs nearly, in a fraction of the bytes."""
+    down, across = np.meshgrid(np.linspace(0, 3, 200), np.linspace(0, 5, 300), indexing="ij")
+    waves = 128 + 90 * np.sin(down) * np.cos(across) + np.random.default_rng(0).normal(0, 6, (200, 300))
+    photograph = np.clip(waves[..., None] * (1.0, 0.7, 0.4), 0, 255).astype(np.uint8)
+    lines = np.full((200, 300, 3), 255, np.uint8)
+    lines[50:52], lines[:, 80:82] = (0, 114, 178), (213, 94, 0)
+    for pixels, most in ((lines, 0.0), (photograph, 6.0)):
+        path = tmp_path / "picture.png"
+        Image.fromarray(pixels).save(path)
+        content = base64.b64decode(report._embedded(path).partition(",")[2])
+        assert len(content) < path.stat().st_size / 2
+        with Image.open(io.BytesIO(content)) as made:
+            assert made.format == "WEBP"
+            apart = np.asarray(made.convert("RGB"), float) - pixels
+        assert np.sqrt(np.mean(apart**2)) <= most
 
 
 def test_report_of_one(folder: Path) -> None:

@@ -12,19 +12,12 @@ import numpy as np
 from switokd_jax import finished, gradcam, trained
 from switokd_jax.figures import compare, heat
 from switokd_jax.figures.curves import draw_curves
+from switokd_jax.figures.style import Picture, slug
 from switokd_jax.figures.switching import draw_switching
 from switokd_jax.finished import Finished
 
 SURFACES = 3  # images that have a row of surfaces
 ACROSS = 6  # columns of a picture
-
-
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """path: the PNG; caption: what it shows, for people who see nothing else."""
-
-    path: Path
-    caption: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,24 +47,19 @@ def draw(runs: Sequence[Finished], folder: Path, looks: Looks | None = None) -> 
     """
     folder.mkdir(parents=True, exist_ok=True)
     groups = finished.groups(runs)
-    drawn: list[tuple[Path | None, str]] = []
-    if len(runs) == 1:
-        drawn.append((draw_curves(runs[0].lines, folder / "curves.png"), "Loss and top-1 over the epochs"))
-    else:
-        drawn.append(
-            (compare.draw_accuracy(groups, folder / "accuracy.png"), "Top-1 over the epochs" + _banded(groups))
-        )
+    made: list[Picture] = []
+    if len(runs) > 1:
+        made += compare.draw_accuracy(groups, folder)
+    elif path := draw_curves(runs[0].lines, folder / "curves.png"):
+        made.append(Picture(path, "Loss and top-1 over the epochs"))
     for label, of in groups.items():
         name = "switching" if len(groups) == 1 else f"switching_{slug(label)}"
         which = f", {label}" if len(groups) > 1 else ""
         seed = f", seed {of[0].config['seed']}" if len(of) > 1 else ""
         caption = f"Distillation gap against the adaptive threshold{which}{seed}"
-        drawn.append((draw_switching(of[0].lines, folder / f"{name}.png"), caption))
-    drawn += [
-        (compare.draw_shares(groups, folder / "expert_share.png"), "Expert steps over the epochs" + _banded(groups)),
-        (compare.draw_costs(groups, folder / "cost.png"), "Top-1 against the training that it cost" + _banded(groups)),
-    ]
-    made = [Picture(path, caption) for path, caption in drawn if path]
+        if path := draw_switching(of[0].lines, folder / f"{name}.png"):
+            made.append(Picture(path, caption))
+    made += [*compare.draw_shares(groups, folder), *compare.draw_costs(groups, folder)]
     return made + (_heat_maps(looks, folder) if looks else [])
 
 
@@ -122,12 +110,3 @@ def _seen(run: Finished, name: str, images: np.ndarray, title: str) -> heat.Seen
     maps, chosen = gradcam.heat(network, images)
     probabilities = np.asarray(jax.nn.softmax(jax.jit(network.logits)(images))).max(axis=-1)
     return heat.Seen(title, np.asarray(maps), np.asarray(chosen), probabilities)
-
-
-def slug(text: str) -> str:
-    """A file name of a label."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
-
-
-def _banded(groups: compare.Groups) -> str:
-    return "; bands are one standard deviation of the seeds" if any(len(of) > 1 for of in groups.values()) else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +17,26 @@ from switokd_jax.files import write_whole
 
 Theme = Literal["light", "dark"]
 
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """path: the PNG; caption: what it shows, for people who see nothing else."""
+
+    path: Path
+    caption: str
+
+
 # Okabe and Ito's palette, its black last, where it is ink.
 NETWORKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GAP = "#B2182B"
+TOGETHER = len(NETWORKS) + 1  # lines that one panel can tell apart: the palette and ink
 # By theme: paper, ink, grid.
 PAPER: dict[Theme, tuple[str, str, str]] = {
     "light": ("#FFFFFF", "#222222", "#DDDDDD"),
     "dark": ("#16181C", "#E4E6EA", "#3A3E46"),
 }
+# By theme: lines that stand behind others.
+BEHIND: dict[Theme, str] = {"light": "#C4C8CE", "dark": "#555B66"}
 # By theme and mode: the bands behind curves.
 EXPERT = {"light": "#F6C9A0", "dark": "#6B4420"}
 LEARNING = {"light": "#DCE9F5", "dark": "#1F3245"}
@@ -70,12 +83,6 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     return {name: palette[i % len(palette)] for i, name in enumerate(names)}
 
 
-def dashes(names: Sequence[str]) -> dict[str, str]:
-    """A line style for each name: the same one until the colours begin again."""
-    styles = ("-", "--", ":", "-.")
-    return {name: styles[i // (len(NETWORKS) + 1) % len(styles)] for i, name in enumerate(names)}
-
-
 def tidy(axes: Axes, xlabel: str, ylabel: str) -> None:
     """Labels, a light grid, no box."""
     axes.set_xlabel(xlabel)
@@ -84,6 +91,11 @@ def tidy(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0)
+
+
+def slug(text: str) -> str:
+    """A file name of a label."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
 
 
 def save(figure: Figure, path: Path) -> Path:
