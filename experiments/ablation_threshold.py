@@ -42,7 +42,8 @@ STUDY = Study(
             name="digits",
             config="configs/digits.py",
             arms=ARMS,
-            flags=("networks.teacher.model=resnet14", "networks.student.model=resnet8", "epochs=4"),
+            flags=("networks.teacher.model=resnet14", "networks.student.model=resnet8"),
+            epochs=5,
         ),
     ),
 )

@@ -125,7 +125,8 @@ STUDY = Study(
             name=f"digits_{teacher}",
             config="configs/digits.py",
             arms=ARMS,
-            flags=(f"networks.teacher.model={teacher}", "epochs=4"),
+            flags=(f"networks.teacher.model={teacher}",),
+            epochs=5,
         )
         for teacher in ("wrn_10_1", "wrn_10_2", "wrn_10_4")
     ),

@@ -62,6 +62,7 @@ class Setting:
       config: the config file.
       arms: by name.
       flags: of all arms, as in `Arm`.
+      epochs: of all runs in place of the config's; milestones move along.
       published: top-1 in percent of the best test epoch, by arm and network.
     """
 
@@ -69,6 +70,7 @@ class Setting:
     config: str
     arms: Mapping[str, Arm]
     flags: tuple[str, ...] = ()
+    epochs: float | None = None
     published: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
 
@@ -126,8 +128,8 @@ def _job(place: Place, folder: Path, epochs: float | None, more: Sequence[str]) 
     setting, arm = place.setting, place.setting.arms[place.arm]
     config = arm.config or setting.config
     flags = [f"seed={place.seed}", "log.progress=False", "log.tensorboard=False", *setting.flags, *arm.flags]
-    if epochs:
-        flags += _lasting(config, flags, epochs)
+    if length := epochs or setting.epochs:
+        flags += _lasting(config, flags, length)
     stretch = int(load(config, flags).epochs) // ROUTE
     if arm.route and not stretch:
         raise ConfigError(

@@ -19,7 +19,6 @@ from experiments.grids import KDCL, OFFLINE, ONLINE, Setting  # noqa: E402
 from experiments.study import Study, main  # noqa: E402
 
 ALL = {**ONLINE, **KDCL, **OFFLINE}
-SMALL = ("networks.teacher.model=resnet14", "networks.student.model=resnet8", "networks.teacher.milestones=(4,)")
 
 STUDY = Study(
     title="CIFAR: top-1 of students and teachers",
@@ -66,7 +65,8 @@ STUDY = Study(
             name="digits",
             config="configs/digits.py",
             arms=ALL,
-            flags=(*SMALL, "networks.student.milestones=(4,)", "epochs=5"),
+            flags=("networks.teacher.model=resnet14", "networks.student.model=resnet8"),
+            epochs=5,
         ),
     ),
 )

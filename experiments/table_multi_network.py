@@ -46,7 +46,7 @@ STUDY = Study(
         Setting(
             name="digits",
             config="configs/digits_1t2s.py",
-            flags=("epochs=6",),
+            epochs=6,
             arms={
                 **APART,
                 "switokd_1t2s": Arm(),

@@ -47,7 +47,8 @@ STUDY = Study(
             name=f"digits_{teacher}",
             config="configs/digits.py",
             arms=ONLINE,
-            flags=(f"networks.teacher.model={teacher}", f"networks.student.model={student}", "epochs=4"),
+            flags=(f"networks.teacher.model={teacher}", f"networks.student.model={student}"),
+            epochs=5,
         )
         for teacher, student in (("resnet14", "resnet8"), ("wrn_10_2", "resnet8"))
     ),

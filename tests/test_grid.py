@@ -156,6 +156,7 @@ def test_study_jobs() -> None:
     for job, place in made.items():
         config = grids.parsed(job)
         assert (config.seed, config.epochs) == (place.seed, 5.0)
+        assert config.networks["student"].milestones == (3.5, 4.75)  # epochs 11 and 16 of the recipe's 20
         assert study.flops(config) > 0
         if place.setting.arms[place.arm].taught:
             assert job.after == (f"digits_vanilla_seed{place.seed}",)

@@ -111,15 +111,18 @@ def _accuracy(run: Finished, name: str) -> Curve | None:
 
 def _draw(groups: Groups, names: Sequence[str], measure: Measure, folder: Path) -> list[Picture]:
     seeds = any(len(of) > 1 for of in groups.values())
-    caption = measure.caption + ("; bands are one standard deviation of the seeds" if seeds else "")
+    bands = "; bands are one standard deviation of the seeds" if seeds else ""
     lines = {name: _lines(groups, name, measure) for name in names}
     lines = {name: of for name, of in lines.items() if of}
     if not lines:
         return []
     if len(_all(lines.values())) <= style.TOGETHER:
-        return [Picture(_together(lines, measure, folder / f"{measure.stem}.png"), caption)]
+        return [Picture(_together(lines, measure, folder / f"{measure.stem}.png"), measure.caption + bands)]
     return [
-        Picture(_apart(of, name, measure, folder / f"{measure.stem}_{style.slug(name)}.png"), f"{caption}, {name}")
+        Picture(
+            _apart(of, name, measure, folder / f"{measure.stem}_{style.slug(name)}.png"),
+            f"{measure.caption}, {_arrow(name)}{bands}",
+        )
         for name, of in lines.items()
     ]
 
