@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -88,7 +89,7 @@ def carry_out(
       make: summaries by job name, to the table.
 
     Returns:
-      The table as Markdown, and the files' names.
+      The table as wide as the terminal, and the files' names.
 
     Raises:
       ConfigError: if a run failed, after all others and the table are made.
@@ -99,10 +100,11 @@ def carry_out(
         raise ConfigError(f"no run succeeded; {_said(failed)}")
     table = make(results)
     paths = tables.write(table, folder / "table")
+    shown = tables.console(table, shutil.get_terminal_size().columns)
     if failed:
-        print(tables.markdown(table))
+        print(shown)
         raise ConfigError(f"{len(failed)} of {len(jobs)} runs failed; {_said(failed)}")
-    return "\n".join([tables.markdown(table), *(f"wrote {path}" for path in paths)])
+    return "\n".join([shown, *(f"wrote {path}" for path in paths)])
 
 
 def _said(failed: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import statistics
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def comma_separated(table: Table) -> str:
 def latex(table: Table) -> str:
     """As a LaTeX table for the package booktabs."""
     heads = [*table.head]
-    left = [all(not isinstance(row[i], Spread | float | int) for row in table.rows) for i in range(len(heads))]
+    left = [not _numbers(table, i) for i in range(len(heads))]
     lines = [
         r"\begin{table}",
         r"  \centering",
@@ -122,16 +123,37 @@ def write(table: Table, stem: Path) -> list[Path]:
     return made
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """For the console: columns as wide as their widest cell, the first to the left and the others to the right."""
+def console(table: Table, width: int) -> str:
+    """For a terminal of `width` columns: what does not fit beside the rest stands below it, under the same names of
+    rows. A single column may be wider."""
+    names = max(1, next((i for i in range(len(table.head)) if _numbers(table, i)), len(table.head)))
+    rows = [table.head, *([_plain(cell) for cell in row] for row in table.rows)]
+    blocks: list[str] = []
+    widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(table.head))]
+    left = [*range(names, len(table.head))]
+    while left or not blocks:
+        taken = [*range(names)]
+        while left and (len(taken) == names or sum(widths[i] for i in [*taken, left[0]]) - 2 <= width):
+            taken.append(left.pop(0))
+        blocks.append(aligned([[row[i] for i in taken] for row in rows], names))
+    note = [textwrap.fill(table.note, width)] if table.note else []
+    return "\n\n".join([table.title, *blocks, *note]) + "\n"
+
+
+def aligned(rows: Sequence[Sequence[str]], names: int = 1) -> str:
+    """Columns as wide as their widest cell, the first `names` to the left and the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
+            cell.ljust(width) if i < names else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
+        ).rstrip()
         for row in rows
     )
+
+
+def _numbers(table: Table, column: int) -> bool:
+    return any(isinstance(row[column], Spread | float | int) for row in table.rows)
 
 
 def _plain(cell: Cell) -> str:

@@ -66,3 +66,25 @@ def test_written(tmp_path: Path) -> None:
 
 def test_aligned() -> None:
     assert tables.aligned([("run", "time"), ("a_long_one", "3 s")]) == "run         time\na_long_one   3 s"
+
+
+def test_console() -> None:
+    """What does not fit stands below, under the same names."""
+    assert tables.console(TABLE, 80).splitlines() == [
+        "Two arms & a half",
+        "",
+        "arm           top-1 %  published %",
+        "kd_100%  92.00 ± 2.65        92.50",
+        "alone           80.00            -",
+        "none                -         1.00",
+        "",
+        "3 seeds.",
+    ]
+    narrow = tables.console(TABLE, 30)
+    assert narrow.split("\n\n")[1:3] == [
+        "arm           top-1 %\nkd_100%  92.00 ± 2.65\nalone           80.00\nnone                -",
+        "arm      published %\nkd_100%        92.50\nalone              -\nnone            1.00",
+    ]
+    assert "top-1 %" in tables.console(TABLE, 1)  # too narrow for any column, which is no reason to lose one
+    text_only = Table("Names", ("a", "b"), (("x", "y"),))
+    assert tables.console(text_only, 80) == "Names\n\na  b\nx  y\n"
