@@ -126,15 +126,19 @@ def table(study: Study, places: Mapping[grid.Job, Place], results: Mapping[str, 
 def _note(places: Mapping[grid.Job, Place], unit: str) -> str:
     """The size of the runs."""
     sizes: dict[str, dict[str, None]] = {}
+    held_out: dict[str, None] = {}
     for job, place in places.items():
         c = parsed(job)
         train = c.data.train_examples or IMAGES[c.data.name].train
         size = f"{c.epochs:g} epochs of {train:,} images of {c.data.name} in batches of {c.batch_size}"
         sizes.setdefault(size, {})[place.setting.name] = None
+        if c.data.validation_fraction:
+            held_out[place.arm] = None
     seeds = sorted({place.seed for place in places.values()})
     runs = "; ".join(f"{', '.join(names)}: {size}" if len(sizes) > 1 else size for size, names in sizes.items())
-    runs = runs[0].upper() + runs[1:]
+    chosen = f", for {', '.join(held_out)} of the one that is best on images held out of training" if held_out else ""
     return (
         f"Mean and standard deviation of seeds {', '.join(map(str, seeds))}. {runs}. 'final' is the test top-1 after "
-        f"the last epoch, 'best' that of the best one (as published numbers are); {unit} what training really spent."
+        f"the last epoch, 'best' that of the best one (as published numbers are){chosen}; {unit} what training really "
+        "spent."
     )

@@ -6,6 +6,7 @@ Source: Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,45 +58,45 @@ def heat(network: Trained, images: Any, classes: Any = None, of: str = "") -> tu
     name = of or layer(network)
     if name not in (known := _maps(network)):
         raise ConfigError(f"network {network.facts.network!r} taps no maps {name!r}; {nearest(name, known)}")
-    return _heat(network, jnp.asarray(images), None if classes is None else jnp.asarray(classes), name)
-
-
-def _heat(network: Trained, images: jax.Array, classes: jax.Array | None, of: str) -> tuple[jax.Array, jax.Array]:
-    @jax.jit
-    def run(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def explained(perturbations: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            inputs = augment.normalise(images, network.preprocess, network.module.dtype)
-            logits, moved = network.module.apply(
-                {**network.variables, "perturbations": perturbations}, inputs, train=False, mutable=["intermediates"]
-            )
-            chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            asked = chosen if classes is None else classes
-            # Images do not meet in evaluation mode: the gradient of the sum is that of each.
-            score = jnp.sum(jnp.take_along_axis(logits, asked[:, None], axis=-1))
-            return score, (chosen, moved["intermediates"][of][0])
-
-        zeros = jax.tree.map(jnp.zeros_like, _perturbations(network, images))
-        gradients, (chosen, features) = jax.grad(explained, has_aux=True)(zeros)
-        weights = jnp.mean(gradients[of].astype(jnp.float32), axis=(1, 2), keepdims=True)
-        maps = jax.nn.relu(jnp.sum(weights * features.astype(jnp.float32), axis=-1))
-        maps = jnp.maximum(jax.image.resize(maps, images.shape[:3], "bilinear"), 0.0)
-        largest = jnp.max(maps, axis=(1, 2), keepdims=True)
-        return maps / jnp.where(largest > 0, largest, 1.0), chosen
-
-    made: tuple[jax.Array, jax.Array] = run(images)
+    inputs = augment.normalise(jnp.asarray(images), network.preprocess, network.module.dtype)
+    asked = None if classes is None else jnp.asarray(classes)
+    made: tuple[jax.Array, jax.Array] = _heat(network.module, network.variables, inputs, asked, name)
     return made
 
 
-def _perturbations(network: Trained, images: jax.Array) -> Any:
+# Networks of one model, as the methods of a comparison have them, share a compilation.
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _heat(
+    module: Any, variables: Any, inputs: jax.Array, classes: jax.Array | None, of: str
+) -> tuple[jax.Array, jax.Array]:
+    def explained(perturbations: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        logits, moved = module.apply(
+            {**variables, "perturbations": perturbations}, inputs, train=False, mutable=["intermediates"]
+        )
+        chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        asked = chosen if classes is None else classes
+        # Images do not meet in evaluation mode: the gradient of the sum is that of each.
+        score = jnp.sum(jnp.take_along_axis(logits, asked[:, None], axis=-1))
+        return score, (chosen, moved["intermediates"][of][0])
+
+    zeros = jax.tree.map(jnp.zeros_like, _perturbations(module, variables, inputs))
+    gradients, (chosen, features) = jax.grad(explained, has_aux=True)(zeros)
+    weights = jnp.mean(gradients[of].astype(jnp.float32), axis=(1, 2), keepdims=True)
+    maps = jax.nn.relu(jnp.sum(weights * features.astype(jnp.float32), axis=-1))
+    maps = jnp.maximum(jax.image.resize(maps, inputs.shape[:3], "bilinear"), 0.0)
+    largest = jnp.max(maps, axis=(1, 2), keepdims=True)
+    return maps / jnp.where(largest > 0, largest, 1.0), chosen
+
+
+def _perturbations(module: Any, variables: Any, inputs: jax.Array) -> Any:
     """Zeros, to be added to everything that the network taps."""
-    inputs = augment.normalise(images, network.preprocess, network.module.dtype)
-    _, made = network.module.apply(network.variables, inputs, train=False, mutable=["perturbations"])
+    _, made = module.apply(variables, inputs, train=False, mutable=["perturbations"])
     return made.get("perturbations", {})
 
 
 def _maps(network: Trained) -> dict[str, tuple[int, int]]:
     """Height and width of the feature maps that it taps, stage1 before stage2; taps of inner modules are left out."""
-    image = jax.ShapeDtypeStruct((1, *network.facts.image_shape), jnp.uint8)
-    shapes: Any = jax.eval_shape(lambda x: _perturbations(network, x), image)
+    image = jax.ShapeDtypeStruct((1, *network.facts.image_shape), network.module.dtype)
+    shapes: Any = jax.eval_shape(functools.partial(_perturbations, network.module), network.variables, image)
     tapped = {name: shapes[name].shape for name in sorted(shapes) if not isinstance(shapes[name], Mapping)}
     return {name: shape[1:3] for name, shape in tapped.items() if len(shape) == 4}

@@ -162,6 +162,9 @@ def test_study_jobs() -> None:
             assert job.after == (f"digits_vanilla_seed{place.seed}",)
             assert config.networks["teacher"].frozen
             assert job.after[0] in config.networks["teacher"].init_from
+    note = study._note(made, "GFLOP")
+    assert "seeds 0, 1. 5 epochs of 1,437 images of digits in batches of 64. 'final'" in note
+    assert "for kdcl_general of the one that is best on images held out of training" in note
     rco = next(job for job in made if "rco" in job.name)
     assert [anchor.rpartition("@")[2] for anchor in grids.parsed(rco).hyperparameters.anchors] == ["46", "69", "latest"]
 

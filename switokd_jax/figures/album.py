@@ -108,5 +108,6 @@ def _heat_maps(looks: Looks, folder: Path) -> list[Picture]:
 def _seen(run: Finished, name: str, images: np.ndarray, title: str) -> heat.Seen:
     network = trained.read(run.folder, name)
     maps, chosen = gradcam.heat(network, images)
-    probabilities = np.asarray(jax.nn.softmax(jax.jit(network.logits)(images))).max(axis=-1)
+    # Not compiled: a handful of images, and as many networks as there are experiments.
+    probabilities = np.asarray(jax.nn.softmax(network.logits(images))).max(axis=-1)
     return heat.Seen(title, np.asarray(maps), np.asarray(chosen), probabilities)
