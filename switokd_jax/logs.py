@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import json
 import os
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -115,10 +115,9 @@ class WeightsAndBiases:
     def __init__(self, workdir: Path, project: str, config: Mapping[str, Any]):
         import wandb
 
-        where = str(workdir.resolve())
-        run_id = hashlib.sha256(where.encode()).hexdigest()[:16]
+        where = workdir.resolve()
         self._run = wandb.init(
-            project=project, id=run_id, name=workdir.name, dir=where, config=dict(config), resume="allow"
+            project=project, id=_run_id(where), name=where.name, dir=str(where), config=dict(config), resume="allow"
         )
         # Its own count of steps refuses those before the last one, which a resumed run writes again.
         self._run.define_metric("step")
@@ -135,6 +134,15 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Ends its run."""
         self._run.finish()
+
+
+def _run_id(workdir: Path) -> str:
+    """Drawn once for a workdir: folders of the same name on two machines are two runs."""
+    path = workdir / "wandb" / "run_id"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, lambda p: p.write_text(uuid.uuid4().hex[:16]))
+    return path.read_text()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -166,10 +166,15 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     first, second = stand_in.started
     assert (first["project"], first["name"], first["config"]) == ("distillation", tmp_path.name, {"seed": 3})
     assert first["id"] == second["id"]
+    # A run elsewhere is another one, though the folder has the same name.
+    (tmp_path / "elsewhere" / tmp_path.name).mkdir(parents=True)
+    logs.open_writer(tmp_path / "elsewhere" / tmp_path.name, tensorboard=False, wandb="distillation").close()
+    third = stand_in.started.pop()
+    assert third["id"] != first["id"]
     assert first["resume"] == "allow"
     assert stand_in.logged == [{"step": 2, "test/s/top1": 50.0}, {"step": 2, "train/s/loss": 1.5}]
     assert ("*", {"step_metric": "step"}) in stand_in.metrics
-    assert stand_in.finished == 2
+    assert stand_in.finished == 3
     assert len(logs.read_metrics(tmp_path / "metrics.jsonl")) == 5
 
 
