@@ -31,7 +31,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("index", "results", "own_method", "api", "architecture", "performance", "pods")),
+    *(f"docs/{name}.md" for name in ("index", "results", "own_method", "api", "architecture")),
+    *(f"docs/{name}.md" for name in ("measured", "performance", "pods")),
 )
 PROGRAMS = ("python ", "make ", "pip ", "mkdocs ", "sbatch ", "experiments/launch/tpu_slice.sh --")
 PATIENCE = 1800.0  # seconds, for one command
@@ -72,6 +73,7 @@ class Way:
 
 
 MAIN, SPEED = r"python -m switokd_jax\.main", r"python experiments/speed"
+GRID = r"python experiments/(table_\w+|ablation_threshold|gap_study)\.py"
 # The first that fits. Published recipes take digits' images: their own are a download, and days of training.
 WAYS = (
     Way(r"make demo"),
@@ -91,9 +93,9 @@ WAYS = (
     Way(r"python -m switokd_jax\.(figures|report)"),
     Way(r"python -m switokd_jax\.sweep .* -- ", "--config.epochs=1"),
     Way(r"python -m switokd_jax\.sweep", "-- --config.epochs=1"),
-    Way(r"python experiments/table_\w+\.py --plan", quick=True),
-    Way(r"python experiments/table_\w+\.py --smoke", "--seeds 0 --epochs=4"),
-    Way(r"python experiments/table_\w+\.py", "--plan"),
+    Way(GRID + " --plan", quick=True),
+    Way(GRID + " --smoke", "--seeds 0 --epochs=4"),
+    Way(GRID, "--plan"),
     Way(r"python experiments/docs_commands\.py", "--list"),
     Way(r"python experiments/faults/storm\.py", "--kills=2"),
     Way(r"python experiments/faults/reruns\.py", "--config.epochs=1"),

@@ -161,6 +161,8 @@ def _plain(cell: Cell) -> str:
         return cell.text()
     if isinstance(cell, float):
         return f"{cell:.2f}"
+    if isinstance(cell, int):
+        return f"{cell:,}"
     return MISSING if cell is None else str(cell)
 
 

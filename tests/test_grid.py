@@ -216,7 +216,7 @@ def test_gap_study_measures(tmp_path: Path) -> None:
     assert (dml.top1.values, dml.gap.values) == ((80.0, 82.0), (1.5, 3.5))
     assert [path.name for path in gap_study.finish(tmp_path)] == ["gap.png", "gap.md", "gap.csv", "gap.tex"]
     row = (tmp_path / "gap.md").read_text().splitlines()[5]
-    assert row == "| dml | wrn_10_1 | 77898 | 81.00 ± 1.41 | 2.500 ± 1.414 |"
+    assert row == "| dml | wrn_10_1 | 77,898 | 81.00 ± 1.41 | 2.500 ± 1.414 |"
 
 
 def test_a_route_takes_four_epochs() -> None:
