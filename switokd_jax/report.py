@@ -45,6 +45,8 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { background: var(--head); font-weight: 600; }
 th.text, td.text { text-align: left; }
+th:first-child, td:first-child { position: sticky; left: 0; }
+td:first-child { background: var(--paper); }
 figure { margin: 1.4rem 0; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; text-align: center; }
@@ -105,7 +107,8 @@ def _results(groups: dict[str, list[Finished]]) -> str:
     """A row for each network of each experiment."""
     runs = [run for of in groups.values() for run in of]
     unit, size = cost.unit(max(run.summary.get("training_flops", 0.0) for run in runs))
-    head = ["experiment", "network", "model", "parameters", "final top-1 %", "best top-1 %", "updates %", unit]
+    # What a phone shows without scrolling comes first.
+    head = ["experiment", "network", "final top-1 %", "best top-1 %", "updates %", unit, "parameters", "model"]
     rows = []
     for label, of in groups.items():
         for name in of[0].networks:
@@ -114,12 +117,12 @@ def _results(groups: dict[str, list[Finished]]) -> str:
                 [
                     label,
                     name,
-                    each[0][1]["model"],
-                    f"{each[0][1]['parameters']:,}",
                     Spread(tuple(network["final_top1"] for _, network in each)).text(),
                     Spread(tuple(network["best_top1"] for _, network in each)).text(),
                     Spread(tuple(100 * network["updates"] / run["steps"] for run, network in each), 1).text(),
                     Spread(tuple(run.get("training_flops", 0.0) / size for run, _ in each), 1).text(),
+                    f"{each[0][1]['parameters']:,}",
+                    each[0][1]["model"],
                 ]
             )
     switches = [
@@ -135,7 +138,7 @@ def _results(groups: dict[str, list[Finished]]) -> str:
     if any(len(of) > 1 for of in groups.values()):
         seeds = sorted({run.config["seed"] for run in runs})
         notes.append(f"Mean and standard deviation of the seeds {', '.join(map(str, seeds))}.")
-    made = _table(head, rows, texts=3) + f'<p class="soft">{html.escape(" ".join(notes))}</p>'
+    made = _table(head, rows, texts=2) + f'<p class="soft">{html.escape(" ".join(notes))}</p>'
     return made + (_table(["experiment", "pair", "expert steps %"], switches, texts=2) if switches else "")
 
 

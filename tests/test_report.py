@@ -187,7 +187,8 @@ def test_report_of_several(folder: Path, tmp_path: Path) -> None:
     summaries = [json.loads((folder / f"switokd_{seed}" / "summary.json").read_text()) for seed in (0, 1)]
     tops = [of["networks"]["student"]["final_top1"] for of in summaries]
     (row,) = (row for row in page.rows if row[:2] == ["switokd", "student"])
-    assert row[2:5] == ["one_layer", "94", f"{np.mean(tops):.2f} ± {np.std(tops, ddof=1):.2f}"]
+    assert row[2] == f"{np.mean(tops):.2f} ± {np.std(tops, ddof=1):.2f}"
+    assert row[-2:] == ["94", "one_layer"]
     assert ["method", "dml", "switokd"] in page.rows
     # Nothing is fetched from anywhere; every picture is there for both themes, the heat maps of both networks too.
     assert all(source.startswith("data:image/webp;base64,") for source in page.sources)
