@@ -108,10 +108,17 @@ class Progress:
 
     def _row(self, line: Line, pace: Pace) -> str:
         names = [key.removesuffix("/loss") for key in line if key.endswith("/loss")]
-        scores = "".join(f" {line[f'{name}/loss']:5.3f} {line[f'{name}/top1']:5.1f}" for name in names)
+        scores = "".join(f" {short(line[f'{name}/loss'])} {line[f'{name}/top1']:5.1f}" for name in names)
         expert = "   -" if pace.expert is None else f"{100 * pace.expert:4.0f}"
-        epoch = f"{line['epoch']:.3g}/{self._epochs:.3g}"
+        epoch = "/".join(f"{x:.3g}" if x < 999.5 else f"{x:.0f}" for x in (line["epoch"], self._epochs))
         return f"{LABELS[line['split']]:4} {epoch:>7}{scores} {expert} {pace.rate:6.0f} {clock(pace.left):>7}"
+
+
+def short(loss: float) -> str:
+    """In five characters, however large: 3.859, 38.59, 38594, 4e+06."""
+    if loss < 99999.5:
+        return f"{loss:5.{max(0, 4 - len(f'{loss:.0f}'))}f}"
+    return f"{loss:5.0e}"
 
 
 def clock(seconds: float) -> str:

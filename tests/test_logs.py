@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,16 @@ def test_no_switch_no_share() -> None:
     out = io.StringIO()
     console.Progress(100, 0, 5.0, shown=True, to=out).evaluated(line(["a"]), console.Pace(10.0, 5.0, None))
     assert out.getvalue().split()[-3:] == ["-", "10", "0:05"]
+
+
+def test_a_loss_takes_five_characters() -> None:
+    shown = {0.0451: "0.045", 9.9996: "10.00", 38.594: "38.59", 385.94: "385.9", 38594.2: "38594", 4e6: "4e+06"}
+    assert {loss: console.short(loss) for loss in shown} == shown
+    assert console.short(math.nan).strip() == "nan"
+    out = io.StringIO()
+    table = console.Progress(100, 0, 1200.0, shown=True, to=out)
+    table.evaluated({**line(["a"]), "epoch": 1100.0, "a/loss": 7e9}, console.Pace(10.0, 5.0, None))
+    assert "1100/1200 7e+09 " in out.getvalue()
 
 
 def test_live_row_on_a_terminal() -> None:
