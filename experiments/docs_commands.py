@@ -98,6 +98,7 @@ WAYS = (
     Way(GRID, "--plan"),
     Way(r"python experiments/docs_commands\.py", "--list"),
     Way(r"python experiments/faults/storm\.py", "--kills=2"),
+    Way(r"python experiments/faults/full_disk\.py", "--rounds=2"),
     Way(r"python experiments/faults/reruns\.py", "--config.epochs=1"),
     Way(r"python experiments/launch/launch_local\.py", "--config.epochs=1"),
     Way(r"python experiments/scale/compile_pod\.py", "--topology=cpu:2 --batch_per_chip=2"),

@@ -20,7 +20,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import runs
-from experiments.faults import storm
+from experiments.faults import full_disk, storm
 from switokd_jax import checkpoint, config, fields, initialise, logs, loop, manifest, plan, record, saved, session
 from switokd_jax.data import resident, sources
 
@@ -234,27 +234,12 @@ def test_a_shard_that_cannot_be_read_is_named(
 
 @pytest.fixture
 def small_disk() -> Iterator[tuple[Path, list[str]]]:
-    """A folder of 16 MiB as the test sees it, and what to put before a command that is to see it as /mnt."""
-    if shutil.which("unshare") is None:
-        pytest.skip("no tmpfs can be mounted here")
-    keeper = subprocess.Popen(
-        ["unshare", "--map-root-user", "--mount", "sh", "-c", "mount -t tmpfs -o size=16m small /mnt && exec sleep 600"]
-    )
-    mounted = Path(f"/proc/{keeper.pid}/root/mnt")
-    while not os.path.ismount(mounted):
-        if keeper.poll() is not None:
-            pytest.skip("no tmpfs can be mounted here")
-        time.sleep(0.05)
-    yield mounted, ["nsenter", "--target", str(keeper.pid), "--user", "--mount", "--preserve-credentials"]
-    keeper.kill()
-    keeper.wait()
-
-
-def fill(path: Path) -> None:
-    """Writes into a file for ever."""
-    with path.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
+    """As `full_disk.small_disk` has it."""
+    try:
+        with full_disk.small_disk() as disk:
+            yield disk
+    except full_disk.Unavailable as error:
+        pytest.skip(f"no tmpfs can be mounted here: {error}")
 
 
 def wait_until(so: Callable[[], bool]) -> None:
@@ -290,8 +275,8 @@ def test_a_full_disk(freed: bool, small_disk: tuple[Path, list[str]]) -> None:
     before = newest()
     wait_until(lambda: newest() > before)  # none is under way now
     filler = mounted / "filler"
-    with pytest.raises(OSError, match="No space left"):
-        fill(filler)
+    full_disk.fill(filler)
+    assert filler.stat().st_size > 2**20
     if freed:
         time.sleep(3.0)
         full = newest()
@@ -304,7 +289,7 @@ def test_a_full_disk(freed: bool, small_disk: tuple[Path, list[str]]) -> None:
     latest = mounted / "run" / "checkpoints" / "latest"
     steps = [path for path in latest.iterdir() if path.name.isdigit()]
     assert steps
-    assert not [manifest.damage(path) for path in steps if manifest.damage(path)]
+    assert full_disk.damaged(mounted / "run") == []
     lines = logs.read_metrics(mounted / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
     if not freed:

@@ -117,9 +117,9 @@ def differences(one: Path, other: Path) -> list[str]:
         left = [sorted(path.name for path in (run / "checkpoints" / which).iterdir()) for run in (one, other)]
         if left[0] != left[1]:
             found.append(f"saves in {which}: {left[0]} and {left[1]}")
-    found += _bits("latest", *(saved.read_state(run) for run in (one, other)))
+    found += bits("latest", *(saved.read_state(run) for run in (one, other)))
     for name in names:
-        found += _bits(f"best {name}", *(saved.read_network(f"{run}:{name}@best") for run in (one, other)))
+        found += bits(f"best {name}", *(saved.read_network(f"{run}:{name}@best") for run in (one, other)))
     for summary in summaries:
         del summary["seconds"], summary["examples_per_second"]
     if summaries[0] != summaries[1]:
@@ -127,7 +127,8 @@ def differences(one: Path, other: Path) -> list[str]:
     return found + [f"left behind: {path}" for path in other.rglob("*tmp*")]
 
 
-def _bits(title: str, one: Any, other: Any) -> list[str]:
+def bits(title: str, one: Any, other: Any) -> list[str]:
+    """The arrays of two trees that differ in a bit, by path."""
     leaves = [jax.tree_util.tree_leaves_with_path(tree) for tree in (one, other)]
     if [path for path, _ in leaves[0]] != [path for path, _ in leaves[1]]:
         return [f"{title}: other arrays"]

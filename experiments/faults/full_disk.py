@@ -1,0 +1,180 @@
+"""Fills the disk of one run at random moments and frees it again, and sees that the run goes on and loses nothing.
+
+python experiments/faults/full_disk.py --rounds=30
+
+The disk is a tmpfs of 16 MiB (Linux, no root needed). Half of the fillings begin within a save, and each leaves a
+random number of bytes: none, less than a save takes, or a little more than the run asks for. Prints each. Exit status
+1 if no save follows within `PATIENCE` of a freeing (the run then prints where its threads stand), if a save on the
+disk is damaged, or if the state of the last step or the lines of metrics.jsonl are not those of a run with room.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2])]
+
+from experiments.faults import storm  # noqa: E402
+from switokd_jax import manifest, saved  # noqa: E402
+
+SIZE = 16  # MiB
+PATIENCE = 60.0  # seconds
+EPOCHS_PER_ROUND = 10
+SAVE = 3 * 2**19  # bytes, about
+
+
+class Unavailable(Exception):
+    """No tmpfs can be mounted here."""
+
+
+@contextlib.contextmanager
+def small_disk(size: int = SIZE) -> Iterator[tuple[Path, list[str]]]:
+    """A folder of so many MiB as this process sees it, and what to put before a command that is to see it as /mnt.
+
+    Raises:
+      Unavailable: without user namespaces.
+    """
+    if shutil.which("unshare") is None:
+        raise Unavailable("no command unshare")
+    mount = f"mount -t tmpfs -o size={size}m small /mnt && exec sleep 86400"
+    keeper = subprocess.Popen(["unshare", "--map-root-user", "--mount", "sh", "-c", mount])
+    mounted = Path(f"/proc/{keeper.pid}/root/mnt")
+    try:
+        while not os.path.ismount(mounted):
+            if keeper.poll() is not None:
+                raise Unavailable("unshare or mount failed")
+            time.sleep(0.05)
+        enter = ["nsenter", "--target", str(keeper.pid), "--user", "--mount", "--preserve-credentials"]
+        yield mounted, [*enter, f"--wd={storm.ROOT}"]
+    finally:
+        keeper.kill()
+        keeper.wait()
+
+
+def fill(path: Path, leave: int = 0) -> None:
+    """Writes into a file until so many bytes of its disk are free."""
+    with path.open("wb", buffering=0) as file:
+        while shutil.disk_usage(path.parent).free > leave:
+            try:
+                file.write(bytes(4096))
+            except OSError as error:  # the run was faster
+                if error.errno != errno.ENOSPC:
+                    raise
+
+
+def damaged(run: Path) -> list[str]:
+    """The finished saves that are not whole, a line each."""
+    saves = [path for path in (run / "checkpoints").glob("latest/*") if path.name.isdigit()]
+    return [f"{path}: {damage}" for path in saves if (damage := manifest.damage(path))]
+
+
+def disturb(process: subprocess.Popen[bytes], run: Path, leave: int, within: bool, chance: random.Random) -> float:
+    """Fills the run's disk at a random moment, frees it after a random time, and waits for a save.
+
+    Returns:
+      Seconds from the freeing to the first save after it.
+
+    Raises:
+      TimeoutError: after `PATIENCE`; the process has then said where its threads stand.
+      ChildProcessError: if it has ended.
+    """
+    filler = run.parent / "filler"
+    before, left = storm.newest_save(run), storm.unfinished(run)
+    if within:
+        _wait(process, lambda: bool(storm.unfinished(run) - left) or storm.newest_save(run) > before)
+    time.sleep(chance.uniform(0.0, 0.01 if within else 0.3))
+    fill(filler, leave)
+    time.sleep(chance.uniform(0.0, 1.5))
+    full = storm.newest_save(run)
+    filler.unlink()
+    begin = time.monotonic()
+    _wait(process, lambda: storm.newest_save(run) > full)
+    return time.monotonic() - begin
+
+
+def _wait(process: subprocess.Popen[bytes], until: Callable[[], bool]) -> None:
+    begin = time.monotonic()
+    while not until():
+        if process.poll() is not None:
+            raise ChildProcessError(f"the run ended with status {process.returncode}")
+        if time.monotonic() > begin + PATIENCE:
+            process.send_signal(signal.SIGABRT)  # faulthandler prints every thread's stack
+            process.wait()
+            raise TimeoutError(f"nothing was saved for {PATIENCE:.0f} s")
+        time.sleep(0.001)
+
+
+def carry_out(folder: Path, rounds: int, chance: random.Random) -> list[str]:
+    """Runs one run with room and one whose disk is filled so many times; what is wrong with the latter, a line each.
+
+    Raises:
+      Unavailable: if no small disk can be had.
+    """
+    flags = (f"--config.epochs={rounds * EPOCHS_PER_ROUND}", "--config.checkpoint.every=0.5")
+    alone = folder / "alone"
+    if storm.start(alone, flags).wait(10 * storm.PATIENCE):
+        return ["the undisturbed run failed"]
+    with small_disk() as (mounted, enter), (folder / "stderr.txt").open("wb") as log:
+        run = mounted / "run"
+        command = [*enter, sys.executable, "-X", "faulthandler", "-m", "switokd_jax.main", "--workdir=/mnt/run"]
+        process = subprocess.Popen([*command, *storm.FLAGS, *flags], cwd=storm.ROOT, stdout=log, stderr=log)
+        try:
+            storm.wait(process, lambda: storm.newest_save(run) > 0)
+            for i in range(rounds):
+                leave = chance.choice((0, chance.randrange(SAVE), chance.randrange(SAVE, 3 * SAVE)))
+                late = disturb(process, run, leave, within=bool(i % 2), chance=chance)
+                print(f"filling {i + 1}, {leave:,} bytes left: a save {late:.2f} s after its end", flush=True)
+            if status := process.wait(10 * storm.PATIENCE):
+                return [f"the run ended with status {status}; {log.name}"]
+        except (TimeoutError, ChildProcessError) as error:
+            return [f"{error}; {log.name}"]
+        finally:
+            process.kill()
+        shutil.copytree(run, folder / "filled")
+    said = [line for line in Path(log.name).read_text().splitlines() if "training goes on" in line]
+    foreseen = [line for line in said if " left, and one takes " in line]
+    print(f"{len(said)} saves failed, {len(said) - len(foreseen)} of them half way")
+    return damaged(folder / "filled") + differences(alone, folder / "filled")
+
+
+def differences(alone: Path, run: Path) -> list[str]:
+    """What is not the same, a line each. Which saves are best is not asked: a filling may have been in their way."""
+    lines = [(folder / "metrics.jsonl").read_text() for folder in (alone, run)]
+    found = [] if lines[0] == lines[1] else ["metrics.jsonl"]
+    found += storm.bits("latest", saved.read_state(alone), saved.read_state(run))
+    return found + [f"left behind: {path}" for path in run.rglob("*tmp*")]
+
+
+def main() -> None:
+    """Fills and compares."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=None, help="of the moments; drawn and printed unless given")
+    options = parser.parse_args()
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    folder = Path(tempfile.mkdtemp(prefix="full_disk"))
+    print(f"seed {seed}, folder {folder}", flush=True)
+    try:
+        found = carry_out(folder, options.rounds, random.Random(seed))
+    except Unavailable as error:
+        sys.exit(f"no tmpfs can be mounted here: {error}")
+    if found:
+        sys.exit("\n".join(found))
+    print(f"the same after {options.rounds} fillings, bit for bit")
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
