@@ -17,6 +17,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,7 +62,7 @@ class Way:
       start: a regular expression.
       more: flags that make them short; of a flag given twice the last holds.
       quick: whether the tests run them too.
-      needs: a module without which they do not run.
+      needs: a module or program without which they do not run.
       elsewhere: what runs them, in place of this script.
     """
 
@@ -100,6 +101,7 @@ WAYS = (
     Way(r"python experiments/faults/storm\.py", "--kills=2"),
     Way(r"python experiments/faults/full_disk\.py", "--rounds=2"),
     Way(r"python experiments/faults/reruns\.py", "--config.epochs=1"),
+    Way(r"python experiments/look\.py", needs="chromium"),
     Way(r"python experiments/launch/launch_local\.py", "--config.epochs=1"),
     Way(r"python experiments/scale/compile_pod\.py", "--topology=cpu:2 --batch_per_chip=2"),
     Way(SPEED + r"/compare_torch\.py", "--rounds=1 --steps=1 --device=cpu", needs="torch"),
@@ -168,6 +170,10 @@ def run(command: Command, folder: Path, *, whole: bool = False) -> subprocess.Co
     return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
+def _present(needed: str) -> bool:
+    return not needed or importlib.util.find_spec(needed) is not None or shutil.which(needed) is not None
+
+
 def _carry_out(chosen: list[Command], folder: Path, *, whole: bool) -> Iterator[bool]:
     """Runs and prints one after another; whether each is well."""
     seen: set[str] = set()
@@ -177,7 +183,7 @@ def _carry_out(chosen: list[Command], folder: Path, *, whole: bool) -> Iterator[
         if found is None:
             print(f"{'unknown':8} {'':6} {where} {command.text}")
             yield False
-        elif found.elsewhere or (found.needs and importlib.util.find_spec(found.needs) is None):
+        elif found.elsewhere or not _present(found.needs):
             print(f"{'left':8} {'':6} {where} {command.text}: {found.elsewhere or 'needs ' + found.needs}")
         elif command.text not in seen:
             seen.add(command.text)

@@ -48,7 +48,10 @@ th.text, td.text { text-align: left; }
 th:first-child, td:first-child { position: sticky; left: 0; }
 td:first-child { background: var(--paper); }
 figure { margin: 1.4rem 0; }
-figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+figure picture { display: block; overflow-x: auto; }
+figure img { display: block; width: var(--full); max-width: 100%; height: auto; margin: 0 auto; }
+/* On a phone letters stay large enough to be read, and the picture is moved about. */
+@media (max-width: 40rem) { figure img { max-width: max(100%, .6 * var(--full)); } }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; text-align: center; }
 details { margin: .6rem 0; } summary { cursor: pointer; }
 code { font-family: ui-monospace, monospace; font-size: .85em; overflow-wrap: anywhere; }
@@ -166,7 +169,7 @@ def _pictures(runs: Sequence[Finished], examples: Sequence[int]) -> list[str]:
             made.append(
                 "<figure><picture>"
                 f'<source media="(prefers-color-scheme: dark)" srcset="{_embedded(dark.path)}">'
-                f'<img src="{_embedded(light.path)}" width="{_width(light.path)}" alt="{caption}"></picture>'
+                f'<img src="{_embedded(light.path)}" style="--full: {_width(light.path)}px" alt="{caption}"></picture>'
                 f"<figcaption>{caption}</figcaption></figure>"
             )
     return [*made, f'<p class="soft">{html.escape(note)}</p>'] if note else made
