@@ -50,7 +50,6 @@ td:first-child { background: var(--paper); }
 figure { margin: 1.4rem 0; }
 figure picture { display: block; overflow-x: auto; }
 figure img { display: block; width: var(--full); max-width: 100%; height: auto; margin: 0 auto; }
-/* On a phone letters stay large enough to be read, and the picture is moved about. */
 @media (max-width: 40rem) { figure img { max-width: max(100%, .6 * var(--full)); } }
 figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; text-align: center; }
 details { margin: .6rem 0; } summary { cursor: pointer; }
@@ -217,7 +216,8 @@ def _record(runs: Sequence[Finished]) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in found.get("versions", {}).items())
         rows.append([str(run.folder), str(run.config["seed"]), str(found.get("commit") or "-"), devices, versions])
     table = _table(["workdir", "seed", "commit", "devices", "versions"], rows, texts=5)
-    return f"<p>Each workdir's {RECORD} and config.json have more.</p>{_folded(f'{len(rows)} runs', table)}"
+    count = f"{len(rows)} runs" if len(rows) > 1 else "1 run"
+    return f"<p>Each workdir's {RECORD} and config.json have more.</p>{_folded(count, table)}"
 
 
 def _folded(summary: str, content: str) -> str:

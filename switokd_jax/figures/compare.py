@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from switokd_jax.cost import spent, unit
 from switokd_jax.figures import style
@@ -177,8 +176,7 @@ def _apart(lines: Mapping[str, Sequence[Curve]], name: str, measure: Measure, pa
 
 def _labelled(axes: Axes, xlabel: str, ylabel: str) -> None:
     style.tidy(axes, xlabel, ylabel)
-    axes.margins(x=0.02)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=xlabel == "epoch"))
+    axes.locator_params(axis="x", nbins=5)
 
 
 def banded(axes: Axes, curves: Sequence[Curve], colour: str, label: str, ends: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from switokd_jax.figures import style
 
@@ -42,6 +43,9 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> Path | None:
             axes.plot(x, y, color=colour, linewidth=1.0, linestyle="--", alpha=0.8, label=f"{name}, train")
         style.tidy(axes, "epoch", label)
     panels[0].set_yscale("log")
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))  # that of a short range is linear
+    panels[0].yaxis.set_major_formatter("{x:g}")
+    panels[0].minorticks_off()
     panels[1].legend(frameon=False, fontsize=8)
     return style.save(figure, path)
 

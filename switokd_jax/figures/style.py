@@ -12,6 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from switokd_jax.files import write_whole
 
@@ -90,7 +91,9 @@ def tidy(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.grid(True, color=PAPER[current()][2], linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0)
+    axes.margins(x=0.02)  # marks at the ends stay whole
+    if xlabel == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
 def slug(text: str) -> str:

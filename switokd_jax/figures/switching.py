@@ -62,6 +62,7 @@ def _panel(axes: Axes, train: Sequence[dict[str, Any]], pair: str) -> None:
     room = 0.08 * (high - low) or 0.1
     axes.set_ylim(low - room, high + room)
     style.tidy(axes, "", "L1 distance")
+    axes.margins(x=0)  # bands reach the edges
     axes.grid(False)
     bins = np.array_split(expert, min(BANDS, len(expert)))
     axes.imshow(
