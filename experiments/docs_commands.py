@@ -99,7 +99,7 @@ WAYS = (
     Way(GRID, "--plan"),
     Way(r"python experiments/docs_commands\.py", "--list"),
     Way(r"python experiments/faults/storm\.py", "--kills=2"),
-    Way(r"python experiments/faults/full_disk\.py", "--rounds=2"),
+    Way(r"python experiments/faults/full_disk\.py", "--fillings=2"),
     Way(r"python experiments/faults/reruns\.py", "--config.epochs=1"),
     Way(r"python experiments/look\.py", needs="chromium"),
     Way(r"python experiments/launch/launch_local\.py", "--config.epochs=1"),

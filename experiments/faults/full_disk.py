@@ -1,6 +1,6 @@
 """Fills the disk of one run at random moments and frees it again, and sees that the run goes on and loses nothing.
 
-python experiments/faults/full_disk.py --rounds=30
+python experiments/faults/full_disk.py --fillings=30
 
 The disk is a tmpfs of 16 MiB (Linux, no root needed). Half of the fillings begin within a save, and each leaves a
 random number of bytes: none, less than a save takes, or a little more than the run asks for. Prints each. Exit status
@@ -10,7 +10,6 @@ disk is damaged, or if the state of the last step or the lines of metrics.jsonl 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
 import os
@@ -19,7 +18,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +29,7 @@ from switokd_jax import manifest, saved  # noqa: E402
 
 SIZE = 16  # MiB
 PATIENCE = 60.0  # seconds
-EPOCHS_PER_ROUND = 10
+EPOCHS_PER_FILLING = 10
 SAVE = 3 * 2**19  # bytes, about
 
 
@@ -116,13 +114,13 @@ def _wait(process: subprocess.Popen[bytes], until: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
-def carry_out(folder: Path, rounds: int, chance: random.Random) -> list[str]:
+def carry_out(folder: Path, fillings: int, chance: random.Random) -> list[str]:
     """Runs one run with room and one whose disk is filled so many times; what is wrong with the latter, a line each.
 
     Raises:
       Unavailable: if no small disk can be had.
     """
-    flags = (f"--config.epochs={rounds * EPOCHS_PER_ROUND}", "--config.checkpoint.every=0.5")
+    flags = (f"--config.epochs={fillings * EPOCHS_PER_FILLING}", "--config.checkpoint.every=0.5")
     alone = folder / "alone"
     if storm.start(alone, flags).wait(10 * storm.PATIENCE):
         return ["the undisturbed run failed"]
@@ -132,7 +130,7 @@ def carry_out(folder: Path, rounds: int, chance: random.Random) -> list[str]:
         process = subprocess.Popen([*command, *storm.FLAGS, *flags], cwd=storm.ROOT, stdout=log, stderr=log)
         try:
             storm.wait(process, lambda: storm.newest_save(run) > 0)
-            for i in range(rounds):
+            for i in range(fillings):
                 leave = chance.choice((0, chance.randrange(SAVE), chance.randrange(SAVE, 3 * SAVE)))
                 late = disturb(process, run, leave, within=bool(i % 2), chance=chance)
                 print(f"filling {i + 1}, {leave:,} bytes left: a save {late:.2f} s after its end", flush=True)
@@ -157,24 +155,8 @@ def differences(alone: Path, run: Path) -> list[str]:
     return found + [f"left behind: {path}" for path in run.rglob("*tmp*")]
 
 
-def main() -> None:
-    """Fills and compares."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=None, help="of the moments; drawn and printed unless given")
-    options = parser.parse_args()
-    seed = random.randrange(10**6) if options.seed is None else options.seed
-    folder = Path(tempfile.mkdtemp(prefix="full_disk"))
-    print(f"seed {seed}, folder {folder}", flush=True)
+if __name__ == "__main__":
     try:
-        found = carry_out(folder, options.rounds, random.Random(seed))
+        storm.prove(__doc__ or "", "fillings", carry_out)
     except Unavailable as error:
         sys.exit(f"no tmpfs can be mounted here: {error}")
-    if found:
-        sys.exit("\n".join(found))
-    print(f"the same after {options.rounds} fillings, bit for bit")
-    shutil.rmtree(folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -171,20 +171,29 @@ def storm(folder: Path, kills: int, chance: random.Random, environment: Mapping[
     return found + differences(alone, killed)
 
 
-def main() -> None:
-    """Runs the storm."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=6)
+def prove(doc: str, count: str, carry_out: Callable[[Path, int, random.Random], list[str]]) -> None:
+    """The command around a proof of something that happens so many times at random moments.
+
+    Args:
+      doc: what it is, for --help.
+      count: what is counted, 'kills' say: the name of the flag.
+      carry_out: takes a new folder, the count and a source of chance; answers with what is wrong, a line each.
+
+    Raises:
+      SystemExit: if something is wrong.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(f"--{count}", type=int, default=6)
     parser.add_argument("--seed", type=int, default=None, help="of the moments; drawn and printed unless given")
-    options = parser.parse_args()
-    seed = random.randrange(10**6) if options.seed is None else options.seed
-    folder = Path(tempfile.mkdtemp(prefix="storm"))
+    options = vars(parser.parse_args())
+    seed = random.randrange(10**6) if options["seed"] is None else options["seed"]
+    folder = Path(tempfile.mkdtemp(prefix=count))
     print(f"seed {seed}, folder {folder}", flush=True)
-    if found := storm(folder, options.kills, random.Random(seed)):
+    if found := carry_out(folder, options[count], random.Random(seed)):
         sys.exit("\n".join(found))
-    print(f"the same after {options.kills} kills, bit for bit")
+    print(f"the same after {options[count]} {count}, bit for bit")
     shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
-    main()
+    prove(__doc__ or "", "kills", storm)
