@@ -107,7 +107,8 @@ class Distribution:
         if self.parallelism == "jit":
             return tree
         if jax.process_count() == 1:
-            return jax.tree.map(lambda x: x[0], tree)
+            # Not x[0], which is a program of all devices with a message in it.
+            return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
         return jax.tree.map(self._joined, tree)
 
     def template(self, tree: Tree) -> Tree:
