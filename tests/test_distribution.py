@@ -11,7 +11,7 @@ import pytest
 
 import runs
 from experiments.scale.hlo import Collective, collectives
-from switokd_jax import config, fields, plan
+from switokd_jax import config, distribution, fields, plan
 from switokd_jax.data import batches, resident, sources
 
 EPOCHS = 2
@@ -85,6 +85,15 @@ def test_fsdp_keeps_an_eighth_on_each_device() -> None:
 def here(tree: Any) -> int:
     """Bytes of a tree on the first device."""
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+
+
+def test_pmap_reads_a_single_value_from_one_device() -> None:
+    """A gather of all devices beside steps under way once waited for ever on CPU."""
+    devices = distribution.create("pmap", "replicated", "global", 16)
+    tree = {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(5.0)}
+    found = devices.one(devices.place(tree))
+    assert {len(x.devices()) for x in found.values()} == {1}
+    jax.tree.map(np.testing.assert_array_equal, found, tree)
 
 
 def test_fsdp_is_for_jit() -> None:
