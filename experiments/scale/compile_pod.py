@@ -92,7 +92,11 @@ def devices_of(topology: str) -> Any:
     if topology.startswith("cpu:"):
         jax.config.update("jax_num_cpu_devices", int(topology.removeprefix("cpu:")))
         return jax.devices("cpu")
-    return topologies.get_topology_desc(topology, "tpu").devices
+    try:
+        return topologies.get_topology_desc(topology, "tpu").devices
+    except Exception as error:  # JAX's own of several kinds: no libtpu, no such slice
+        said = str(error).splitlines()[0]
+        sys.exit(f"--topology {topology}: {said}; it takes libtpu (pip install -e '.[tpu]') and a name like v5e:4x4")
 
 
 def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str, Any]:
