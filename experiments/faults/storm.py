@@ -66,17 +66,23 @@ def unfinished(workdir: Path) -> set[tuple[str, int]]:
     return found
 
 
-def wait(process: subprocess.Popen[bytes], until: Callable[[], bool]) -> None:
+def wait(
+    process: subprocess.Popen[bytes],
+    until: Callable[[], bool],
+    patience: float = PATIENCE,
+    end: signal.Signals = signal.SIGKILL,
+) -> None:
     """Until something is so or the process has ended.
 
     Raises:
-      TimeoutError: after `PATIENCE`.
+      TimeoutError: after `patience` seconds; the process has been ended by this signal.
     """
     begin = time.monotonic()
     while process.poll() is None and not until():
-        if time.monotonic() - begin > PATIENCE:
-            process.kill()
-            raise TimeoutError(f"nothing happened for {PATIENCE:.0f} s")
+        if time.monotonic() - begin > patience:
+            process.send_signal(end)
+            process.wait()
+            raise TimeoutError(f"nothing happened for {patience:.0f} s")
         time.sleep(0.001)
 
 

@@ -94,7 +94,7 @@ def devices_of(topology: str) -> Any:
         return jax.devices("cpu")
     try:
         return topologies.get_topology_desc(topology, "tpu").devices
-    except Exception as error:  # JAX's own of several kinds: no libtpu, no such slice
+    except RuntimeError as error:  # no libtpu, or no such slice
         said = str(error).splitlines()[0]
         sys.exit(f"--topology {topology}: {said}; it takes libtpu (pip install -e '.[tpu]') and a name like v5e:4x4")
 
