@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from switokd_jax import config
 from switokd_jax.config import Data
-from switokd_jax.data.sources import SOURCES, Found, Split, in_memory
+from switokd_jax.data.dataset import SOURCES, Found, Split, in_memory
 
 CLASSES = ("horizontal", "vertical", "falling", "rising")
 SIDE = 16

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from switokd_jax import config, fields
+from switokd_jax import config, config_fields
 from switokd_jax.losses import kl_divergence
 from switokd_jax.methods import METHODS, Decision, Method, Outputs
 from switokd_jax.topology import Topology
@@ -25,8 +25,8 @@ class Hyperparameters:
     weight: of the term beside the cross-entropy.
     """
 
-    temperature: float = fields.number(3.0, above=0.0)
-    weight: float = fields.number(1.0, low=0.0)
+    temperature: float = config_fields.number(3.0, above=0.0)
+    weight: float = config_fields.number(1.0, low=0.0)
 
 
 def ensemble(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:

@@ -14,9 +14,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from experiments.grids import Arm, Setting  # noqa: E402
-from experiments.study import Study, main  # noqa: E402
-from switokd_jax.commands import config_module  # noqa: E402
+from experiments.grids import Arm, Setting
+from experiments.study import Study, main
+from switokd_jax.cli import config_module
 
 CONFIG = "configs/cifar100_ablations.py"
 ARMS = {

@@ -19,13 +19,13 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.figure import Figure
 
-from experiments.grids import ONLINE, Arm, Setting  # noqa: E402
-from experiments.study import Study, main  # noqa: E402
-from switokd_jax import finished, tables  # noqa: E402
-from switokd_jax.figures import style  # noqa: E402
-from switokd_jax.tables import Spread, Table  # noqa: E402
+from experiments.grids import ONLINE, Arm, Setting
+from experiments.study import Study, main
+from switokd_jax.analysis import runs, tables
+from switokd_jax.analysis.tables import Spread, Table
+from switokd_jax.figures import style
 
 ARMS = {
     "vanilla": ONLINE["vanilla"],
@@ -59,7 +59,7 @@ def finish(folder: Path) -> list[Path]:
 def measured(folder: Path) -> list[Point]:
     """Every arm in the order of ARMS, its teachers by size. No gap is logged where nothing is distilled."""
     found: dict[tuple[str, int, str], list[tuple[float, float | None]]] = {}
-    for run in finished.within([folder]):
+    for run in runs.find_runs([folder]):
         arm = re.sub(r"_seed\d+$", "", run.folder.name).rpartition("_")[2]
         if arm not in ARMS:  # nothing of this study
             continue

@@ -10,10 +10,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from switokd_jax import config as configs
-from switokd_jax import grid
-from switokd_jax.commands import config_module
-from switokd_jax.data.batches import steps_per_epoch
-from switokd_jax.fields import ConfigError
+from switokd_jax.analysis import job_runner
+from switokd_jax.cli import config_module
+from switokd_jax.config_fields import ConfigError
+from switokd_jax.data.sampling import steps_per_epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def jobs(
     folder: Path,
     epochs: float | None = None,
     flags: Sequence[str] = (),
-) -> dict[grid.Job, Place]:
+) -> dict[job_runner.Job, Place]:
     """The jobs of a grid, and where they stand in it; seeds in the outer loop, so that a table fills evenly.
 
     Raises:
@@ -124,7 +124,7 @@ def jobs(
     return made
 
 
-def _job(place: Place, folder: Path, epochs: float | None, more: Sequence[str]) -> grid.Job:
+def _job(place: Place, folder: Path, epochs: float | None, more: Sequence[str]) -> job_runner.Job:
     setting, arm = place.setting, place.setting.arms[place.arm]
     config = arm.config or setting.config
     flags = [f"seed={place.seed}", "log.progress=False", "log.tensorboard=False", *setting.flags, *arm.flags]
@@ -150,7 +150,7 @@ def _job(place: Place, folder: Path, epochs: float | None, more: Sequence[str]) 
             anchors = (*(f"{teacher}@{steps * i}" for i in range(2, ROUTE)), f"{teacher}@latest")
             flags += [f"rco.anchors={anchors}", f"rco.every={stretch}"]
         flags += ["networks.teacher.frozen=True", f"networks.teacher.init_from={teacher}@{first}"]
-    return grid.Job(_name(place), config, (*(f"--config.{flag}" for flag in flags), *more), after)
+    return job_runner.Job(_name(place), config, (*(f"--config.{flag}" for flag in flags), *more), after)
 
 
 def _name(place: Place) -> str:
@@ -182,7 +182,7 @@ def load(config: str, flags: Sequence[str]) -> ConfigDict:
     return c
 
 
-def parsed(job: grid.Job) -> configs.Config:
+def parsed(job: job_runner.Job) -> configs.Config:
     """The config of a job.
 
     Raises:

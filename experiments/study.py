@@ -12,10 +12,12 @@ from typing import Any, Literal
 import jax
 
 from experiments.grids import IMAGES, Images, Place, Setting, jobs, parsed
-from switokd_jax import commands, cost, grid, models, sweep
+from switokd_jax import cli, models, sweep
 from switokd_jax import config as configs
-from switokd_jax.fields import ConfigError
-from switokd_jax.tables import Cell, Spread, Table
+from switokd_jax.analysis import job_runner
+from switokd_jax.analysis.tables import Cell, Spread, Table
+from switokd_jax.config_fields import ConfigError
+from switokd_jax.models import flops
 
 # Of `--plan`, FLOP/s of training as measured: the CIFAR-100 pair on 2 CPU cores in float32, and on an H200 in bfloat16.
 MEASURED = {"cpu": 95e9, "gpu": 2e13}
@@ -61,15 +63,15 @@ def main(study: Study, doc: str | None) -> None:
         settings = _chosen(study.smoke if given.smoke else study.full, given.settings)
         places = jobs(settings, given.arms, given.seeds, folder, given.epochs, given.flags)
         if given.plan:
-            counted = [dataclasses.replace(job, flops=flops(parsed(job))) for job in places]
+            counted = [dataclasses.replace(job, flops=run_flops(parsed(job))) for job in places]
             rate = given.gflops * 1e9 if given.gflops else MEASURED.get(jax.default_backend(), MEASURED["gpu"])
-            return grid.plan(counted, folder, given.jobs, rate)
+            return job_runner.plan(counted, folder, given.jobs, rate)
         for job in places:
             parsed(job)  # a mistake is found before the first run, not after hours
         said = sweep.carry_out([*places], folder, given.jobs, lambda results: table(study, places, results))
         return "\n".join([said, *(f"wrote {path}" for path in study.finish(folder))])
 
-    commands.run(command)
+    cli.run(command)
 
 
 def _chosen(settings: Sequence[Setting], names: Sequence[str]) -> list[Setting]:
@@ -79,7 +81,7 @@ def _chosen(settings: Sequence[Setting], names: Sequence[str]) -> list[Setting]:
     return [setting for setting in settings if not names or setting.name in names]
 
 
-def flops(config: configs.Config) -> float:
+def run_flops(config: configs.Config) -> float:
     """Of a run without a pause."""
     images = IMAGES[config.data.name]
     seen = config.epochs * (config.data.train_examples or images.train)
@@ -88,11 +90,11 @@ def flops(config: configs.Config) -> float:
 
 
 @functools.cache
-def _cost(model: str, images: Images) -> cost.Cost:
-    return cost.per_image(models.create(model, images.classes), images.shape)
+def _cost(model: str, images: Images) -> flops.Cost:
+    return flops.per_image(models.create(model, images.classes), images.shape)
 
 
-def table(study: Study, places: Mapping[grid.Job, Place], results: Mapping[str, Any]) -> Table:
+def table(study: Study, places: Mapping[job_runner.Job, Place], results: Mapping[str, Any]) -> Table:
     """A row for each setting and arm: every network's final and best top-1 beside the published one, the share of
     expert steps, and what training cost."""
     rows: dict[tuple[str, str], list[Any]] = {}
@@ -109,7 +111,7 @@ def table(study: Study, places: Mapping[grid.Job, Place], results: Mapping[str, 
     head = ["setting", "arm"]
     for name in names:
         head += [f"{name} final %", f"{name} best %", *([f"{name} published %"] if name in with_published else [])]
-    unit, size = cost.unit(max(each["training_flops"] for made in rows.values() for each in made))
+    unit, size = flops.unit(max(each["training_flops"] for made in rows.values() for each in made))
     table = []
     for (setting, arm), summaries in rows.items():
         cells: list[Cell] = [setting, arm]
@@ -123,7 +125,7 @@ def table(study: Study, places: Mapping[grid.Job, Place], results: Mapping[str, 
     return Table(study.title, (*head, "expert steps %", unit), tuple(table), _note(places, unit))
 
 
-def _note(places: Mapping[grid.Job, Place], unit: str) -> str:
+def _note(places: Mapping[job_runner.Job, Place], unit: str) -> str:
     """The size of the runs."""
     sizes: dict[str, dict[str, None]] = {}
     held_out: dict[str, None] = {}

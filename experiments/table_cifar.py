@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from experiments.grids import KDCL, OFFLINE, ONLINE, Setting  # noqa: E402
-from experiments.study import Study, main  # noqa: E402
+from experiments.grids import KDCL, OFFLINE, ONLINE, Setting
+from experiments.study import Study, main
 
 ALL = {**ONLINE, **KDCL, **OFFLINE}
 

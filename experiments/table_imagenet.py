@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from experiments.grids import ONLINE, Arm, Setting  # noqa: E402
-from experiments.study import Study, main  # noqa: E402
+from experiments.grids import ONLINE, Arm, Setting
+from experiments.study import Study, main
 
 ARMS = {
     **ONLINE,

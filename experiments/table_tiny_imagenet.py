@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from experiments.grids import ONLINE, Setting  # noqa: E402
-from experiments.study import Study, main  # noqa: E402
+from experiments.grids import ONLINE, Setting
+from experiments.study import Study, main
 
 STUDY = Study(
     title="Tiny-ImageNet: top-1 of students and teachers",

@@ -10,8 +10,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from switokd_jax import fields
-from switokd_jax.fields import ConfigError
+from switokd_jax import config_fields
+from switokd_jax.config_fields import ConfigError
 from switokd_jax.methods import METHODS
 
 __all__ = ["Config", "ConfigError", "default", "network", "parse"]
@@ -65,34 +65,34 @@ class Network:
       remat: keep the inputs of blocks only and compute them again in the backward pass: less memory, more work.
     """
 
-    model: str = fields.text("resnet20")
-    optimizer: str = fields.choice("sgd", "sgd", "adam", "adamw")
-    learning_rate: float = fields.number(0.1, low=0.0)
-    momentum: float = fields.number(0.9, low=0.0, high=1.0)
-    weight_decay: float = fields.number(5e-4, low=0.0)
-    schedule: str = fields.choice("multistep", "multistep", "cosine", "constant")
-    milestones: tuple[Any, ...] = fields.sequence()
-    decay: float = fields.number(0.1, above=0.0)
-    warmup_epochs: float = fields.number(0.0, low=0.0)
-    label_smoothing: float = fields.number(0.0, low=0.0, high=0.999)
-    clip_norm: float = fields.number(0.0, low=0.0)
-    ema: float = fields.number(0.0, low=0.0, high=0.999999)
-    decay_bn_bias: bool = fields.flag(True)
-    init_from: str = fields.text()
-    frozen: bool = fields.flag(False)
-    remat: bool = fields.flag(False)
+    model: str = config_fields.text("resnet20")
+    optimizer: str = config_fields.choice("sgd", "sgd", "adam", "adamw")
+    learning_rate: float = config_fields.number(0.1, low=0.0)
+    momentum: float = config_fields.number(0.9, low=0.0, high=1.0)
+    weight_decay: float = config_fields.number(5e-4, low=0.0)
+    schedule: str = config_fields.choice("multistep", "multistep", "cosine", "constant")
+    milestones: tuple[Any, ...] = config_fields.sequence()
+    decay: float = config_fields.number(0.1, above=0.0)
+    warmup_epochs: float = config_fields.number(0.0, low=0.0)
+    label_smoothing: float = config_fields.number(0.0, low=0.0, high=0.999)
+    clip_norm: float = config_fields.number(0.0, low=0.0)
+    ema: float = config_fields.number(0.0, low=0.0, high=0.999999)
+    decay_bn_bias: bool = config_fields.flag(True)
+    init_from: str = config_fields.text()
+    frozen: bool = config_fields.flag(False)
+    remat: bool = config_fields.flag(False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """See `switokd_jax.topology`; each kind reads its own fields."""
 
-    kind: str = fields.choice("pair", "pair", "star", "chain", "complete", "custom")
-    teachers: tuple[Any, ...] = fields.sequence(("teacher",))
-    students: tuple[Any, ...] = fields.sequence(("student",))
-    names: tuple[Any, ...] = fields.sequence()
-    edges: tuple[Any, ...] = fields.sequence()
-    relay: str = fields.choice("pause", "pause", "learn")
+    kind: str = config_fields.choice("pair", "pair", "star", "chain", "complete", "custom")
+    teachers: tuple[Any, ...] = config_fields.sequence(("teacher",))
+    students: tuple[Any, ...] = config_fields.sequence(("student",))
+    names: tuple[Any, ...] = config_fields.sequence()
+    edges: tuple[Any, ...] = config_fields.sequence()
+    relay: str = config_fields.choice("pause", "pause", "learn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +111,14 @@ class Data:
       workers: processes that read a stream; 0 for a thread.
     """
 
-    name: str = fields.text("digits")
-    dir: str = fields.text()
-    augment: bool = fields.flag(True)
-    train_examples: int = fields.integer(0, low=0)
-    validation_fraction: float = fields.number(0.0, low=0.0, high=0.9)
-    image_size: int = fields.integer(0, low=0)
-    pipeline: str = fields.choice("resident", "resident", "stream")
-    workers: int = fields.integer(4, low=0)
+    name: str = config_fields.text("digits")
+    dir: str = config_fields.text()
+    augment: bool = config_fields.flag(True)
+    train_examples: int = config_fields.integer(0, low=0)
+    validation_fraction: float = config_fields.number(0.0, low=0.0, high=0.9)
+    image_size: int = config_fields.integer(0, low=0)
+    pipeline: str = config_fields.choice("resident", "resident", "stream")
+    workers: int = config_fields.integer(4, low=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +131,10 @@ class Checkpoint:
     on_corrupt: what to do where the newest one is damaged: 'fallback' to the newest intact one, or 'stop'.
     """
 
-    every: float = fields.number(1.0, low=0.0)
-    keep: int = fields.integer(2, low=1)
-    keep_every_epochs: int = fields.integer(0, low=0)
-    on_corrupt: str = fields.choice("fallback", "fallback", "stop")
+    every: float = config_fields.number(1.0, low=0.0)
+    keep: int = config_fields.integer(2, low=1)
+    keep_every_epochs: int = config_fields.integer(0, low=0)
+    on_corrupt: str = config_fields.choice("fallback", "fallback", "stop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +148,11 @@ class Log:
     profile: write a trace of the first three steps into WORKDIR/profile; see docs/performance.md.
     """
 
-    every: int = fields.integer(50, low=1)
-    tensorboard: bool = fields.flag(True)
-    wandb: str = fields.text()
-    progress: bool = fields.flag(True)
-    profile: bool = fields.flag(False)
+    every: int = config_fields.integer(50, low=1)
+    tensorboard: bool = config_fields.flag(True)
+    wandb: str = config_fields.text()
+    progress: bool = config_fields.flag(True)
+    profile: bool = config_fields.flag(False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,21 +168,21 @@ class Config:
     deterministic: on a GPU, the same bits from every start, at some cost in speed; a CPU or TPU gives them anyway.
     """
 
-    seed: int = fields.integer(0, low=0)
-    epochs: float = fields.number(20.0, above=0.0)
-    steps: int = fields.integer(0, low=0)
-    batch_size: int = fields.integer(64, low=1)
-    steps_per_call: int = fields.integer(10, low=1)
-    gradient_accumulation: int = fields.integer(1, low=1)
-    eval_every: float = fields.number(1.0, above=0.0)
-    dtype: str = fields.choice("float32", "float32", "bfloat16", "float64")
-    precision: str = fields.choice("default", "default", "tensorfloat32", "float32")
-    deterministic: bool = fields.flag(False)
-    on_nonfinite: str = fields.choice("stop", "stop", "skip")
-    method: str = fields.key("switokd", METHODS)
-    parallelism: str = fields.choice("jit", "jit", "pmap")
-    sharding: str = fields.choice("replicated", "replicated", "fsdp")
-    batch_norm: str = fields.choice("global", "global", "local")
+    seed: int = config_fields.integer(0, low=0)
+    epochs: float = config_fields.number(20.0, above=0.0)
+    steps: int = config_fields.integer(0, low=0)
+    batch_size: int = config_fields.integer(64, low=1)
+    steps_per_call: int = config_fields.integer(10, low=1)
+    gradient_accumulation: int = config_fields.integer(1, low=1)
+    eval_every: float = config_fields.number(1.0, above=0.0)
+    dtype: str = config_fields.choice("float32", "float32", "bfloat16", "float64")
+    precision: str = config_fields.choice("default", "default", "tensorfloat32", "float32")
+    deterministic: bool = config_fields.flag(False)
+    on_nonfinite: str = config_fields.choice("stop", "stop", "skip")
+    method: str = config_fields.key("switokd", METHODS)
+    parallelism: str = config_fields.choice("jit", "jit", "pmap")
+    sharding: str = config_fields.choice("replicated", "replicated", "fsdp")
+    batch_norm: str = config_fields.choice("global", "global", "local")
     topology: Topology = dataclasses.field(default_factory=Topology)
     data: Data = dataclasses.field(default_factory=Data)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
@@ -193,24 +193,24 @@ class Config:
 
 def network(**changes: Any) -> ConfigDict:
     """The fields of one network with their defaults, changed as given."""
-    config = ConfigDict(fields.defaults(Network))
+    config = ConfigDict(config_fields.defaults(Network))
     for name, value in changes.items():
         if name not in config:
-            raise ConfigError(f"network field {name!r} is not a field; {fields.nearest(name, config)}")
+            raise ConfigError(f"network field {name!r} is not a field; {config_fields.nearest(name, config)}")
         config[name] = value
     return config
 
 
 def default() -> ConfigDict:
     """A teacher and a student on digits by SwitOKD; every config starts here and changes a few lines."""
-    config = ConfigDict(fields.defaults(Config))
+    config = ConfigDict(config_fields.defaults(Config))
     for name, method in METHODS.items():
         config[name] = ConfigDict(
             {
                 key: config_dict.FieldReference(value, field_type=AdaptiveOrNumber)
-                if value == fields.ADAPTIVE
+                if value == config_fields.ADAPTIVE
                 else value
-                for key, value in fields.defaults(method.hyperparameters).items()
+                for key, value in config_fields.defaults(method.hyperparameters).items()
             }
         )
     config.networks = ConfigDict()
@@ -227,19 +227,20 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Config:
     """
     raw = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     networks, blocks = raw.pop("networks", {}), {name: raw.pop(name, {}) for name in METHODS}
-    known = [*fields.settable(Config), "networks", *METHODS]
+    known = [*config_fields.settable(Config), "networks", *METHODS]
     for name in raw:
         if name not in known:
-            raise ConfigError(f"config.{name} is not a field; {fields.nearest(name, known)}")
-    parsed = fields.build(Config, raw, "config")
+            raise ConfigError(f"config.{name} is not a field; {config_fields.nearest(name, known)}")
+    parsed = config_fields.build(Config, raw, "config")
     hyperparameters = {
-        name: fields.build(METHODS[name].hyperparameters, block, f"config.{name}") for name, block in blocks.items()
+        name: config_fields.build(METHODS[name].hyperparameters, block, f"config.{name}")
+        for name, block in blocks.items()
     }
     if not isinstance(networks, Mapping):
         raise ConfigError(f"config.networks is {networks!r}; it has a block of fields for each network")
     if not networks:
         raise ConfigError("config.networks is empty; add config.networks.<name> = config.network(model=...)")
-    made = {name: fields.build(Network, block, f"config.networks.{name}") for name, block in networks.items()}
+    made = {name: config_fields.build(Network, block, f"config.networks.{name}") for name, block in networks.items()}
     for name, block in made.items():
         if bad := [m for m in block.milestones if isinstance(m, bool) or not isinstance(m, int | float) or m < 1]:
             raise ConfigError(f"config.networks.{name}.milestones holds {bad[0]!r}; epochs are numbers from 1 on")

@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from switokd_jax import commands, trained
-from switokd_jax.data import resident, sources
-from switokd_jax.data.batches import Share
-from switokd_jax.data.feeds import feed
-from switokd_jax.fields import ConfigError
+from switokd_jax import cli
+from switokd_jax.analysis import trained_network
+from switokd_jax.config_fields import ConfigError
+from switokd_jax.data import resident
+from switokd_jax.data.dataset import load
+from switokd_jax.data.loader import feed
+from switokd_jax.data.sampling import Share
 from switokd_jax.files import write_json
 from switokd_jax.losses import correct, cross_entropy
 
@@ -47,10 +49,10 @@ def evaluate(
     Raises:
       ConfigError: naming what cannot be read, or does not fit the run.
     """
-    config = trained.read_config(Path(workdir))
-    networks = {name: trained.read(workdir, name, which) for name in config.networks}
+    config = trained_network.read_config(Path(workdir))
+    networks = {name: trained_network.read(workdir, name, which) for name in config.networks}
     spec = dataclasses.replace(config.data, name=data or config.data.name, dir=data_dir or config.data.dir)
-    dataset = sources.load(spec, config.seed)
+    dataset = load(spec, config.seed)
     for network in networks.values():
         if (dataset.classes, dataset.form.shape) != (network.facts.classes, network.facts.image_shape):
             raise ConfigError(
@@ -102,7 +104,7 @@ def calibration_error(confidence: np.ndarray, hit: np.ndarray, bins: int = BINS)
     return sum(gaps) / len(hit)
 
 
-def _step(network: trained.Trained) -> Any:
+def _step(network: trained_network.Trained) -> Any:
     """(images, labels) -> what counts of each example, compiled."""
 
     def step(images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
@@ -131,7 +133,7 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Reads flags, evaluates, prints."""
-    parser = commands.reader(__doc__)
+    parser = cli.reader(__doc__)
     parser.add_argument("--workdir", required=True, help="of a run")
     parser.add_argument("--which", default="best", help="best, latest, or a saved step")
     parser.add_argument("--split", default="test", choices=SPLITS)
@@ -146,7 +148,7 @@ def main() -> None:
             write_json(given.json, found)
         return table(found)
 
-    commands.run(command, given.config)
+    cli.run(command, given.config)
 
 
 if __name__ == "__main__":

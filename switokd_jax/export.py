@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from switokd_jax import commands, trained
-from switokd_jax.fields import ConfigError
+from switokd_jax import cli
+from switokd_jax.analysis import trained_network
+from switokd_jax.config_fields import ConfigError
 from switokd_jax.interop import pytorch, stablehlo
 
 SUFFIXES = {"stablehlo": ".stablehlo", "safetensors": ".safetensors", "torch": ".pth"}
@@ -33,7 +34,7 @@ def export(workdir: str | Path, network: str, form: str, which: str = "best", ou
     Raises:
       ConfigError: naming what cannot be read or written.
     """
-    network_of_run = trained.read(workdir, network, which)
+    network_of_run = trained_network.read(workdir, network, which)
     path = Path(output) if output else Path(workdir) / "exports" / f"{network}{SUFFIXES[form]}"
     if path.suffix != SUFFIXES[form]:
         raise ConfigError(f"--output {path} does not end in {SUFFIXES[form]}, as files of --format={form} do")
@@ -50,14 +51,14 @@ def export(workdir: str | Path, network: str, form: str, which: str = "best", ou
 
 def main() -> None:
     """Reads flags and writes."""
-    parser = commands.reader(__doc__)
+    parser = cli.reader(__doc__)
     parser.add_argument("--workdir", required=True, help="of a run")
     parser.add_argument("--network", required=True, help="its name in the run, such as student")
     parser.add_argument("--format", required=True, choices=SUFFIXES)
     parser.add_argument("--which", default="best", help="best, latest, or a saved step")
     parser.add_argument("--output", default="", help="the file (WORKDIR/exports/NETWORK.SUFFIX)")
     given = parser.parse_args()
-    commands.run(
+    cli.run(
         lambda: f"wrote {export(given.workdir, given.network, given.format, given.which, given.output)}", given.config
     )
 

@@ -12,11 +12,13 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from switokd_jax import catalogue, loop, processes, stopping
-from switokd_jax.checkpoint import SaveError
-from switokd_jax.commands import use_compilation_cache
+from switokd_jax import cli_help
+from switokd_jax.cli import use_compilation_cache
 from switokd_jax.config import ConfigError
-from switokd_jax.session import NonFiniteError
+from switokd_jax.parallel import multihost
+from switokd_jax.train import loop, preemption
+from switokd_jax.train.session import NonFiniteError
+from switokd_jax.workdir.checkpointer import SaveError
 
 # New fields are let in here, because `config.parse` names them better than the flag library does.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -83,39 +85,39 @@ def cli() -> None:
     # Orbax leaves tasks of a save that failed behind, and asyncio prints the traceback of each; we report the save.
     py_logging.getLogger("asyncio").setLevel(py_logging.CRITICAL)
     if any(flag.lstrip("-") in ("h", "help", "helpshort") for flag in sys.argv[1:]):
-        print(f"{__doc__}\n\n{catalogue.text()}\nflags:\n{flags.FLAGS.main_module_help()}")
+        print(f"{__doc__}\n\n{cli_help.text()}\nflags:\n{flags.FLAGS.main_module_help()}")
         return
     job = None
     try:
         config = parse_flags(sys.argv)
         use_compilation_cache()
-        job = processes.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ)
+        job = multihost.find(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ)
         if job:
-            processes.join(job)
+            multihost.join(job)
         main(config, _WORKDIR.value, _DRY_RUN.value)
     except (ConfigError, SaveError, NonFiniteError) as error:
         _end(job, "; ".join([str(error), *getattr(error, "__notes__", [])]))
-    except stopping.Stopped as stopped:
+    except preemption.Stopped as stopped:
         print(f"switokd_jax: {stopped}", file=sys.stderr)
         sys.exit(stopped.status)
     except BrokenPipeError:  # whoever reads the output has seen enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its end
         sys.exit(1)
     except KeyboardInterrupt:
-        _end(job, "stopped by Ctrl-C; the same command goes on at the last save", stopping.STATUS[signal.SIGINT])
+        _end(job, "stopped by Ctrl-C; the same command goes on at the last save", preemption.STATUS[signal.SIGINT])
     except jax.errors.JaxRuntimeError as error:
         if job is None:
             raise
         _end(job, f"{error}; if another process is gone, start all of them again: the run goes on at its last save")
 
 
-def _end(job: processes.Job | None, message: str, status: int = 1) -> NoReturn:
+def _end(job: multihost.Job | None, message: str, status: int = 1) -> NoReturn:
     """One line."""
     line = f"switokd_jax: {' '.join(message.split())}"
     print(line, file=sys.stderr)
     if job is None:
         sys.exit(status)
-    processes.leave(status)
+    multihost.leave(status)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,15 @@ import jax
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from switokd_jax import commands, trained
-from switokd_jax.data.encoded import centre_crop
-from switokd_jax.fields import ConfigError
+from switokd_jax import cli
+from switokd_jax.analysis import trained_network
+from switokd_jax.config_fields import ConfigError
+from switokd_jax.data.image_records import centre_crop
 
 BYTE = 255  # the brightest pixel of an image file
 
 
-def read_image(path: str | Path, network: trained.Trained) -> np.ndarray:
+def read_image(path: str | Path, network: trained_network.Trained) -> np.ndarray:
     """An image file as a network of a run takes it: its size, its channels and its range of pixels.
 
     Runs with config.data.image_size see the same centre crop as in their evaluation; others the whole image, cut to the
@@ -45,7 +46,7 @@ def read_image(path: str | Path, network: trained.Trained) -> np.ndarray:
     return pixels.round().astype(np.uint8)
 
 
-def predict(networks: Sequence[trained.Trained], paths: Sequence[str | Path]) -> np.ndarray:
+def predict(networks: Sequence[trained_network.Trained], paths: Sequence[str | Path]) -> np.ndarray:
     """Probabilities [networks, images, classes] of image files.
 
     Raises:
@@ -71,7 +72,7 @@ def table(names: Sequence[str], paths: Sequence[str | Path], classes: Sequence[s
 
 def main() -> None:
     """Reads flags and images, prints."""
-    parser = commands.reader(__doc__)
+    parser = cli.reader(__doc__)
     parser.add_argument("--workdir", required=True, help="of a run")
     parser.add_argument("--network", nargs="+", default=[], help="names in the run (all)")
     parser.add_argument("--which", default="best", help="best, latest, or a saved step")
@@ -80,12 +81,12 @@ def main() -> None:
     given = parser.parse_args()
 
     def command() -> str:
-        names = given.network or [*trained.read_config(Path(given.workdir)).networks]
-        networks = [trained.read(given.workdir, name, given.which) for name in names]
+        names = given.network or [*trained_network.read_config(Path(given.workdir)).networks]
+        networks = [trained_network.read(given.workdir, name, given.which) for name in names]
         seen = predict(networks, given.images)
         return table(names, given.images, networks[0].facts.classes, seen, given.top)
 
-    commands.run(command, given.config)
+    cli.run(command, given.config)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,14 @@ from typing import Any
 
 from PIL import Image
 
-from switokd_jax import commands, cost, finished
-from switokd_jax.fields import ConfigError
-from switokd_jax.figures import album, style
+from switokd_jax import cli
+from switokd_jax.analysis.runs import Finished, differences, find_runs, group_by_settings
+from switokd_jax.analysis.tables import Spread
+from switokd_jax.config_fields import ConfigError
+from switokd_jax.figures import draw_all, style
 from switokd_jax.files import write_whole
-from switokd_jax.finished import Finished
-from switokd_jax.record import NAME as RECORD
-from switokd_jax.tables import Spread
+from switokd_jax.models import flops
+from switokd_jax.workdir.provenance import NAME as RECORD
 
 DEARER = 2.0  # times the bytes that a picture without loss may have
 
@@ -69,7 +70,7 @@ def report(folders: Sequence[str | Path], output: str | Path = "", examples: Seq
     Raises:
       ConfigError: naming a folder without a finished run, or a file that cannot be written.
     """
-    runs = finished.within(folders)
+    runs = find_runs(folders)
     path = Path(output) if output else Path(folders[0]) / "report.html"
     if path.suffix != ".html":
         raise ConfigError(f"--output {path} does not end in .html")
@@ -83,7 +84,7 @@ def report(folders: Sequence[str | Path], output: str | Path = "", examples: Seq
 
 
 def _page(runs: Sequence[Finished], examples: Sequence[int]) -> str:
-    groups = finished.groups(runs)
+    groups = group_by_settings(runs)
     title = f"{runs[0].folder.name}" if len(runs) == 1 else f"{len(runs)} runs of {len(groups)} experiments"
     data = ", ".join(dict.fromkeys(str(run.config["data"]["name"]) for run in runs))
     parts = [
@@ -108,7 +109,7 @@ def _page(runs: Sequence[Finished], examples: Sequence[int]) -> str:
 def _results(groups: dict[str, list[Finished]]) -> str:
     """A row for each network of each experiment."""
     runs = [run for of in groups.values() for run in of]
-    unit, size = cost.unit(max(run.summary.get("training_flops", 0.0) for run in runs))
+    unit, size = flops.unit(max(run.summary.get("training_flops", 0.0) for run in runs))
     # What a phone shows without scrolling comes first.
     head = ["experiment", "network", "final top-1 %", "best top-1 %", "updates %", unit, "parameters", "model"]
     rows = []
@@ -154,14 +155,14 @@ def _pictures(runs: Sequence[Finished], examples: Sequence[int]) -> list[str]:
     """Every picture twice, for light and for dark pages."""
     seen, note = None, ""
     try:
-        seen = album.look(finished.groups(runs), examples)
+        seen = draw_all.look(group_by_settings(runs), examples)
     except ConfigError as error:
         note = f"No heat maps: {error}"
-    drawn: dict[style.Theme, list[album.Picture]] = {}
+    drawn: dict[style.Theme, list[draw_all.Picture]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for theme in style.PAPER:
             with style.theme(theme):
-                drawn[theme] = album.draw(runs, Path(folder) / theme, seen)
+                drawn[theme] = draw_all.draw(runs, Path(folder) / theme, seen)
         made = ["<h2>Pictures</h2>"]
         for light, dark in zip(drawn["light"], drawn["dark"], strict=True):
             caption = html.escape(light.caption)
@@ -199,7 +200,7 @@ def _settings(runs: Sequence[Finished], groups: dict[str, list[Finished]]) -> li
     if len(groups) == 1:
         rows = [[name, _shown(value)] for name, value in sorted(runs[0].settings.items())]
         return ["<h2>Config</h2>", _folded(f"{len(rows)} settings", _table(["field", "value"], rows, texts=2))]
-    differing = finished.differences([of[0] for of in groups.values()])
+    differing = differences([of[0] for of in groups.values()])
     rows = [[name, *map(_shown, values)] for name, values in differing.items()]
     return ["<h2>What the configs differ in</h2>", _table(["field", *groups], rows, texts=1 + len(groups))]
 
@@ -238,12 +239,12 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> st
 
 def main() -> None:
     """Reads flags, writes."""
-    parser = commands.reader(__doc__)
+    parser = cli.reader(__doc__)
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
     parser.add_argument("--output", default="", help="the HTML file (WORKDIR/report.html)")
     parser.add_argument("--examples", nargs="*", type=int, default=[0, 1, 2, 3], help="test images for heat maps")
     given = parser.parse_args()
-    commands.run(lambda: f"wrote {report(given.workdirs, given.output, given.examples)}", given.config)
+    cli.run(lambda: f"wrote {report(given.workdirs, given.output, given.examples)}", given.config)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from switokd_jax import commands, grid, tables
-from switokd_jax.fields import ConfigError
-from switokd_jax.tables import Cell, Spread, Table
+from switokd_jax import cli
+from switokd_jax.analysis import job_runner, tables
+from switokd_jax.analysis.tables import Cell, Spread, Table
+from switokd_jax.config_fields import ConfigError
 
 
 def jobs(
     config: str, over: Mapping[str, Sequence[str]], seeds: Sequence[int], flags: Sequence[str]
-) -> dict[tuple[str, ...], list[grid.Job]]:
+) -> dict[tuple[str, ...], list[job_runner.Job]]:
     """A job for each combination of values and seed, by the values.
 
     Args:
@@ -38,7 +39,7 @@ def jobs(
         own = tuple(f"--config.{field}={value}" for field, value in zip(over, values, strict=True))
         name = "_".join(f"{field.split('.')[-1]}={value}" for field, value in zip(over, values, strict=True))
         made[values] = [
-            grid.Job(
+            job_runner.Job(
                 name=_folder_name(f"{name}_seed={seed}" if name else f"seed={seed}"),
                 config=config,
                 flags=(*flags, *own, f"--config.seed={seed}"),
@@ -78,12 +79,12 @@ def switched(made: Sequence[Mapping[str, Any]]) -> Cell:
 
 
 def carry_out(
-    jobs: Sequence[grid.Job], folder: Path, at_a_time: int, make: Callable[[Mapping[str, Any]], Table]
+    jobs: Sequence[job_runner.Job], folder: Path, at_a_time: int, make: Callable[[Mapping[str, Any]], Table]
 ) -> str:
     """Runs what is not done and writes FOLDER/table.md, .csv and .tex of what is.
 
     Args:
-      jobs: as `grid.run` takes them.
+      jobs: as `job_runner.run` takes them.
       folder: of all runs.
       at_a_time: runs side by side.
       make: summaries by job name, to the table.
@@ -94,8 +95,8 @@ def carry_out(
     Raises:
       ConfigError: if a run failed, after all others and the table are made.
     """
-    failed = grid.run(jobs, folder, at_a_time)
-    results = {job.name: made for job in jobs if (made := grid.result(job, folder))}
+    failed = job_runner.run(jobs, folder, at_a_time)
+    results = {job.name: made for job in jobs if (made := job_runner.result(job, folder))}
     if not results:
         raise ConfigError(f"no run succeeded; {_said(failed)}")
     table = make(results)
@@ -134,14 +135,14 @@ def main() -> None:
     by_values = jobs(given.config, over, given.seeds, given.flags)
     flat = [job for of in by_values.values() for job in of]
     if given.plan:
-        commands.run(lambda: grid.plan(flat, given.workdir, given.jobs))
+        cli.run(lambda: job_runner.plan(flat, given.workdir, given.jobs))
         return
 
     def made(results: Mapping[str, Any]) -> Table:
         rows = {values: [results[job.name] for job in of if job.name in results] for values, of in by_values.items()}
         return table(f"{Path(given.config).stem}, seeds {', '.join(map(str, given.seeds))}", [*over], rows, "")
 
-    commands.run(lambda: carry_out(flat, given.workdir, given.jobs, made))
+    cli.run(lambda: carry_out(flat, given.workdir, given.jobs, made))
 
 
 if __name__ == "__main__":

@@ -13,21 +13,21 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import pytest
 
-import runs
+import tiny_runs
 from switokd_jax import methods, models
-from switokd_jax.data import sources
+from switokd_jax.data import dataset
 
 # Tests leave the user's own cache folder alone.
-os.environ["XDG_CACHE_HOME"] = str(runs.CACHE.parent / "user")
+os.environ["XDG_CACHE_HOME"] = str(tiny_runs.CACHE.parent / "user")
 
-jax.config.update("jax_compilation_cache_dir", str(runs.CACHE))
+jax.config.update("jax_compilation_cache_dir", str(tiny_runs.CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture
 def own_additions() -> Iterator[None]:
     """A config file of a user's own adds to the package's dicts; no other test sees it."""
-    dicts: list[dict[str, Any]] = [methods.METHODS, models.MODELS, sources.SOURCES]
+    dicts: list[dict[str, Any]] = [methods.METHODS, models.MODELS, dataset.SOURCES]
     before = [dict(each) for each in dicts]
     yield
     for each, old in zip(dicts, before, strict=True):

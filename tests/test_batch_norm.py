@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from switokd_jax.models import batch_norm
-from switokd_jax.models.batch_norm import BatchNorm
+from switokd_jax.models.ops import batch_norm
+from switokd_jax.models.ops.batch_norm import BatchNorm
 
 SHAPES = [(16, 5, 3, 7), (16, 6)]
 KINDS: dict[str, Any] = {"momentum": 0.7, "epsilon": 1e-5}

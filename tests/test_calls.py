@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import runs
-from switokd_jax import calls, plan
-from switokd_jax.calls import in_turn
-from switokd_jax.data import batches, resident
-from switokd_jax.data.batches import Examples
+import tiny_runs
+from switokd_jax.data import resident, sampling
+from switokd_jax.data.sampling import Examples
+from switokd_jax.parallel import multi_step
+from switokd_jax.parallel.multi_step import in_turn
+from switokd_jax.train import run_spec
 
 BATCH = 16
-SPLIT = runs.random_split(5 * BATCH)
+SPLIT = tiny_runs.random_split(5 * BATCH)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
@@ -46,14 +47,14 @@ def test_a_tree_that_is_not_carried_is_the_same_in_every_step() -> None:
 
 def test_stacks_end_where_they_have_to() -> None:
     """Two epochs of three whole batches and a partial one; a log interval of five; no more than two a call."""
-    reading = resident.training(3 * 4 + 1, 0, 4, batches.Share(), 2, 8)
-    stacks = [*batches.stacked(reading, 2, first=2, stops=lambda step: step % 5 == 0)]
+    reading = resident.training(3 * 4 + 1, 0, 4, sampling.Share(), 2, 8)
+    stacks = [*sampling.stacked(reading, 2, first=2, stops=lambda step: step % 5 == 0)]
     assert [(stack.size, stack.count) for stack in stacks] == [(4, 1), (1, 1), (4, 1), (4, 2), (1, 1)]
     step = 2
     for stack in stacks:
         assert stack.examples.index.shape == (2, stack.size)
         for row in stack.examples.index[: stack.count]:
-            np.testing.assert_array_equal(row, batches.training(step, 0, 13, 4))
+            np.testing.assert_array_equal(row, sampling.training(step, 0, 13, 4))
             step += 1
     assert step == 8
 
@@ -61,22 +62,26 @@ def test_stacks_end_where_they_have_to() -> None:
 @pytest.mark.parametrize("parallelism", ["jit", "pmap"])
 def test_steps_of_one_call_are_bit_for_bit_those_of_many(parallelism: str) -> None:
     """Seven steps, by calls of one and of up to four."""
-    run = runs.tiny_plan(runs.tiny_config(batch_size=BATCH, parallelism=parallelism), len(SPLIT), devices=2)
-    step = run.devices.compile(plan.make_step(run), carried=True)
+    run = tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=BATCH, parallelism=parallelism), len(SPLIT), devices=2)
+    step = run.devices.compile(run_spec.make_step(run), carried=True)
     ends = []
     for most in (1, 4):
-        state, data = runs.start(run, SPLIT)
+        state, data = tiny_runs.start(run, SPLIT)
         reading = resident.training(len(SPLIT), 0, BATCH, run.devices.share, 0, 7)
-        state, seen = runs.through(run, step, state, data, batches.stacked(reading, most))
+        state, seen = tiny_runs.through(run, step, state, data, sampling.stacked(reading, most))
         ends.append((jax.device_get(state), seen))
     assert len(ends[0][1]) == 7
-    runs.assert_same_bits(*ends)
+    tiny_runs.assert_same_bits(*ends)
 
 
 def test_what_xla_is_told() -> None:
     """On a GPU only what was asked for, in a word that XLA knows: it refuses others."""
-    assert calls.compiler_options("gpu", deterministic=False) == calls.compiler_options("tpu", deterministic=True) == {}
-    options = calls.compiler_options("gpu", deterministic=True)
+    assert (
+        multi_step.compiler_options("gpu", deterministic=False)
+        == multi_step.compiler_options("tpu", deterministic=True)
+        == {}
+    )
+    options = multi_step.compiler_options("gpu", deterministic=True)
     double = jax.jit(lambda x: 2 * x).lower(1.0)
     assert double.compile(options)(1.0) == 2
     with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
@@ -84,5 +89,5 @@ def test_what_xla_is_told() -> None:
 
 
 def test_deterministic_by_config() -> None:
-    c = runs.tiny_config(deterministic=True)
-    assert runs.tiny_plan(c, 80).devices.deterministic
+    c = tiny_runs.tiny_config(deterministic=True)
+    assert tiny_runs.tiny_plan(c, 80).devices.deterministic

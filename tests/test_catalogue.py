@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from switokd_jax import catalogue
-from switokd_jax.data.sources import SOURCES
+from switokd_jax import cli_help
+from switokd_jax.data.dataset import SOURCES
 from switokd_jax.methods import METHODS
 from switokd_jax.models import MODELS
 
@@ -18,15 +18,15 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_everything_is_listed_with_a_line() -> None:
-    networks = {name: line for names, line in catalogue.models().items() for name in names.split(", ")}
-    assert {*METHODS} <= {*catalogue.methods()}
+    networks = {name: line for names, line in cli_help.models().items() for name in names.split(", ")}
+    assert {*METHODS} <= {*cli_help.methods()}
     # Those of tests/runs.py have no name of their own in the package.
     assert {*MODELS} == {*networks}
-    assert {*SOURCES} < {*catalogue.data_sets()}
-    assert {Path(name).name for name in catalogue.configs(ROOT / "configs")} == {
+    assert {*SOURCES} < {*cli_help.data_sets()}
+    assert {Path(name).name for name in cli_help.configs(ROOT / "configs")} == {
         path.name for path in (ROOT / "configs").glob("*.py")
     }
-    for found in (catalogue.methods(), catalogue.data_sets(), catalogue.configs(ROOT / "configs"), networks):
+    for found in (cli_help.methods(), cli_help.data_sets(), cli_help.configs(ROOT / "configs"), networks):
         for name, line in found.items():
             assert len(line) > 10, name
             assert line.endswith("."), name
@@ -35,7 +35,7 @@ def test_everything_is_listed_with_a_line() -> None:
 def test_a_config_that_is_no_python_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("def (")
     (tmp_path / "good.py").write_text('"""A good one.\n\nMore."""\nraise SystemExit')
-    assert catalogue.configs(tmp_path) == {
+    assert cli_help.configs(tmp_path) == {
         str(tmp_path / "bad.py"): "cannot be read: invalid syntax, line 1",
         str(tmp_path / "good.py"): "A good one.",
     }
@@ -58,4 +58,4 @@ def test_help(flag: str) -> None:
 
 
 def test_elsewhere_it_says_what_a_config_is(tmp_path: Path) -> None:
-    assert "none in" in catalogue.text(tmp_path)
+    assert "none in" in cli_help.text(tmp_path)

@@ -10,18 +10,19 @@ from typing import Any
 import jax
 import pytest
 
-import runs
-from switokd_jax import config, fields, plan
-from switokd_jax.data import preprocess, sources
+import tiny_runs
+from switokd_jax import config, config_fields
+from switokd_jax.data import dataset, normalization
 from switokd_jax.state import draw_variables
+from switokd_jax.train import run_spec
 
-CONFIGS = sorted(runs.CONFIGS.glob("*.py"))
+CONFIGS = sorted(tiny_runs.CONFIGS.glob("*.py"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_its_plan(path: Path) -> None:
     """Networks are made in shape only: wrn_16_10 would take seconds to draw."""
-    c = config.parse(runs.config_file(path.stem).get_config())
+    c = config.parse(tiny_runs.config_file(path.stem).get_config())
     classes, shape = {
         "digits": (10, (8, 8, 1)),
         "cifar10": (10, (32, 32, 3)),
@@ -29,7 +30,7 @@ def test_every_config_builds_its_plan(path: Path) -> None:
         "tiny_imagenet_200": (200, (64, 64, 3)),
         "imagenet2012": (1000, (224, 224, 3)),
     }[c.data.name]
-    run = plan.make(c, sources.Facts(classes, shape, 1000, preprocess.KNOWN[c.data.name]), jax.devices()[:1])
+    run = run_spec.make(c, dataset.Facts(classes, shape, 1000, normalization.KNOWN[c.data.name]), jax.devices()[:1])
     assert set(run.networks) == set(c.networks)
     for network in run.networks.values():
         draw = functools.partial(draw_variables, network.module, image_shape=shape)
@@ -40,7 +41,7 @@ def test_every_config_builds_its_plan(path: Path) -> None:
 
 
 def test_every_ablation_changes_what_it_names() -> None:
-    module = runs.config_file("cifar100_ablations")
+    module = tiny_runs.config_file("cifar100_ablations")
     base = config.parse(module.get_config())
     for name in module.ABLATIONS:
         changed = config.parse(module.get_config(name))
@@ -94,13 +95,13 @@ def test_bad_values(changes: dict[str, Any], message: str) -> None:
         for block in blocks:
             target = target[block]
         target[leaf] = value
-    with pytest.raises(fields.ConfigError, match=message) as error:
+    with pytest.raises(config_fields.ConfigError, match=message) as error:
         config.parse(raw)
     assert "\n" not in str(error.value)
 
 
 def test_network_refuses_unknown_fields() -> None:
-    with pytest.raises(fields.ConfigError, match=r"network field 'lr' is not a field; .*learning_rate"):
+    with pytest.raises(config_fields.ConfigError, match=r"network field 'lr' is not a field; .*learning_rate"):
         config.network(lr=0.1)
 
 
@@ -140,8 +141,10 @@ METHOD: dict[str, tuple[dict[str, Any], str]] = {
 def test_methods_say_what_they_lack(changes: dict[str, Any], message: str) -> None:
     c = config.default()
     c.update_from_flattened_dict(changes)
-    with pytest.raises(fields.ConfigError, match=message):
-        plan.make(config.parse(c), sources.Facts(10, (8, 8, 1), 100, preprocess.KNOWN["digits"]), jax.devices()[:1])
+    with pytest.raises(config_fields.ConfigError, match=message):
+        run_spec.make(
+            config.parse(c), dataset.Facts(10, (8, 8, 1), 100, normalization.KNOWN["digits"]), jax.devices()[:1]
+        )
 
 
 TOPOLOGY: dict[str, tuple[dict[str, Any], str]] = {
@@ -156,12 +159,12 @@ TOPOLOGY: dict[str, tuple[dict[str, Any], str]] = {
 def test_topologies_that_do_not_fit_the_networks(changes: dict[str, Any], message: str) -> None:
     c = config.default()
     c.update_from_flattened_dict(changes)
-    with pytest.raises(fields.ConfigError, match=message):
-        plan.make_topology(config.parse(c))
+    with pytest.raises(config_fields.ConfigError, match=message):
+        run_spec.make_topology(config.parse(c))
 
 
 def test_alpha_and_beta_weight_the_edges() -> None:
     c = config.default()
     c.switokd.alpha, c.switokd.beta = 0.5, 2.0
-    made = plan.make_topology(config.parse(c))
+    made = run_spec.make_topology(config.parse(c))
     assert {(e.learner, e.weight) for e in made.edges} == {("student", 0.5), ("teacher", 2.0)}

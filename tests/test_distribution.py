@@ -9,32 +9,34 @@ import jax
 import numpy as np
 import pytest
 
-import runs
+import tiny_runs
 from experiments.scale.hlo import Collective, collectives
-from switokd_jax import config, distribution, fields, plan
-from switokd_jax.data import batches, resident, sources
+from switokd_jax import config, config_fields
+from switokd_jax.data import dataset, resident, sampling
+from switokd_jax.parallel import mesh
+from switokd_jax.train import run_spec
 
 EPOCHS = 2
 BATCH = 96
 
 
-def digits() -> sources.Split:
-    return runs.resident_splits(config.Data(name="digits", train_examples=333))[0]
+def digits() -> dataset.Split:
+    return tiny_runs.resident_splits(config.Data(name="digits", train_examples=333))[0]
 
 
 def train(how: str, devices: int, dtype: str, steps: int | None = None) -> list[dict[str, Any]]:
     """Metrics of every step under 'jit', 'pmap', or jit with 'fsdp'."""
     split = digits()
-    c = runs.tiny_config(batch_size=BATCH, dtype=dtype)
+    c = tiny_runs.tiny_config(batch_size=BATCH, dtype=dtype)
     c.switokd.epsilon = 0.95  # near the threshold's lower bound, so that so few steps are of both modes
     c.parallelism, c.sharding = ("jit", "fsdp") if how == "fsdp" else (how, "replicated")
     with jax.enable_x64(dtype == "float64"):
-        run = runs.tiny_plan(c, len(split), devices)
-        state, data = runs.start(run, split)
-        step = run.devices.compile(plan.make_step(run), carried=True)
+        run = tiny_runs.tiny_plan(c, len(split), devices)
+        state, data = tiny_runs.start(run, split)
+        step = run.devices.compile(run_spec.make_step(run), carried=True)
         total = steps or EPOCHS * run.steps_per_epoch
         reading = resident.training(len(split), 0, BATCH, run.devices.share, 0, total)
-        _, metrics = runs.through(run, step, state, data, batches.stacked(reading, 5))
+        _, metrics = tiny_runs.through(run, step, state, data, sampling.stacked(reading, 5))
     return metrics
 
 
@@ -70,14 +72,14 @@ def test_float32_agrees_for_three_steps(parallelism: str, alone32: list[dict[str
 
 def test_fsdp_keeps_an_eighth_on_each_device() -> None:
     """Parameters and optimizer state, placed and after a step: at most a sixth, as what is small stays whole."""
-    split = runs.random_split(64)
+    split = tiny_runs.random_split(64)
     held = {}
     for sharding in ("replicated", "fsdp"):
-        run = runs.tiny_plan(runs.alone_config("resnet8", batch_size=64, sharding=sharding), 64, devices=8)
-        state, data = runs.start(run, split)
+        run = tiny_runs.tiny_plan(tiny_runs.alone_config("resnet8", batch_size=64, sharding=sharding), 64, devices=8)
+        state, data = tiny_runs.start(run, split)
         assert run.devices.bytes_of_each(state) == here(state)
-        step = run.devices.compile(plan.make_step(run), carried=True)
-        state, _ = runs.call(step, state, data, runs.batch(run, np.arange(64)))
+        step = run.devices.compile(run_spec.make_step(run), carried=True)
+        state, _ = tiny_runs.call(step, state, data, tiny_runs.batch(run, np.arange(64)))
         held[sharding] = here([(network.params, network.opt_state) for network in state.networks.values()])
     assert held["fsdp"] <= held["replicated"] / 6
 
@@ -89,7 +91,7 @@ def here(tree: Any) -> int:
 
 def test_pmap_reads_a_single_value_from_one_device() -> None:
     """A gather of all devices beside steps under way once waited for ever on CPU."""
-    devices = distribution.create("pmap", "replicated", "global", 16)
+    devices = mesh.create("pmap", "replicated", "global", 16)
     tree = {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(5.0)}
     found = devices.one(devices.place(tree))
     assert {len(x.devices()) for x in found.values()} == {1}
@@ -97,44 +99,48 @@ def test_pmap_reads_a_single_value_from_one_device() -> None:
 
 
 def test_fsdp_is_for_jit() -> None:
-    with pytest.raises(fields.ConfigError, match=r"config.sharding is 'fsdp', which needs config.parallelism = 'jit'"):
-        config.parse(runs.tiny_config(sharding="fsdp", parallelism="pmap"))
+    with pytest.raises(
+        config_fields.ConfigError, match=r"config.sharding is 'fsdp', which needs config.parallelism = 'jit'"
+    ):
+        config.parse(tiny_runs.tiny_config(sharding="fsdp", parallelism="pmap"))
 
 
 def test_local_batch_norm_is_another_run(alone64: list[dict[str, Any]]) -> None:
     """Per-device statistics, as data-parallel PyTorch has them; replicas stay equal all the same."""
-    split = runs.random_split(64)
-    c = runs.alone_config(batch_size=64, parallelism="pmap", batch_norm="local")
-    run = runs.tiny_plan(c, 64, devices=2)
-    state, data = runs.start(run, split)
-    step = run.devices.compile(plan.make_step(run), carried=True)
-    state, metrics = runs.call(step, state, data, runs.batch(run, np.arange(64)))
+    split = tiny_runs.random_split(64)
+    c = tiny_runs.alone_config(batch_size=64, parallelism="pmap", batch_norm="local")
+    run = tiny_runs.tiny_plan(c, 64, devices=2)
+    state, data = tiny_runs.start(run, split)
+    step = run.devices.compile(run_spec.make_step(run), carried=True)
+    state, metrics = tiny_runs.call(step, state, data, tiny_runs.batch(run, np.arange(64)))
     for leaf in jax.tree.leaves(jax.device_get(state)):
         for copy in leaf[1:]:
             np.testing.assert_array_equal(copy, leaf[0])
-    whole = runs.tiny_plan(runs.alone_config(batch_size=64), 64)
-    state, data = runs.start(whole, split)
-    step = whole.devices.compile(plan.make_step(whole), carried=True)
-    _, other = runs.call(step, state, data, runs.batch(whole, np.arange(64)))
+    whole = tiny_runs.tiny_plan(tiny_runs.alone_config(batch_size=64), 64)
+    state, data = tiny_runs.start(whole, split)
+    step = whole.devices.compile(run_spec.make_step(whole), carried=True)
+    _, other = tiny_runs.call(step, state, data, tiny_runs.batch(whole, np.arange(64)))
     assert float(metrics["student/loss"][0]) != pytest.approx(float(other["student/loss"]), rel=1e-6)
 
 
 def test_batch_has_to_be_divisible() -> None:
-    with pytest.raises(fields.ConfigError, match=r"config.batch_size is 20, which 8 devices do not divide; use 16"):
-        runs.tiny_plan(runs.tiny_config(batch_size=20), 100, devices=8)
+    with pytest.raises(
+        config_fields.ConfigError, match=r"config.batch_size is 20, which 8 devices do not divide; use 16"
+    ):
+        tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=20), 100, devices=8)
 
 
-def sent(parallelism: str, topology: str) -> tuple[plan.Plan, list[Collective]]:
+def sent(parallelism: str, topology: str) -> tuple[run_spec.Plan, list[Collective]]:
     """The collectives of a step on eight devices."""
-    split = runs.random_split(64)
-    c = runs.tiny_config(batch_size=16, parallelism=parallelism)
+    split = tiny_runs.random_split(64)
+    c = tiny_runs.tiny_config(batch_size=16, parallelism=parallelism)
     if topology == "chain":
         c.topology.kind, c.topology.names = "chain", ("teacher", "student", "last")
         c.networks.last = config.network(model="two_layers")
-    run = runs.tiny_plan(c, len(split), devices=8)
-    state, data = runs.start(run, split)
-    step = run.devices.compile(plan.make_step(run), carried=True)
-    lowered = step.variants[True].lower(state, data, runs.batch(run, np.arange(16)).examples, 1)
+    run = tiny_runs.tiny_plan(c, len(split), devices=8)
+    state, data = tiny_runs.start(run, split)
+    step = run.devices.compile(run_spec.make_step(run), carried=True)
+    lowered = step.variants[True].lower(state, data, tiny_runs.batch(run, np.arange(16)).examples, 1)
     return run, collectives(lowered.compile().as_text())
 
 

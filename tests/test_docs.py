@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-import runs
+import tiny_runs
 from experiments import docs_commands, grids
 from experiments.docs_commands import PAGES, Command
 from switokd_jax import config as configs
@@ -123,7 +123,7 @@ def test_python_of_the_readme_runs(
 def test_quickstart_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the folder where it lies, as readers open it; every picture is there."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the notebook trains
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(runs.CACHE))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tiny_runs.CACHE))
     notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", 4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": ROOT / "examples"}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

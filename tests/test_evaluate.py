@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import runs
-from switokd_jax import config, evaluate, fields, loop, predict, trained
+import tiny_runs
+from switokd_jax import config, config_fields, evaluate, predict
+from switokd_jax.analysis import trained_network
+from switokd_jax.train import loop
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate") / "run"
-    c = runs.tiny_config(batch_size=96, steps=12)
+    c = tiny_runs.tiny_config(batch_size=96, steps=12)
     c.data.validation_fraction = 0.1
     loop.train_and_evaluate(c, folder)
     return folder
@@ -42,11 +44,11 @@ def test_scores_are_those_of_the_run(workdir: Path) -> None:
 def test_every_example_of_a_split_counts_once(workdir: Path) -> None:
     """Against the logits of the whole split at once."""
     spec = config.Data(validation_fraction=0.1)
-    for split, data in zip(("train", "validation"), runs.resident_splits(spec), strict=False):
+    for split, data in zip(("train", "validation"), tiny_runs.resident_splits(spec), strict=False):
         found = evaluate.evaluate(workdir, split=split)
         assert found["examples"] == len(data)
         logits = {
-            name: np.asarray(jax.jit(trained.read(workdir, name).logits)(data.images), np.float64)
+            name: np.asarray(jax.jit(trained_network.read(workdir, name).logits)(data.images), np.float64)
             for name in ("teacher", "student")
         }
         choices = {name: z.argmax(axis=1) for name, z in logits.items()}
@@ -89,7 +91,7 @@ def test_the_table_fits_a_console(
 def pictures(folder: Path, count: int, side: int, classes: range) -> list[Path]:
     """Digits as image files, in a folder of a data set."""
     made = []
-    train, _, _ = runs.resident_splits(config.Data())
+    train, _, _ = tiny_runs.resident_splits(config.Data())
     for split in ("train", "test"):
         for label in classes:
             for i in np.flatnonzero(train.labels == label)[:count]:
@@ -106,24 +108,24 @@ def test_another_data_set(workdir: Path, tmp_path: Path) -> None:
     pictures(tmp_path / "alike", 1, 8, range(10))
     assert evaluate.evaluate(workdir, data="folder", data_dir=str(tmp_path / "alike"))["examples"] == 10
     pictures(tmp_path / "fewer", 1, 8, range(9))
-    with pytest.raises(fields.ConfigError, match="--data 'folder' has 9 classes"):
+    with pytest.raises(config_fields.ConfigError, match="--data 'folder' has 9 classes"):
         evaluate.evaluate(workdir, data="folder", data_dir=str(tmp_path / "fewer"))
 
 
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:
-    loop.train_and_evaluate(runs.alone_config(batch_size=96, steps=1), tmp_path / "run")
-    with pytest.raises(fields.ConfigError, match="--split validation: the run held no images out"):
+    loop.train_and_evaluate(tiny_runs.alone_config(batch_size=96, steps=1), tmp_path / "run")
+    with pytest.raises(config_fields.ConfigError, match="--split validation: the run held no images out"):
         evaluate.evaluate(tmp_path / "run", split="validation")
 
 
 def test_an_image_is_what_it_was_in_the_data_set(workdir: Path, tmp_path: Path) -> None:
     """Of its own size its pixels come back; larger ones are brought to it."""
-    network = trained.read(workdir, "student")
-    train, _, _ = runs.resident_splits(config.Data())
+    network = trained_network.read(workdir, "student")
+    train, _, _ = tiny_runs.resident_splits(config.Data())
     for side in (8, 32):
         path = pictures(tmp_path / str(side), 1, side, range(1))[0]
         pixels = predict.read_image(path, network)
-        assert pixels.shape == runs.SHAPE
+        assert pixels.shape == tiny_runs.SHAPE
         if side == 8:
             np.testing.assert_array_equal(pixels, train.images[np.flatnonzero(train.labels == 0)[0]])
     seen = predict.predict([network], [path])
@@ -137,7 +139,7 @@ def test_predictions_are_printed(
     command(predict.main, monkeypatch, f"--workdir={workdir}", "--top=2", *paths)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * (1 + 2 * 2)
-    networks = [trained.read(workdir, name) for name in ("teacher", "student")]
+    networks = [trained_network.read(workdir, name) for name in ("teacher", "student")]
     seen = predict.predict(networks, paths)
     best = int(seen[1, 0].argmax())
     assert lines[3].split() == ["student", f"{100 * seen[1, 0, best]:.2f}", "%", str(best)]
@@ -146,5 +148,5 @@ def test_predictions_are_printed(
 @pytest.mark.parametrize("content", [b"", b"no image"])
 def test_a_file_that_is_no_image_is_named(content: bytes, workdir: Path, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(fields.ConfigError, match=r"x\.png cannot be read as an image"):
-        predict.read_image(tmp_path / "x.png", trained.read(workdir, "student"))
+    with pytest.raises(config_fields.ConfigError, match=r"x\.png cannot be read as an image"):
+        predict.read_image(tmp_path / "x.png", trained_network.read(workdir, "student"))

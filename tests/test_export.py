@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from jax import export as jax_export
 
-import runs
-from switokd_jax import export, fields, loop, models, saved, trained
-from switokd_jax.data import augment, sources
+import tiny_runs
+from switokd_jax import config_fields, export, models
+from switokd_jax.analysis import trained_network
+from switokd_jax.data import dataset, transforms
 from switokd_jax.interop import pytorch, stablehlo
 from switokd_jax.state import draw_variables
+from switokd_jax.train import loop
+from switokd_jax.workdir import restore
 
 # One of each kind of network, with the images that it is for.
 KINDS = {
@@ -36,25 +39,25 @@ KINDS = {
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "run"
-    loop.train_and_evaluate(runs.tiny_config(batch_size=96, steps=3), folder)
+    loop.train_and_evaluate(tiny_runs.tiny_config(batch_size=96, steps=3), folder)
     return folder
 
 
 def images(count: int) -> np.ndarray:
-    return runs.random_split(count, seed=count).images
+    return tiny_runs.random_split(count, seed=count).images
 
 
 def live(folder: Path, seen: np.ndarray) -> np.ndarray:
     """Logits of the run's student after its last step, by the model itself."""
-    variables = saved.read_network(f"{folder}:student@latest")
-    inputs = augment.normalise(seen, runs.PREPROCESS, jnp.float32)
+    variables = restore.read_network(f"{folder}:student@latest")
+    inputs = transforms.normalise(seen, tiny_runs.PREPROCESS, jnp.float32)
     return np.asarray(models.create("two_layers", 10).apply(variables, inputs, train=False))
 
 
 def test_a_network_is_read_without_its_data(workdir: Path) -> None:
-    network = trained.read(workdir, "student", "latest")
-    assert network.facts == stablehlo.Facts("student", "two_layers", tuple("0123456789"), runs.SHAPE)
-    assert network.preprocess == runs.PREPROCESS
+    network = trained_network.read(workdir, "student", "latest")
+    assert network.facts == stablehlo.Facts("student", "two_layers", tuple("0123456789"), tiny_runs.SHAPE)
+    assert network.preprocess == tiny_runs.PREPROCESS
     np.testing.assert_allclose(network.logits(images(7)), live(workdir, images(7)), atol=1e-6)
 
 
@@ -72,7 +75,7 @@ def test_stablehlo_gives_the_live_logits_for_any_batch_size(workdir: Path, tmp_p
 def test_safetensors_give_the_live_logits(workdir: Path, tmp_path: Path) -> None:
     path = export.export(workdir, "student", "safetensors", "latest", tmp_path / "deep" / "student.safetensors")
     flat = pytorch.read(path)
-    again = pytorch.state_dict(saved.read_network(f"{workdir}:student@latest"))
+    again = pytorch.state_dict(restore.read_network(f"{workdir}:student@latest"))
     assert flat.keys() == again.keys()
     for name in flat:
         np.testing.assert_array_equal(flat[name], again[name])
@@ -89,8 +92,8 @@ def test_every_kind_of_network_takes_any_batch_size(model: str, tmp_path: Path) 
         jax.eval_shape(lambda key: draw_variables(module, key, shape), jax.random.PRNGKey(0)),
     )
     facts = stablehlo.Facts("student", model, tuple("0123456789"), (shape[0], shape[1], shape[2]))
-    how = sources.KNOWN["cifar100"]
-    network = trained.Trained(facts, module, variables, how)
+    how = dataset.KNOWN["cifar100"]
+    network = trained_network.Trained(facts, module, variables, how)
     stablehlo.write(tmp_path / "net.stablehlo", network.logits, facts)
     assert stablehlo.read(tmp_path / "net.stablehlo").facts == facts
 
@@ -123,7 +126,7 @@ def test_the_command(workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     export.main()
     path = workdir / "exports" / "teacher.safetensors"
     assert capsys.readouterr().out == f"wrote {path}\n"
-    assert pytorch.read(path).keys() == pytorch.state_dict(saved.read_network(f"{workdir}:teacher@best")).keys()
+    assert pytorch.read(path).keys() == pytorch.state_dict(restore.read_network(f"{workdir}:teacher@best")).keys()
     path.unlink()
     path.parent.rmdir()
 
@@ -134,8 +137,8 @@ def test_a_record_of_before_says_what_to_do(workdir: Path, tmp_path: Path) -> No
     del old["starts"][-1]["data"]["classes"]
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     (tmp_path / "record.json").write_text(json.dumps(old))
-    with pytest.raises(fields.ConfigError, match="start the run's command again"):
-        trained.read(tmp_path, "student")
+    with pytest.raises(config_fields.ConfigError, match="start the run's command again"):
+        trained_network.read(tmp_path, "student")
 
 
 @pytest.mark.torch
@@ -152,8 +155,8 @@ def test_torch_gives_the_same_logits(model: str, tmp_path: Path) -> None:
     variables = drawn | {
         "batch_stats": jax.tree.map(lambda x: x + 0.1 * chance.random(x.shape).astype(x.dtype), drawn["batch_stats"])
     }
-    how = sources.KNOWN["cifar100"]
-    network = trained.Trained(
+    how = dataset.KNOWN["cifar100"]
+    network = trained_network.Trained(
         stablehlo.Facts("student", model, tuple("0123456789"), (32, 32, 3)), module, variables, how
     )
     pytorch.write(tmp_path / "net.pth", network.variables)

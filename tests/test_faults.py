@@ -19,17 +19,19 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-import runs
+import tiny_runs
 from experiments.faults import full_disk, storm
-from switokd_jax import checkpoint, config, fields, initialise, logs, loop, manifest, plan, record, saved, session
-from switokd_jax.data import resident, sources
+from switokd_jax import config, config_fields
+from switokd_jax.data import dataset, resident
+from switokd_jax.train import init_state, loop, run_spec, session
+from switokd_jax.workdir import checkpointer, checksums, metric_writers, provenance, restore
 
 ROOT = Path(__file__).parents[1]
 
 
 def short_run(**changes: Any) -> ConfigDict:
     """Five steps an epoch, three epochs, all of them saved."""
-    return runs.tiny_config(
+    return tiny_runs.tiny_config(
         **{"batch_size": 96, "data.train_examples": 480, "epochs": 3.0, "checkpoint.keep": 3, **changes}
     )
 
@@ -62,24 +64,24 @@ def test_a_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
         train(short_run(), tmp_path)
     assert "the newest checkpoint is that of step 5" in caught.value.__notes__[0]
     assert "--config.on_nonfinite=skip" in caught.value.__notes__[0]
-    state = saved.read_state(tmp_path)
+    state = restore.read_state(tmp_path)
     assert int(state["step"]) == 5
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
 
     summary = train(short_run(on_nonfinite="skip"), tmp_path)
-    lines = logs.read_metrics(tmp_path / "metrics.jsonl")
+    lines = metric_writers.read_metrics(tmp_path / "metrics.jsonl")
     assert [line for line in lines if line["split"] == "skipped"] == [
         {"split": "skipped", "epoch": 1.4, "step": 7, "networks": ["teacher", "student"]}
     ]
     assert [line["step"] for line in lines if line["split"] == "train"] == [*range(1, 7), *range(8, 16)]
     assert summary["steps"] == 15
     assert summary["networks"]["student"]["updates"] == 14
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(saved.read_state(tmp_path)))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(restore.read_state(tmp_path)))
 
 
 def test_the_network_where_it_began_is_named() -> None:
     """The teacher's loss is none for what it hears of the student."""
-    run = runs.tiny_plan(runs.tiny_config(), 64)
+    run = tiny_runs.tiny_plan(tiny_runs.tiny_config(), 64)
     metrics = {f"{name}/{key}": np.array([1.0]) for name in run.networks for key in ("loss", "cross_entropy")}
     metrics |= {"teacher/loss": np.array([np.nan]), "student/loss": np.array([np.inf])}
     metrics |= {"student/cross_entropy": np.array([np.inf])}
@@ -92,17 +94,17 @@ def test_the_network_where_it_began_is_named() -> None:
 
 
 def test_a_skipped_step_changes_nothing_but_its_number() -> None:
-    run = runs.tiny_plan(runs.tiny_config(batch_size=16, on_nonfinite="skip"), 32)
-    state, data = runs.start(run, runs.random_split(32))
+    run = tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=16, on_nonfinite="skip"), 32)
+    state, data = tiny_runs.start(run, tiny_runs.random_split(32))
     before = jax.tree.map(np.array, jax.device_get(state))
-    step = run.devices.compile(plan.make_step(run), carried=True)
+    step = run.devices.compile(run_spec.make_step(run), carried=True)
     params = jax.tree.map(lambda x: x * np.nan, before.networks["student"].params)
     sick = before.networks | {"student": before.networks["student"].replace(params=params)}
-    after, metrics = runs.call(
-        step, run.devices.place(before.replace(networks=sick)), data, runs.batch(run, np.arange(16))
+    after, metrics = tiny_runs.call(
+        step, run.devices.place(before.replace(networks=sick)), data, tiny_runs.batch(run, np.arange(16))
     )
     assert int(after.step) == 1
-    runs.assert_same_bits(jax.device_get(after.networks), sick)
+    tiny_runs.assert_same_bits(jax.device_get(after.networks), sick)
     assert not metrics["student/finite"]
 
 
@@ -145,7 +147,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_read(
 ) -> None:
     shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     damage(tmp_path / "checkpoints" / "latest" / "15")
-    with pytest.raises(fields.ConfigError, match=r"15\S* (cannot be read|has changed)|step 15 is damaged"):
+    with pytest.raises(config_fields.ConfigError, match=r"15\S* (cannot be read|has changed)|step 15 is damaged"):
         reread(tmp_path, on_corrupt="stop")
     state, progress = reread(tmp_path, on_corrupt="fallback")
     assert int(state.step) == 10
@@ -155,11 +157,11 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_read(
 
 
 def reread(workdir: Path, on_corrupt: str) -> Any:
-    run = runs.tiny_plan(config_of := short_run(**{"checkpoint.on_corrupt": on_corrupt}), 480)
-    state = initialise.initial(run)
-    opened = checkpoint.open_checkpoints(workdir, run.topology.nodes, config.parse(config_of).checkpoint, 5)
+    run = tiny_runs.tiny_plan(config_of := short_run(**{"checkpoint.on_corrupt": on_corrupt}), 480)
+    state = init_state.initial(run)
+    opened = checkpointer.open_checkpoints(workdir, run.topology.nodes, config.parse(config_of).checkpoint, 5)
     try:
-        return opened.restore(state, run.devices.template(checkpoint.serialization.to_state_dict(state)))
+        return opened.restore(state, run.devices.template(checkpointer.serialization.to_state_dict(state)))
     finally:
         opened.close()
 
@@ -168,7 +170,7 @@ def test_a_run_goes_on_from_an_older_checkpoint_to_the_same_end(finished: Path, 
     shutil.copytree(finished, tmp_path / "run")
     truncated(tmp_path / "run" / "checkpoints" / "latest" / "15")
     train(short_run(), tmp_path / "run")
-    runs.assert_same_bits(saved.read_state(tmp_path / "run"), saved.read_state(finished))
+    tiny_runs.assert_same_bits(restore.read_state(tmp_path / "run"), restore.read_state(finished))
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
 
 
@@ -176,7 +178,7 @@ def test_no_intact_checkpoint(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     for step in ("5", "10", "15"):
         truncated(tmp_path / "run" / "checkpoints" / "latest" / step)
-    with pytest.raises(fields.ConfigError, match=r"step 5 is damaged: .* choose another --workdir"):
+    with pytest.raises(config_fields.ConfigError, match=r"step 5 is damaged: .* choose another --workdir"):
         train(short_run(), tmp_path / "run")
 
 
@@ -184,32 +186,32 @@ def test_init_from_a_damaged_checkpoint(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     best = next((tmp_path / "run" / "checkpoints" / "best" / "student").iterdir())
     flipped(best)
-    with pytest.raises(fields.ConfigError, match="has changed since it was written"):
-        saved.read_network(f"{tmp_path / 'run'}:student@best")
+    with pytest.raises(config_fields.ConfigError, match="has changed since it was written"):
+        restore.read_network(f"{tmp_path / 'run'}:student@best")
 
 
 def test_checksums_of_what_was_there_before(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
-    assert manifest.damage(tmp_path) is None
-    manifest.write(tmp_path)
-    assert manifest.damage(tmp_path) is None
+    assert checksums.damage(tmp_path) is None
+    checksums.write(tmp_path)
+    assert checksums.damage(tmp_path) is None
     (tmp_path / "a").write_text("2")
-    assert "a has changed" in str(manifest.damage(tmp_path))
-    (tmp_path / manifest.NAME).write_text("{")
-    assert "cannot be read" in str(manifest.damage(tmp_path))
+    assert "a has changed" in str(checksums.damage(tmp_path))
+    (tmp_path / checksums.NAME).write_text("{")
+    assert "cannot be read" in str(checksums.damage(tmp_path))
 
 
 def test_other_data_is_refused(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    path = tmp_path / "run" / "record.json"
+    path = tmp_path / "run" / "provenance.json"
     path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
-    with pytest.raises(fields.ConfigError, match="holds a run on other images or labels of 'digits'"):
+    with pytest.raises(config_fields.ConfigError, match="holds a run on other images or labels of 'digits'"):
         train(short_run(), tmp_path / "run")
 
 
 def test_a_package_that_pip_does_not_know_has_no_version(finished: Path) -> None:
-    assert record.version("switokd_jax_is_not_called_so") is None
-    (start,) = json.loads((finished / "record.json").read_text())["starts"]
+    assert provenance.version("switokd_jax_is_not_called_so") is None
+    (start,) = json.loads((finished / "provenance.json").read_text())["starts"]
     assert start["versions"]["jax"] == jax.__version__
     assert all(start["versions"].values())
 
@@ -228,8 +230,8 @@ def test_a_shard_that_cannot_be_read_is_named(
         with shard.open("r+b") as file:
             file.truncate(1000)
     spec = config.Data(name="tiny_images", dir=str(tmp_path / "tfds"), pipeline=pipeline)
-    with pytest.raises(fields.ConfigError, match=f"data shard {shard} cannot be read"):
-        sources.load(spec, 0)
+    with pytest.raises(config_fields.ConfigError, match=f"data shard {shard} cannot be read"):
+        dataset.load(spec, 0)
 
 
 @pytest.fixture
@@ -257,7 +259,7 @@ def test_a_full_disk(freed: bool, small_disk: tuple[Path, list[str]]) -> None:
     flags = [f"--config={ROOT}/configs/digits.py", "--config.checkpoint.every=3", "--config.log.tensorboard=False"]
     flags += [f"--config.networks.{name}.model=resnet8" for name in ("teacher", "student")]
     flags += ["--config.data.train_examples=480", "--config.batch_size=96", f"--config.epochs={2000 if freed else 40}"]
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.CACHE)}
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tiny_runs.CACHE)}
     process = subprocess.Popen(
         [*enter, sys.executable, "-m", "switokd_jax.main", "--workdir=/mnt/run", *flags],
         cwd=ROOT,
@@ -290,7 +292,7 @@ def test_a_full_disk(freed: bool, small_disk: tuple[Path, list[str]]) -> None:
     steps = [path for path in latest.iterdir() if path.name.isdigit()]
     assert steps
     assert full_disk.damaged(mounted / "run") == []
-    lines = logs.read_metrics(mounted / "run" / "metrics.jsonl")
+    lines = metric_writers.read_metrics(mounted / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
     if not freed:
         assert [line for line in err.splitlines() if line.startswith("switokd_jax: ") and "make room and start" in line]

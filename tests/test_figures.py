@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from matplotlib import image
 
-from switokd_jax import figures, logs
+from switokd_jax import figures
 from switokd_jax.figures import curves, switching
+from switokd_jax.workdir import metric_writers
 
 
 def run_lines(pairs: list[str], steps: int = 30, per_epoch: int = 10) -> list[dict[str, Any]]:
@@ -48,7 +49,7 @@ def test_running_mean() -> None:
 
 @pytest.mark.parametrize("pairs", [["t->s"], ["t->a", "t->b"], ["a->b", "b->c", "c->d"]])
 def test_draws_both(tmp_path: Path, pairs: list[str]) -> None:
-    logs.append_metrics(tmp_path / "metrics.jsonl", run_lines(pairs))
+    metric_writers.append_metrics(tmp_path / "metrics.jsonl", run_lines(pairs))
     drawn = figures.draw_run(tmp_path)
     assert [path.name for path in drawn] == ["curves.png", "switching.png"]
     for path in drawn:
@@ -60,7 +61,7 @@ def test_draws_both(tmp_path: Path, pairs: list[str]) -> None:
 
 
 def test_a_run_without_switch_has_curves_only(tmp_path: Path) -> None:
-    logs.append_metrics(tmp_path / "metrics.jsonl", run_lines([]))
+    metric_writers.append_metrics(tmp_path / "metrics.jsonl", run_lines([]))
     assert [path.name for path in figures.draw_run(tmp_path)] == ["curves.png"]
 
 

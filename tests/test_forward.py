@@ -13,11 +13,12 @@ import optax
 import pytest
 from flax import linen as nn
 
-import runs
-from switokd_jax import config, fields, loop, models, plan
+import tiny_runs
+from switokd_jax import config, config_fields, models
 from switokd_jax.forward import Network, Said, forward
 from switokd_jax.models import layers
 from switokd_jax.state import network_state
+from switokd_jax.train import loop, run_spec
 
 BATCH = 16
 
@@ -83,16 +84,16 @@ def test_batch_norm_sees_a_part_after_the_other() -> None:
 @functools.cache
 def losses(devices: int, *changes: tuple[str, Any]) -> list[float]:
     """The student's loss in three steps in float64."""
-    c = runs.alone_config(batch_size=BATCH, dtype="float64", **dict(changes))
-    split = runs.random_split(3 * BATCH)
+    c = tiny_runs.alone_config(batch_size=BATCH, dtype="float64", **dict(changes))
+    split = tiny_runs.random_split(3 * BATCH)
     with jax.enable_x64(True):
-        run = runs.tiny_plan(c, len(split), devices)
-        state, data = runs.start(run, split)
-        step = run.devices.compile(plan.make_step(run), carried=True)
+        run = tiny_runs.tiny_plan(c, len(split), devices)
+        state, data = tiny_runs.start(run, split)
+        step = run.devices.compile(run_spec.make_step(run), carried=True)
         seen = []
         for first in range(0, len(split), BATCH):
             rows = np.arange(first, first + BATCH)
-            state, metrics = runs.call(step, state, data, runs.batch(run, rows))
+            state, metrics = tiny_runs.call(step, state, data, tiny_runs.batch(run, rows))
             seen.append(float(run.devices.one(metrics)["student/loss"]))
     return seen
 
@@ -114,8 +115,8 @@ def test_parts_are_the_same_on_any_devices() -> None:
     ],
 )
 def test_parts_have_to_be_equal(batch: int, devices: int, message: str) -> None:
-    with pytest.raises(fields.ConfigError, match=message):
-        runs.tiny_plan(runs.tiny_config(batch_size=batch, gradient_accumulation=4), 5 * batch + 10, devices)
+    with pytest.raises(config_fields.ConfigError, match=message):
+        tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=batch, gradient_accumulation=4), 5 * batch + 10, devices)
 
 
 def gradients(name: str, remat: bool) -> Any:
@@ -164,21 +165,21 @@ def test_every_block_is_computed_again(name: str) -> None:
 
 def test_remat_by_config() -> None:
     np.testing.assert_allclose(losses(1, ("networks.student.remat", True)), losses(1), rtol=1e-9)
-    c = runs.tiny_config("vgg8")
+    c = tiny_runs.tiny_config("vgg8")
     c.networks.teacher.remat = True
-    with pytest.raises(fields.ConfigError, match=r"config.networks.teacher.remat: 'vgg8' has no blocks"):
-        runs.tiny_plan(c, 64)
+    with pytest.raises(config_fields.ConfigError, match=r"config.networks.teacher.remat: 'vgg8' has no blocks"):
+        tiny_runs.tiny_plan(c, 64)
 
 
 @pytest.mark.parametrize(("precision", "text"), [("tensorfloat32", "HIGH"), ("float32", "HIGHEST")])
 def test_precision_of_products(precision: str, text: str) -> None:
     """As XLA is told it; only accelerators have less precise products."""
-    c = runs.tiny_config(batch_size=BATCH, precision=precision)
+    c = tiny_runs.tiny_config(batch_size=BATCH, precision=precision)
     with loop.numerics(config.parse(c)):
-        run = runs.tiny_plan(c, 4 * BATCH)
-        state, data = runs.start(run, runs.random_split(4 * BATCH))
-        step = run.devices.compile(plan.make_step(run), carried=True)
-        lowered = step.variants[True].lower(state, data, runs.batch(run, np.arange(BATCH)).examples, 1).as_text()
+        run = tiny_runs.tiny_plan(c, 4 * BATCH)
+        state, data = tiny_runs.start(run, tiny_runs.random_split(4 * BATCH))
+        step = run.devices.compile(run_spec.make_step(run), carried=True)
+        lowered = step.variants[True].lower(state, data, tiny_runs.batch(run, np.arange(BATCH)).examples, 1).as_text()
     products = [line for line in lowered.splitlines() if re.search(r"stablehlo\.(convolution|dot_general)", line)]
     assert products
     for line in products:

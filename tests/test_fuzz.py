@@ -17,9 +17,10 @@ import pytest
 import sklearn.datasets
 from hypothesis import strategies as st
 
-import runs
-from switokd_jax import config, main, plan
-from switokd_jax.data import sources
+import tiny_runs
+from switokd_jax import config, main
+from switokd_jax.data import dataset
+from switokd_jax.train import run_spec
 
 CASES = 2_000
 NAMES = ("teacher", "student", "a", "b", "c")
@@ -137,7 +138,7 @@ def check_text(raw: dict[str, Any], text: str) -> int:
     return train
 
 
-def check(raw: dict[str, Any], run: plan.Plan, devices: int) -> None:
+def check(raw: dict[str, Any], run: run_spec.Plan, devices: int) -> None:
     """What has to hold of a plan, worked out from the config alone."""
     nodes = set(raw["networks"])
     assert set(run.networks) == set(run.topology.nodes) == nodes
@@ -199,8 +200,8 @@ def test_every_config_is_a_plan_or_one_error(monkeypatch: pytest.MonkeyPatch) ->
             assert len(error) < 500
         else:
             train = check_text(raw, text)
-            facts = sources.Facts(10, runs.SHAPE, train, runs.PREPROCESS)
-            check(raw, plan.make(config.parse(raw), facts), jax.device_count())
+            facts = dataset.Facts(10, tiny_runs.SHAPE, train, tiny_runs.PREPROCESS)
+            check(raw, run_spec.make(config.parse(raw), facts), jax.device_count())
         seen["error" if error else "plan"] += 1
 
     one()

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from switokd_jax import fields
+from switokd_jax import config_fields
 from switokd_jax.interop import pytorch, stablehlo
 
 CASES = 3_000
@@ -91,7 +91,7 @@ def fuzz(
         begin = time.monotonic()
         try:
             read(path)
-        except fields.ConfigError as error:
+        except config_fields.ConfigError as error:
             answers.append(str(error))
         assert time.monotonic() - begin < SLOWEST, f"case {case}"
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)

@@ -14,10 +14,11 @@ import pytest
 
 from experiments import gap_study, grids, study
 from experiments.table_cifar import STUDY
-from switokd_jax import grid, sweep
-from switokd_jax.fields import ConfigError
-from switokd_jax.grid import Job
-from switokd_jax.tables import Spread
+from switokd_jax import sweep
+from switokd_jax.analysis import job_runner
+from switokd_jax.analysis.job_runner import Job
+from switokd_jax.analysis.tables import Spread
+from switokd_jax.config_fields import ConfigError
 
 ROOT = Path(__file__).parents[1]
 # Stands in for main: writes when it began and ended, and a summary; or fails, or waits to be told to stop.
@@ -62,7 +63,7 @@ def times(folder: Path, name: str) -> tuple[float, float]:
 def test_order_and_number_at_a_time(stand_in: Path) -> None:
     jobs = [Job("last", "works.py", after=("a", "b")), *(Job(name, "works.py") for name in "abc")]
     said: list[str] = []
-    assert grid.run(jobs, stand_in, at_a_time=2, say=said.append) == {}
+    assert job_runner.run(jobs, stand_in, at_a_time=2, say=said.append) == {}
     spans = {name: times(stand_in, name) for name in ("a", "b", "c", "last")}
     assert spans["last"][0] > max(spans["a"][1], spans["b"][1])
     together = max(sum(began <= moment < ended for began, ended in spans.values()) for moment, _ in spans.values())
@@ -76,22 +77,22 @@ def test_order_and_number_at_a_time(stand_in: Path) -> None:
 
 def test_what_is_done_is_skipped(stand_in: Path) -> None:
     jobs = [Job("a", "works.py", ("--config.seed=0", "--config.data.dir=here"))]
-    grid.run(jobs, stand_in, say=lambda line: None)
+    job_runner.run(jobs, stand_in, say=lambda line: None)
     before = times(stand_in, "a")
     said: list[str] = []
     moved = [Job("a", "works.py", ("--config.seed=0", "--config.data.dir=there")), Job("b", "works.py")]
-    grid.run(moved, stand_in, say=said.append)
+    job_runner.run(moved, stand_in, say=said.append)
     assert said[0] == "1 of 2 runs are done"
     assert times(stand_in, "a") == before
     with pytest.raises(ConfigError, match=r"seed=0.*not works.py --config.seed=1; choose another --workdir"):
-        grid.run([Job("a", "works.py", ("--config.seed=1",))], stand_in)
+        job_runner.run([Job("a", "works.py", ("--config.seed=1",))], stand_in)
 
 
 def test_what_fails_keeps_the_others_running(stand_in: Path) -> None:
     jobs = [Job("bad", "fails.py"), Job("needs_it", "works.py", after=("bad",)), Job("good", "works.py")]
-    failed = grid.run(jobs, stand_in, say=lambda line: None)
+    failed = job_runner.run(jobs, stand_in, say=lambda line: None)
     assert failed == {"bad": "config.epochs is 0", "needs_it": "it needs bad, which failed"}
-    assert grid.result(jobs[2], stand_in) is not None
+    assert job_runner.result(jobs[2], stand_in) is not None
     assert "some output" in (stand_in / "logs" / "bad.txt").read_text()
 
 
@@ -115,16 +116,16 @@ def test_carry_out_writes_what_there_is_and_ends_with_the_failure(stand_in: Path
 
 def test_plan(stand_in: Path) -> None:
     jobs = [Job("a", "works.py", flops=3e9), Job("b", "works.py", flops=90e9)]
-    text = grid.plan(jobs, stand_in, at_a_time=1, flops_per_second=1e9, start=10.0)
+    text = job_runner.plan(jobs, stand_in, at_a_time=1, flops_per_second=1e9, start=10.0)
     assert [line.split() for line in text.splitlines()[1:3]] == [
         ["a", "to", "do", "13", "s"],
         ["b", "to", "do", "2", "min"],
     ]
     assert text.splitlines()[-1] == "2 of 2 runs, about 2 min with 1 at a time (1 GFLOP/s, assumed)"
-    grid.run(jobs[:1], stand_in, say=lambda line: None)  # 2 GFLOP in 4 s
-    text = grid.plan(jobs, stand_in, at_a_time=2, flops_per_second=1e9, start=10.0)
+    job_runner.run(jobs[:1], stand_in, say=lambda line: None)  # 2 GFLOP in 4 s
+    text = job_runner.plan(jobs, stand_in, at_a_time=2, flops_per_second=1e9, start=10.0)
     assert text.splitlines()[-1] == "1 of 2 runs, about 2 min with 2 at a time (0 GFLOP/s, as those done)"
-    assert grid.plan([Job("new", "works.py")], stand_in, 1).splitlines()[-1] == "1 of 1 runs"
+    assert job_runner.plan([Job("new", "works.py")], stand_in, 1).splitlines()[-1] == "1 of 1 runs"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -134,9 +135,10 @@ def test_stopping_has_the_jobs_save(tmp_path: Path, number: signal.Signals) -> N
     driver = f"""
 import sys
 from pathlib import Path
-from switokd_jax import grid
-grid.Job.command = lambda job, folder: [sys.executable, {str(script)!r}, str(folder / job.name), job.config]
-grid.run([grid.Job("one", "waits.py"), grid.Job("two", "waits.py")], Path({str(folder)!r}), at_a_time=2)
+from switokd_jax.analysis import job_runner
+job_runner.Job.command = lambda job, folder: [sys.executable, {str(script)!r}, str(folder / job.name), job.config]
+jobs = [job_runner.Job("one", "waits.py"), job_runner.Job("two", "waits.py")]
+job_runner.run(jobs, Path({str(folder)!r}), at_a_time=2)
 """
     process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, start_new_session=True)
     limit = time.monotonic() + 30
@@ -157,7 +159,7 @@ def test_study_jobs() -> None:
         config = grids.parsed(job)
         assert (config.seed, config.epochs) == (place.seed, 5.0)
         assert config.networks["student"].milestones == (3.5, 4.75)  # epochs 11 and 16 of the recipe's 20
-        assert study.flops(config) > 0
+        assert study.run_flops(config) > 0
         if place.setting.arms[place.arm].taught:
             assert job.after == (f"digits_vanilla_seed{place.seed}",)
             assert config.networks["teacher"].frozen

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-import runs
-from switokd_jax import fields, initialise, models
+import tiny_runs
+from switokd_jax import config_fields, models
 from switokd_jax.interop import pytorch
+from switokd_jax.train import init_state
 
 NETWORKS = [
     *("wrn_16_2", "wrn_10_1", "resnet20", "mobilenetv2_0.5", "mobilenet", "mobilenetv2_tiny_1.4"),
@@ -82,7 +83,7 @@ def test_safetensors_both_ways(tmp_path: Path) -> None:
     flax = pytorch.variables("resnet8", made("resnet8"), 7)
     pytorch.write(tmp_path / "net.safetensors", flax)
     again = pytorch.variables("resnet8", pytorch.read(tmp_path / "net.safetensors"), 7)
-    runs.assert_same_bits(flax, again)
+    tiny_runs.assert_same_bits(flax, again)
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
 
 
@@ -90,12 +91,12 @@ def test_safetensors_both_ways(tmp_path: Path) -> None:
 def test_broken_safetensors(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "net.safetensors"
     path.write_bytes(content)
-    with pytest.raises((fields.ConfigError, ValueError), match=r"net.safetensors|no tensor"):
+    with pytest.raises((config_fields.ConfigError, ValueError), match=r"net.safetensors|no tensor"):
         pytorch.variables("resnet8", pytorch.read(path), 7)
 
 
 def test_missing_file() -> None:
-    with pytest.raises(fields.ConfigError, match=r"nowhere.safetensors is not a file"):
+    with pytest.raises(config_fields.ConfigError, match=r"nowhere.safetensors is not a file"):
         pytorch.read("nowhere.safetensors")
 
 
@@ -103,13 +104,13 @@ def test_init_from_a_file(tmp_path: Path) -> None:
     """A config starts a network from a file; another network's file is refused by name."""
     official = grey(made("resnet8", classes=10))
     save_file({k: np.ascontiguousarray(v) for k, v in official.items()}, tmp_path / "net.safetensors")
-    c = runs.tiny_config("resnet8")
+    c = tiny_runs.tiny_config("resnet8")
     c.networks.teacher.init_from = str(tmp_path / "net.safetensors")
-    state = initialise.initial(runs.tiny_plan(c, 64)).networks["teacher"]
-    runs.assert_same_bits(state.params, pytorch.variables("resnet8", official, 10)["params"])
+    state = init_state.initial(tiny_runs.tiny_plan(c, 64)).networks["teacher"]
+    tiny_runs.assert_same_bits(state.params, pytorch.variables("resnet8", official, 10)["params"])
     c.networks.teacher.model = "resnet14"
-    with pytest.raises(fields.ConfigError, match=r"config.networks.teacher.init_from: resnet14: .* no tensor"):
-        initialise.initial(runs.tiny_plan(c, 64))
+    with pytest.raises(config_fields.ConfigError, match=r"config.networks.teacher.init_from: resnet14: .* no tensor"):
+        init_state.initial(tiny_runs.tiny_plan(c, 64))
 
 
 def logits(name: str, variables: Any, images: np.ndarray) -> Any:
@@ -172,7 +173,7 @@ def test_malicious_pickle_is_refused(tmp_path: Path) -> None:
 
     proof = tmp_path / "executed"
     torch.save({"state_dict": Payload(proof)}, tmp_path / "evil.pth.tar")
-    with pytest.raises(fields.ConfigError, match=r"evil.pth.tar was refused by torch.load\(weights_only=True\)"):
+    with pytest.raises(config_fields.ConfigError, match=r"evil.pth.tar was refused by torch.load\(weights_only=True\)"):
         pytorch.read(tmp_path / "evil.pth.tar")
     assert not proof.exists()
 
@@ -181,7 +182,7 @@ def test_malicious_pickle_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"text"])
 def test_broken_torch_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "net.pth").write_bytes(content)
-    with pytest.raises(fields.ConfigError, match=r"net.pth was refused"):
+    with pytest.raises(config_fields.ConfigError, match=r"net.pth was refused"):
         pytorch.read(tmp_path / "net.pth")
 
 
@@ -190,5 +191,5 @@ def test_a_file_without_a_state_dict(tmp_path: Path) -> None:
     import torch
 
     torch.save([1, 2, 3], tmp_path / "list.pth")
-    with pytest.raises(fields.ConfigError, match="holds no state_dict"):
+    with pytest.raises(config_fields.ConfigError, match="holds no state_dict"):
         pytorch.read(tmp_path / "list.pth")

@@ -13,8 +13,9 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
-from switokd_jax import console, logs
-from switokd_jax.fields import ConfigError
+from switokd_jax.config_fields import ConfigError
+from switokd_jax.train import progress
+from switokd_jax.workdir import metric_writers
 
 
 def line(names: list[str], split: str = "test", epoch: float = 3.0) -> dict[str, Any]:
@@ -29,18 +30,18 @@ class Terminal(io.StringIO):
 
 def test_lines_survive_a_cut(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    logs.append_metrics(path, [{"step": i, "loss": 0.1 * i} for i in range(5)])
+    metric_writers.append_metrics(path, [{"step": i, "loss": 0.1 * i} for i in range(5)])
     with path.open("a") as file:
         file.write('{"step": 5, "lo')
-    assert [entry["step"] for entry in logs.read_metrics(path)] == [0, 1, 2, 3, 4]
-    logs.drop_beyond(path, 2)
-    logs.append_metrics(path, [{"step": 3, "loss": 0.1 * 3}])
-    assert logs.read_metrics(path) == [{"step": i, "loss": 0.1 * i} for i in range(4)]
+    assert [entry["step"] for entry in metric_writers.read_metrics(path)] == [0, 1, 2, 3, 4]
+    metric_writers.drop_beyond(path, 2)
+    metric_writers.append_metrics(path, [{"step": 3, "loss": 0.1 * 3}])
+    assert metric_writers.read_metrics(path) == [{"step": i, "loss": 0.1 * i} for i in range(4)]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_event_file_holds_means_by_split(tmp_path: Path) -> None:
-    writer = logs.open_writer(tmp_path, tensorboard=True)
+    writer = metric_writers.open_writer(tmp_path, tensorboard=True)
     trained = [{"split": "train", "epoch": 0.5 * i, "step": i, "loss": float(i)} for i in (1, 2)]
     writer.write([*trained, {"split": "test", "epoch": 1.0, "step": 2, "loss": 0.25, "name": "not a number"}])
     writer.write([{"split": "train", "epoch": 1.5, "step": 3, "loss": 9.0}])
@@ -51,12 +52,12 @@ def test_event_file_holds_means_by_split(tmp_path: Path) -> None:
         for tag in seen.Tags()["tensors"]
     }
     assert found == {"train/loss": [(2, 1.5), (3, 9.0)], "test/loss": [(2, 0.25)]}
-    assert len(logs.read_metrics(tmp_path / "metrics.jsonl")) == 4
+    assert len(metric_writers.read_metrics(tmp_path / "metrics.jsonl")) == 4
 
 
 def test_an_event_file_that_cannot_be_written_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
-    events = logs.TensorBoard(tmp_path / "file")
+    events = metric_writers.TensorBoard(tmp_path / "file")
     events.write([line(["a"])])
     events.close()
     assert "Not a directory" in caplog.text
@@ -65,31 +66,31 @@ def test_an_event_file_that_cannot_be_written_is_reported(tmp_path: Path, caplog
 
 def test_tensorboard_without_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert logs.open_writer(tmp_path, tensorboard=False).others == ()
+    assert metric_writers.open_writer(tmp_path, tensorboard=False).others == ()
     with pytest.raises(ConfigError, match="needs TensorFlow"):
-        logs.open_writer(tmp_path, tensorboard=True)
+        metric_writers.open_writer(tmp_path, tensorboard=True)
 
 
 def test_no_file_yet(tmp_path: Path) -> None:
-    logs.drop_beyond(tmp_path / "metrics.jsonl", 3)
-    assert logs.read_metrics(tmp_path / "metrics.jsonl") == []
+    metric_writers.drop_beyond(tmp_path / "metrics.jsonl", 3)
+    assert metric_writers.read_metrics(tmp_path / "metrics.jsonl") == []
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(0.2, "0:00"), (59.7, "1:00"), (3599.4, "59:59"), (3661, "1:01:01"), (45296, "12h34m")]
 )
 def test_clock(seconds: float, shown: str) -> None:
-    assert console.clock(seconds) == shown
+    assert progress.clock(seconds) == shown
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_table_fits_80_columns(count: int) -> None:
     names = ["teacher", "a_name_that_is_long", "c", "d"][:count]
     out = io.StringIO()
-    table = console.Progress(100, 0, 299.0, shown=True, to=out)
+    table = progress.Progress(100, 0, 299.0, shown=True, to=out)
     table.head(names)
-    table.step(line(names, "train"), console.Pace(1000.0, 60.0, 0.5))  # a log file has no live row
-    table.evaluated(line(names, "validation", 138.7), console.Pace(123456.0, 45296.0, 0.438))
+    table.step(line(names, "train"), progress.Pace(1000.0, 60.0, 0.5))  # a log file has no live row
+    table.evaluated(line(names, "validation", 138.7), progress.Pace(123456.0, 45296.0, 0.438))
     head, row = out.getvalue().splitlines()
     assert len(head) == len(row) <= 80
     assert row.split() == ["val", "139/299", *["0.038", "99.2"] * count, "44", "123456", "12h34m"]
@@ -99,25 +100,25 @@ def test_table_fits_80_columns(count: int) -> None:
 
 def test_no_switch_no_share() -> None:
     out = io.StringIO()
-    console.Progress(100, 0, 5.0, shown=True, to=out).evaluated(line(["a"]), console.Pace(10.0, 5.0, None))
+    progress.Progress(100, 0, 5.0, shown=True, to=out).evaluated(line(["a"]), progress.Pace(10.0, 5.0, None))
     assert out.getvalue().split()[-3:] == ["-", "10", "0:05"]
 
 
 def test_a_loss_takes_five_characters() -> None:
     shown = {0.0451: "0.045", 9.9996: "10.00", 38.594: "38.59", 385.94: "385.9", 38594.2: "38594", 4e6: "4e+06"}
-    assert {loss: console.short(loss) for loss in shown} == shown
-    assert console.short(math.nan).strip() == "nan"
+    assert {loss: progress.short(loss) for loss in shown} == shown
+    assert progress.short(math.nan).strip() == "nan"
     out = io.StringIO()
-    table = console.Progress(100, 0, 1200.0, shown=True, to=out)
-    table.evaluated({**line(["a"]), "epoch": 1100.0, "a/loss": 7e9}, console.Pace(10.0, 5.0, None))
+    table = progress.Progress(100, 0, 1200.0, shown=True, to=out)
+    table.evaluated({**line(["a"]), "epoch": 1100.0, "a/loss": 7e9}, progress.Pace(10.0, 5.0, None))
     assert "1100/1200 7e+09 " in out.getvalue()
 
 
 def test_live_row_on_a_terminal() -> None:
     out = Terminal()
-    table = console.Progress(10, 0, 5.0, shown=True, to=out)
+    table = progress.Progress(10, 0, 5.0, shown=True, to=out)
     table.head(["a"])
-    table.step(line(["a"], "train"), console.Pace(10.0, 5.0, 0.25))
+    table.step(line(["a"], "train"), progress.Pace(10.0, 5.0, 0.25))
     table.close()
     assert "\r" in out.getvalue()
     assert "now      3/5 0.038  99.2   25     10    0:05" in out.getvalue()
@@ -125,10 +126,10 @@ def test_live_row_on_a_terminal() -> None:
 
 def test_silence() -> None:
     out = Terminal()
-    table = console.Progress(10, 0, 5.0, shown=False, to=out)
+    table = progress.Progress(10, 0, 5.0, shown=False, to=out)
     table.head(["a"])
-    table.step(line(["a"]), console.Pace(1.0, 1.0, None))
-    table.evaluated(line(["a"]), console.Pace(1.0, 1.0, None))
+    table.step(line(["a"]), progress.Pace(1.0, 1.0, None))
+    table.evaluated(line(["a"]), progress.Pace(1.0, 1.0, None))
     table.close()
     assert out.getvalue() == ""
 
@@ -165,7 +166,7 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     stand_in = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
     lines = [{"split": "train", "epoch": 0.1, "step": step, "s/loss": float(step)} for step in (1, 2)]
-    writer = logs.open_writer(tmp_path, tensorboard=False, wandb="distillation", config={"seed": 3})
+    writer = metric_writers.open_writer(tmp_path, tensorboard=False, wandb="distillation", config={"seed": 3})
     assert writer.write([*lines, {"split": "test", "epoch": 0.1, "step": 2, "s/top1": 50.0}])
     stand_in.broken = True
     assert writer.write(lines), "metrics.jsonl has them"
@@ -173,28 +174,28 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     stand_in.broken = False
     writer.close()
     # The same folder goes on in the same run; its own count of steps is not used, so steps may come again.
-    logs.open_writer(tmp_path, tensorboard=False, wandb="distillation").close()
+    metric_writers.open_writer(tmp_path, tensorboard=False, wandb="distillation").close()
     first, second = stand_in.started
     assert (first["project"], first["name"], first["config"]) == ("distillation", tmp_path.name, {"seed": 3})
     assert first["id"] == second["id"]
     # A run elsewhere is another one, though the folder has the same name.
     (tmp_path / "elsewhere" / tmp_path.name).mkdir(parents=True)
-    logs.open_writer(tmp_path / "elsewhere" / tmp_path.name, tensorboard=False, wandb="distillation").close()
+    metric_writers.open_writer(tmp_path / "elsewhere" / tmp_path.name, tensorboard=False, wandb="distillation").close()
     third = stand_in.started.pop()
     assert third["id"] != first["id"]
     assert first["resume"] == "allow"
     assert stand_in.logged == [{"step": 2, "test/s/top1": 50.0}, {"step": 2, "train/s/loss": 1.5}]
     assert ("*", {"step_metric": "step"}) in stand_in.metrics
     assert stand_in.finished == 3
-    assert len(logs.read_metrics(tmp_path / "metrics.jsonl")) == 5
+    assert len(metric_writers.read_metrics(tmp_path / "metrics.jsonl")) == 5
 
 
 def test_wandb_that_is_not_there_or_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"config\.log\.wandb needs Weights & Biases: pip install wandb"):
-        logs.open_writer(tmp_path, tensorboard=False, wandb="x")
+        metric_writers.open_writer(tmp_path, tensorboard=False, wandb="x")
     broken = Wandb()
     broken.broken = True
     monkeypatch.setitem(sys.modules, "wandb", broken)
     with pytest.raises(ConfigError, match=r"'x' does not start \(api_key not configured\); log in"):
-        logs.open_writer(tmp_path, tensorboard=False, wandb="x")
+        metric_writers.open_writer(tmp_path, tensorboard=False, wandb="x")

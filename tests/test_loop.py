@@ -12,15 +12,17 @@ import jax
 import numpy as np
 import pytest
 
-import runs
+import tiny_runs
 from experiments.faults import storm
-from switokd_jax import checkpoint, config, fields, initialise, logs, loop, saved, workdir
+from switokd_jax import config, config_fields
+from switokd_jax.train import init_state, loop
+from switokd_jax.workdir import checkpointer, metric_writers, restore, resume
 
 SWITCH = ("gap", "threshold", "epsilon", "student_distance", "teacher_distance", "expert")
 
 
 def two_epochs() -> Any:
-    c = runs.tiny_config(batch_size=160, epochs=2.0)
+    c = tiny_runs.tiny_config(batch_size=160, epochs=2.0)
     c.data.validation_fraction = 0.1
     c.checkpoint.every = 1.0
     c.log.every = 4
@@ -45,7 +47,7 @@ def test_files_of_a_run(finished: Path) -> None:
 
 
 def test_metrics_of_every_step(finished: Path) -> None:
-    lines = logs.read_metrics(finished / "metrics.jsonl")
+    lines = metric_writers.read_metrics(finished / "metrics.jsonl")
     train = [line for line in lines if line["split"] == "train"]
     assert [line["step"] for line in train] == [*range(1, 19)]
     assert train[8]["epoch"] == 1.0
@@ -62,7 +64,7 @@ def test_metrics_of_every_step(finished: Path) -> None:
 
 def test_summary(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
-    lines = logs.read_metrics(finished / "metrics.jsonl")
+    lines = metric_writers.read_metrics(finished / "metrics.jsonl")
     train = [line for line in lines if line["split"] == "train"]
     test = [line for line in lines if line["split"] == "test"]
     validation = [line for line in lines if line["split"] == "validation"]
@@ -94,12 +96,12 @@ def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
 
 @pytest.mark.parametrize("which", ["best", "latest"])
 def test_init_from_a_run(finished: Path, which: str) -> None:
-    c = runs.tiny_config()
+    c = tiny_runs.tiny_config()
     c.networks.teacher.init_from = f"{finished}:student@{which}"
-    state = initialise.initial(runs.tiny_plan(c, 64)).networks["teacher"]
-    read = saved.read_network(f"{finished}:student@{which}")
-    runs.assert_same_bits(state.params, read["params"])
-    runs.assert_same_bits(state.batch_stats, read["batch_stats"])
+    state = init_state.initial(tiny_runs.tiny_plan(c, 64)).networks["teacher"]
+    read = restore.read_network(f"{finished}:student@{which}")
+    tiny_runs.assert_same_bits(state.params, read["params"])
+    tiny_runs.assert_same_bits(state.batch_stats, read["batch_stats"])
 
 
 @pytest.mark.parametrize(
@@ -113,10 +115,10 @@ def test_init_from_a_run(finished: Path, which: str) -> None:
     ],
 )
 def test_init_from_nowhere(finished: Path, source: str, message: str) -> None:
-    c = runs.tiny_config()
+    c = tiny_runs.tiny_config()
     c.networks.teacher.init_from = source.format(run=finished)
-    with pytest.raises(fields.ConfigError, match=f"config.networks.teacher.init_from: .*{message}"):
-        initialise.initial(runs.tiny_plan(c, 64))
+    with pytest.raises(config_fields.ConfigError, match=f"config.networks.teacher.init_from: .*{message}"):
+        init_state.initial(tiny_runs.tiny_plan(c, 64))
 
 
 def test_anchors_are_tried_at_the_start(finished: Path, tmp_path: Path) -> None:
@@ -125,43 +127,45 @@ def test_anchors_are_tried_at_the_start(finished: Path, tmp_path: Path) -> None:
     c.method, c.rco.every = "rco", 1
     c.networks.teacher.frozen, c.networks.teacher.init_from = True, f"{finished}:teacher@best"
     c.rco.anchors = (f"{finished}:teacher@7",)
-    with pytest.raises(fields.ConfigError, match=r"config.rco.anchors: '.*': .*latest holds the steps"):
+    with pytest.raises(config_fields.ConfigError, match=r"config.rco.anchors: '.*': .*latest holds the steps"):
         loop.train_and_evaluate(c, tmp_path / "new", jax.devices()[:1])
     assert not (tmp_path / "new").exists()
 
 
 def test_images_that_a_model_cannot_take(tmp_path: Path) -> None:
-    c = runs.tiny_config(student="swin_tiny")
-    with pytest.raises(fields.ConfigError, match=r"config.networks.student.model 'swin_tiny': a swin wants square"):
+    c = tiny_runs.tiny_config(student="swin_tiny")
+    with pytest.raises(
+        config_fields.ConfigError, match=r"config.networks.student.model 'swin_tiny': a swin wants square"
+    ):
         loop.train_and_evaluate(c, tmp_path / "new", jax.devices()[:1])
     assert not (tmp_path / "new").exists()
 
 
 def test_init_from_another_model(finished: Path) -> None:
-    c = runs.tiny_config("resnet14")
+    c = tiny_runs.tiny_config("resnet14")
     c.networks.teacher.init_from = f"{finished}:student@best"
-    with pytest.raises(fields.ConfigError, match="holds another network than resnet14"):
-        initialise.initial(runs.tiny_plan(c, 64))
+    with pytest.raises(config_fields.ConfigError, match="holds another network than resnet14"):
+        init_state.initial(tiny_runs.tiny_plan(c, 64))
 
 
 def test_another_config_is_refused_and_changes_nothing(finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     c = two_epochs()
     c.networks.student.learning_rate = 0.05
-    with pytest.raises(fields.ConfigError, match=r"config.networks.student.learning_rate = 0.1, not 0.05"):
+    with pytest.raises(config_fields.ConfigError, match=r"config.networks.student.learning_rate = 0.1, not 0.05"):
         loop.train_and_evaluate(c, finished, jax.devices()[:1])
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
 def test_checkpoints_of_nobody_are_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(fields.ConfigError, match=r"holds checkpoints and no config.json"):
+    with pytest.raises(config_fields.ConfigError, match=r"holds checkpoints and no config.json"):
         loop.train_and_evaluate(two_epochs(), tmp_path)
 
 
 def test_a_config_that_is_not_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(fields.ConfigError, match=r"config.json is not JSON; choose another --workdir"):
+    with pytest.raises(config_fields.ConfigError, match=r"config.json is not JSON; choose another --workdir"):
         loop.train_and_evaluate(two_epochs(), tmp_path)
 
 
@@ -170,16 +174,16 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "exists", refused)
-    with pytest.raises(fields.ConfigError, match=r"--workdir \S+ cannot be read \(Permission denied\)"):
-        workdir.check_workdir(tmp_path, two_epochs())
+    with pytest.raises(config_fields.ConfigError, match=r"--workdir \S+ cannot be read \(Permission denied\)"):
+        resume.check_workdir(tmp_path, two_epochs())
 
 
 def test_best_stays_until_latest_knows_a_better_one(tmp_path: Path) -> None:
     """A kill between two saves must leave the best of the saved step behind."""
-    c = runs.tiny_config()
-    state = initialise.initial(runs.tiny_plan(c, 64))
+    c = tiny_runs.tiny_config()
+    state = init_state.initial(tiny_runs.tiny_plan(c, 64))
     spec = config.parse(c).checkpoint
-    opened = checkpoint.open_checkpoints(tmp_path, ("student",), spec, 1)
+    opened = checkpointer.open_checkpoints(tmp_path, ("student",), spec, 1)
     variables = jax.tree.map(np.asarray, state.networks["student"].evaluated)
     opened.save_best("student", 1, variables)
     opened.save_latest(1, state, {"best": 1})
@@ -193,14 +197,14 @@ def test_best_stays_until_latest_knows_a_better_one(tmp_path: Path) -> None:
 
 def stream(folder: Path) -> tuple[str, ...]:
     """Images of many sizes, decoded and cropped at random by a worker process."""
-    runs.photographs(folder, 200)
+    tiny_runs.photographs(folder, 200)
     data = ("name=folder", f"dir={folder}", "pipeline=stream", "image_size=16", "workers=1")
     return (*(f"--config.data.{field}" for field in data), "--config.batch_size=16", "--config.eval_every=3")
 
 
 def test_killed_run_ends_as_the_one_that_was_not(tmp_path: Path) -> None:
     """SIGKILL at random within the first save, then some time after another: the same bits and lines in the end."""
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.CACHE)}
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tiny_runs.CACHE)}
     flags = (*stream(tmp_path / "given"), "--config.epochs=3", "--config.checkpoint.every=0.25")
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     assert storm.start(alone, flags, environment).wait(300) == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import runs
+import tiny_runs
 
 ROOT = Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py"
@@ -54,7 +54,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subproc
     def run(name: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         folder = tmp_path_factory.mktemp("bad")
         (folder / "another").mkdir()
-        config = json.loads(runs.config_file("digits").get_config().to_json_best_effort())
+        config = json.loads(tiny_runs.config_file("digits").get_config().to_json_best_effort())
         (folder / "another" / "config.json").write_text(json.dumps(config | {"seed": 7}))
         flags = [flag.format(another=folder / "another") for flag in BAD[name][0]]
         if not any(flag.startswith("--workdir") for flag in flags):

@@ -15,7 +15,8 @@ from flax import linen as nn
 from jax import lax
 
 from switokd_jax import models
-from switokd_jax.models import convolution, layers, swin
+from switokd_jax.models import layers, swin
+from switokd_jax.models.ops import convolution
 
 # (model, classes): parameters here, and the figure that the papers or the public code give for them.
 PUBLISHED = {

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from switokd_jax import config, fields, optim
+from switokd_jax import config, config_fields, optim
 
 
 def spec(**changes: Any) -> config.Network:
-    return fields.build(config.Network, changes, "network")
+    return config_fields.build(config.Network, changes, "network")
 
 
 def rates(network: config.Network, per_epoch: int, total: int) -> list[float]:

@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-import runs
-from switokd_jax import config, models, plan
-from switokd_jax.data import augment, preprocess, resident, sources
+import tiny_runs
+from switokd_jax import config, models
+from switokd_jax.data import dataset, normalization, resident, transforms
 from switokd_jax.interop import pytorch
-from switokd_jax.models import convolution
+from switokd_jax.models.ops import convolution
 from switokd_jax.state import initial_state
+from switokd_jax.train import run_spec
 
 FOLDERS = [Path(__file__).parent / "data" / "parity"]
 if extra := os.environ.get("SWITOKD_PARITY_DIR"):
@@ -32,7 +33,7 @@ KINDS = {
 }
 
 
-def build(meta: dict[str, Any]) -> plan.Plan:
+def build(meta: dict[str, Any]) -> run_spec.Plan:
     """The plan of a recording: nothing but a config and the recording's normalisation."""
     teachers, students = KINDS[meta["kind"]]
     c = config.default()
@@ -49,11 +50,11 @@ def build(meta: dict[str, Any]) -> plan.Plan:
             teachers + students, meta["networks"], meta["learning_rate"], meta["weight_decay"], strict=True
         )
     }
-    how = preprocess.Preprocess(tuple(meta["mean"]), tuple(meta["std"]))
+    how = normalization.Preprocess(tuple(meta["mean"]), tuple(meta["std"]))
     examples = meta["steps"] * meta["batch_size"]
     devices = jax.devices()[:1]
-    facts = sources.Facts(meta["num_classes"], (32, 32, 3), examples, how)
-    return plan.make(config.parse(c), facts, devices)
+    facts = dataset.Facts(meta["num_classes"], (32, 32, 3), examples, how)
+    return run_spec.make(config.parse(c), facts, devices)
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
@@ -77,12 +78,12 @@ def check(recorded: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     state = run.devices.place(initial_state(run.networks, variables, run.pairs, seed=0))
     flat = recorded["images"].reshape(-1, *recorded["images"].shape[2:])
     data = run.devices.place(resident.Resident(flat, recorded["labels"].reshape(-1).astype(np.int32)))
-    step = run.devices.compile(plan.make_step(run), carried=True)
+    step = run.devices.compile(run_spec.make_step(run), carried=True)
 
     for index in range(meta["steps"]):
         batch = np.arange(index * meta["batch_size"], (index + 1) * meta["batch_size"])
         before = {name: int(run.devices.one(state.networks[name].updates)) for name in names}
-        state, metrics = runs.call(step, state, data, runs.batch(run, batch))
+        state, metrics = tiny_runs.call(step, state, data, tiny_runs.batch(run, batch))
         metrics = jax.device_get(run.devices.one(metrics))
         for p, (teacher, student) in enumerate(run.pairs):
             pair = f"{teacher}->{student}"
@@ -115,10 +116,10 @@ def check(recorded: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
 
 
 def check_eval(
-    recorded: dict[str, np.ndarray], meta: dict[str, Any], run: plan.Plan, final: Any, i: int, name: str
+    recorded: dict[str, np.ndarray], meta: dict[str, Any], run: run_spec.Plan, final: Any, i: int, name: str
 ) -> None:
     module = models.create(meta["networks"][i], meta["num_classes"], dtype=np.float64, param_dtype=np.float64)
-    images = augment.normalise(recorded["eval_images"], run.data.preprocess, np.float64)
+    images = transforms.normalise(recorded["eval_images"], run.data.preprocess, np.float64)
     logits = jax.jit(functools.partial(module.apply, train=False))(final.networks[name].evaluated, images)
     np.testing.assert_allclose(logits, recorded[f"eval_logits/{i}"], rtol=2e-2, atol=2e-2)
 

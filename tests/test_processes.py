@@ -17,9 +17,11 @@ import jax
 import numpy as np
 import pytest
 
-import runs
+import tiny_runs
 from experiments.faults import storm
-from switokd_jax import fields, logs, processes, saved
+from switokd_jax import config_fields
+from switokd_jax.parallel import multihost
+from switokd_jax.workdir import metric_writers, restore
 
 ROOT = Path(__file__).parents[1]
 FLAGS = (
@@ -42,7 +44,7 @@ def start(command: Iterable[str], workdir: Path, *flags: str, **environment: str
     return subprocess.Popen(
         [sys.executable, *command, *flags, f"--workdir={workdir}"],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(runs.CACHE), **environment},
+        env={**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tiny_runs.CACHE), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -75,7 +77,7 @@ def finished(process: subprocess.Popen[str], status: int = 0) -> str:
 
 
 def state(workdir: Path) -> Any:
-    return saved.read_state(workdir)
+    return restore.read_state(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         strict=True,
     ):
         np.testing.assert_allclose(y, x, rtol=1e-9, atol=1e-9, err_msg=jax.tree_util.keystr(path))
-    lines = [logs.read_metrics(run / "metrics.jsonl") for run in (one, other)]
+    lines = [metric_writers.read_metrics(run / "metrics.jsonl") for run in (one, other)]
     assert [(line["split"], line["step"]) for line in lines[0]] == [(line["split"], line["step"]) for line in lines[1]]
     modes = [[line["teacher->student/expert"] for line in read if line["split"] == "train"] for read in lines]
     assert modes[0] == modes[1]
@@ -126,7 +128,7 @@ def test_a_peer_that_dies_ends_the_others(tmp_path: Path) -> None:
     assert process.returncode not in (0, None)
     assert "start all of them again" in err or "another task died" in err
     assert not [pid for pid in peers if Path(f"/proc/{pid}").exists()]
-    seen = logs.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+    seen = metric_writers.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
     again = start(MAIN, tmp_path / "run", *flags)
     wait_for_lines(tmp_path / "run", again, beyond=seen)
     again.send_signal(signal.SIGINT)
@@ -143,7 +145,7 @@ def test_a_preemption_of_one_saves_and_stops_all(alone: Path, tmp_path: Path) ->
     assert all("stopped by SIGTERM after step" in finished(peer, 75) for peer in peers)
     stopped = int(state(workdir)["step"])
     assert 0 < stopped < int(state(alone)["step"])
-    assert logs.read_metrics(workdir / "metrics.jsonl")[-1]["step"] == stopped
+    assert metric_writers.read_metrics(workdir / "metrics.jsonl")[-1]["step"] == stopped
     finished(start(MAIN, workdir, *FLOAT64, pmap))
     assert_same_run(alone, workdir)
 
@@ -155,7 +157,7 @@ def children(pid: int) -> list[int]:
 
 def wait_for_lines(workdir: Path, process: subprocess.Popen[str], beyond: int = 0) -> None:
     """Until the run has taken steps, or more than so many."""
-    while max((line["step"] for line in logs.read_metrics(workdir / "metrics.jsonl")), default=0) <= beyond:
+    while max((line["step"] for line in metric_writers.read_metrics(workdir / "metrics.jsonl")), default=0) <= beyond:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
 
@@ -171,24 +173,24 @@ def wait_for_a_save(workdir: Path, process: subprocess.Popen[str]) -> None:
     ("flags", "environment", "found"),
     [
         ((None, None, None), {}, None),
-        (("a:1", 2, 1), {}, processes.Job("flags", "a:1", 2, 1)),
-        ((None, None, None), {"SLURM_STEP_NUM_TASKS": "4"}, processes.Job("slurm")),
+        (("a:1", 2, 1), {}, multihost.Job("flags", "a:1", 2, 1)),
+        ((None, None, None), {"SLURM_STEP_NUM_TASKS": "4"}, multihost.Job("slurm")),
         ((None, None, None), {"SLURM_STEP_NUM_TASKS": "1"}, None),
         (
             (None, None, None),
             {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:5"},
-            processes.Job("ompi", None, 2, 1),
+            multihost.Job("ompi", None, 2, 1),
         ),
         (
             ("a:1", None, None),
             {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
-            processes.Job("ompi", "a:1", 2, 0),
+            multihost.Job("ompi", "a:1", 2, 0),
         ),
     ],
 )
-def test_who_the_processes_are(flags: Any, environment: dict[str, str], found: processes.Job | None) -> None:
+def test_who_the_processes_are(flags: Any, environment: dict[str, str], found: multihost.Job | None) -> None:
     coordinator, count, index = flags
-    assert processes.find(coordinator, count, index, {"JAX_PLATFORMS": "cpu", **environment}) == found
+    assert multihost.find(coordinator, count, index, {"JAX_PLATFORMS": "cpu", **environment}) == found
 
 
 @pytest.mark.parametrize(
@@ -209,5 +211,5 @@ def test_who_the_processes_are(flags: Any, environment: dict[str, str], found: p
 )
 def test_flags_that_name_no_job(flags: Any, environment: dict[str, str], message: str) -> None:
     coordinator, count, index = flags
-    with pytest.raises(fields.ConfigError, match=message):
-        processes.find(coordinator, count, index, {"JAX_PLATFORMS": "cpu", **environment})
+    with pytest.raises(config_fields.ConfigError, match=message):
+        multihost.find(coordinator, count, index, {"JAX_PLATFORMS": "cpu", **environment})

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import runs
-from switokd_jax import loop
+import tiny_runs
+from switokd_jax.train import loop
 
 TABLE = Path(__file__).parents[1] / "experiments" / "speed" / "trace_table.py"
 
@@ -19,7 +19,7 @@ def table(workdir: Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_profile_names_the_operations(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"batch_size": 64, "steps": 2, "data.train_examples": 128, "log.profile": True}
-    c = runs.tiny_config(**changes)
+    c = tiny_runs.tiny_config(**changes)
     loop.train_and_evaluate(c, tmp_path / "run")
     done = table(tmp_path / "run")
     assert done.returncode == 0, done.stderr

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import runs
-from switokd_jax import finished, loop, report
-from switokd_jax.fields import ConfigError
+import tiny_runs
+from switokd_jax import report
+from switokd_jax.analysis import runs as finished_runs
+from switokd_jax.config_fields import ConfigError
 from switokd_jax.figures import __main__ as figures_command
-from switokd_jax.figures import album, compare, style
+from switokd_jax.figures import compare, draw_all, style
+from switokd_jax.train import loop
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +29,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of SwitOKD, one of DML."""
     made = tmp_path_factory.mktemp("report")
     for method, seed in (("switokd", 0), ("switokd", 1), ("dml", 0)):
-        c = runs.tiny_config("one_layer", "one_layer", method=method, seed=seed, epochs=2.0, batch_size=360)
+        c = tiny_runs.tiny_config("one_layer", "one_layer", method=method, seed=seed, epochs=2.0, batch_size=360)
         loop.train_and_evaluate(c, made / f"{method}_{seed}", jax.devices()[:1])
     return made
 
 
 def test_seeds_are_one_experiment(folder: Path) -> None:
-    found = finished.within([folder])
+    found = finished_runs.find_runs([folder])
     assert [run.folder.name for run in found] == ["dml_0", "switokd_0", "switokd_1"]
-    groups = finished.groups(found)
+    groups = finished_runs.group_by_settings(found)
     assert {label: len(of) for label, of in groups.items()} == {"dml": 1, "switokd": 2}
-    differing = finished.differences([of[0] for of in groups.values()])
+    differing = finished_runs.differences([of[0] for of in groups.values()])
     assert differing["method"] == ["dml", "switokd"]
     # Of the methods' blocks each experiment shows its own.
     assert differing["switokd.alpha"] == [None, 1.0]
@@ -46,15 +48,15 @@ def test_seeds_are_one_experiment(folder: Path) -> None:
 
 def labelled(tmp_path: Path, *changes: dict[str, object]) -> list[str]:
     """Labels of runs whose configs differ so."""
-    base = json.loads(runs.tiny_config().to_json_best_effort())
+    base = json.loads(tiny_runs.tiny_config().to_json_best_effort())
     made = []
     for i, change in enumerate(changes):
         config = json.loads(json.dumps(base))
         for name, value in change.items():
             block, _, field = name.rpartition(".")
             (config[block] if block else config)[field] = value
-        made.append(finished.Finished(tmp_path / f"run{i}", config, {}))
-    return [*finished.groups(made)]
+        made.append(finished_runs.Finished(tmp_path / f"run{i}", config, {}))
+    return [*finished_runs.group_by_settings(made)]
 
 
 def test_labels(tmp_path: Path) -> None:
@@ -77,20 +79,20 @@ def test_labels(tmp_path: Path) -> None:
 
 def test_folders_without_a_run_are_named(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing holds no run \(config.json: No such file"):
-        finished.within([tmp_path / "nothing"])
+        finished_runs.find_runs([tmp_path / "nothing"])
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "config.json").write_text((folder / "dml_0" / "config.json").read_text())
     with pytest.raises(ConfigError, match="a run that has not ended; start its command again"):
-        finished.within([begun])
+        finished_runs.find_runs([begun])
     (begun / "summary.json").write_text("{")
     with pytest.raises(ConfigError, match=r"summary.json is not JSON"):
-        finished.within([begun])
+        finished_runs.find_runs([begun])
 
 
 def test_bands_are_the_seeds_deviation(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is drawn, not how: mean and deviation of the two seeds at every evaluation."""
-    groups = finished.groups(finished.within([folder]))
+    groups = finished_runs.group_by_settings(finished_runs.find_runs([folder]))
     drawn: list[tuple[str, int]] = []
     monkeypatch.setattr(compare, "banded", lambda axes, curves, colour, label, ends: drawn.append((label, len(curves))))
     compare.draw_accuracy(groups, tmp_path)
@@ -110,7 +112,7 @@ def test_bands_are_the_seeds_deviation(folder: Path, tmp_path: Path, monkeypatch
 def test_many_experiments_have_a_panel_each(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than colours can tell apart: a picture for each network or pair, in which every experiment is once in
     front."""
-    dml, switokd, _ = finished.within([folder])
+    dml, switokd, _ = finished_runs.find_runs([folder])
     groups = {f"switokd {i}": [switokd] for i in range(style.TOGETHER)}
     assert [each.path.name for each in compare.draw_accuracy(groups, tmp_path)] == ["accuracy.png"]
     groups["dml"] = [dml]
@@ -132,10 +134,10 @@ def test_many_experiments_have_a_panel_each(folder: Path, tmp_path: Path, monkey
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_pictures_of_one_and_of_several(folder: Path, tmp_path: Path, theme: style.Theme) -> None:
-    every = finished.within([folder])
+    every = finished_runs.find_runs([folder])
     with style.theme(theme):
-        one = album.draw(every[1:2], tmp_path / "one")
-        several = album.draw(every, tmp_path / "several")
+        one = draw_all.draw(every[1:2], tmp_path / "one")
+        several = draw_all.draw(every, tmp_path / "several")
     assert [each.path.name for each in one] == ["curves.png", "switching.png", "expert_share.png", "cost.png"]
     assert [each.path.name for each in several] == [
         "accuracy.png",

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-import runs
-from switokd_jax import initialise, plan, scoring
-from switokd_jax.data import augment, batches, resident
+import tiny_runs
+from switokd_jax.data import resident, sampling, transforms
+from switokd_jax.train import evaluator, init_state, run_spec
 
 
 def test_padding_covers_once() -> None:
-    seen = [examples for _, examples in resident.scoring(7, 3, batches.Share())]
+    seen = [examples for _, examples in resident.scoring(7, 3, sampling.Share())]
     indices, mask = (np.stack([getattr(examples, field) for examples in seen]) for field in ("index", "mask"))
     assert indices.shape == mask.shape == (3, 3)
     np.testing.assert_array_equal(indices[mask > 0], np.arange(7))
@@ -24,16 +24,16 @@ def test_padding_covers_once() -> None:
 @pytest.mark.parametrize("devices", [1, 8])
 def test_counts_are_numpys(parallelism: str, devices: int) -> None:
     """k * batch + 1 examples against NumPy on the same logits."""
-    split = runs.random_split(3 * 16 + 1)
-    run = runs.tiny_plan(runs.tiny_config(batch_size=16, parallelism=parallelism), len(split), devices)
-    start = initialise.initial(run)
+    split = tiny_runs.random_split(3 * 16 + 1)
+    run = tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=16, parallelism=parallelism), len(split), devices)
+    start = init_state.initial(run)
     variables = {name: network.evaluated for name, network in start.networks.items()}
-    call = run.devices.compile(plan.make_score(run), carried=False).call
+    call = run.devices.compile(run_spec.make_score(run), carried=False).call
     reading = resident.scoring(len(split), 16, run.devices.share)
-    coming = run.devices.ahead(batches.stacked(reading, 3))
-    scores = scoring.score(call, run.devices.one, run.devices.place(variables), runs.place(run, split), coming)
+    coming = run.devices.ahead(sampling.stacked(reading, 3))
+    scores = evaluator.score(call, run.devices.one, run.devices.place(variables), tiny_runs.place(run, split), coming)
     for name, network in run.networks.items():
-        images = augment.normalise(split.images, run.data.preprocess, np.float32)
+        images = transforms.normalise(split.images, run.data.preprocess, np.float32)
         module = network.module.clone(axis_name=None)
         apply = jax.jit(functools.partial(module.apply, train=False))
         logits = np.asarray(apply(variables[name], images), np.float64)
@@ -47,6 +47,6 @@ def test_counts_are_numpys(parallelism: str, devices: int) -> None:
         assert got["loss"] == pytest.approx(-log_p[np.arange(49), split.labels].mean(), rel=1e-5)
         per_class = [100 * right[split.labels == k].mean() if (split.labels == k).any() else np.nan for k in range(10)]
         np.testing.assert_allclose(got["class_top1"], per_class, atol=1e-4)
-    line = scoring.as_line(scores, run.topology.nodes)
+    line = evaluator.as_line(scores, run.topology.nodes)
     assert [*line][:3] == ["teacher/loss", "teacher/top1", "teacher/top5"]
     assert jax.tree.leaves(line)

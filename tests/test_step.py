@@ -11,13 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-import runs
-from switokd_jax import initialise, plan
+import tiny_runs
 from switokd_jax.interop import pytorch
 from switokd_jax.state import TrainState
+from switokd_jax.train import init_state, run_spec
 
 BATCH = 16
-SPLIT = runs.random_split(11 * BATCH)
+SPLIT = tiny_runs.random_split(11 * BATCH)
 
 
 def batch(step: int) -> np.ndarray:
@@ -26,20 +26,20 @@ def batch(step: int) -> np.ndarray:
 
 def take(c: Any, state: TrainState | None, steps: range) -> tuple[TrainState, dict[str, Any]]:
     """Takes steps from a state on the host, or from the start; returns it to the host."""
-    run = runs.tiny_plan(c, len(SPLIT))
-    first, data = runs.start(run, SPLIT)
+    run = tiny_runs.tiny_plan(c, len(SPLIT))
+    first, data = tiny_runs.start(run, SPLIT)
     current = first if state is None else run.devices.place(state)
-    step = run.devices.compile(plan.make_step(run), carried=True)
+    step = run.devices.compile(run_spec.make_step(run), carried=True)
     metrics: dict[str, Any] = {}
     for number in steps:
-        current, metrics = runs.call(step, current, data, runs.batch(run, batch(number)))
+        current, metrics = tiny_runs.call(step, current, data, tiny_runs.batch(run, batch(number)))
     return jax.tree.map(np.array, jax.device_get(current)), jax.device_get(metrics)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_pause_is_bit_for_bit(optimizer: str) -> None:
     """Five learning steps, five forced expert steps, one learning step."""
-    c = runs.tiny_config(batch_size=BATCH)
+    c = tiny_runs.tiny_config(batch_size=BATCH)
     for network in (c.networks.teacher, c.networks.student):
         network.optimizer, network.learning_rate, network.weight_decay, network.ema = optimizer, 0.01, 5e-3, 0.9
     learning, expert = c.copy_and_resolve_references(), c.copy_and_resolve_references()
@@ -48,7 +48,7 @@ def test_pause_is_bit_for_bit(optimizer: str) -> None:
     fifth, _ = take(learning, None, range(5))
     tenth, _ = take(expert, fifth, range(5, 10))
     for part in ("params", "opt_state", "ema", "updates"):
-        runs.assert_same_bits(getattr(fifth.networks["teacher"], part), getattr(tenth.networks["teacher"], part))
+        tiny_runs.assert_same_bits(getattr(fifth.networks["teacher"], part), getattr(tenth.networks["teacher"], part))
     assert int(tenth.networks["teacher"].updates) == 5
     assert int(tenth.networks["student"].updates) == 10
     assert int(tenth.expert_steps["teacher->student"]) == 5
@@ -68,34 +68,34 @@ def test_pause_is_bit_for_bit(optimizer: str) -> None:
     after_pause, metrics = take(learning, tenth, range(10, 11))
     after_straight, metrics_straight = take(learning, straight, range(10, 11))
     for part in ("params", "opt_state", "ema", "updates"):
-        runs.assert_same_bits(
+        tiny_runs.assert_same_bits(
             getattr(after_pause.networks["teacher"], part), getattr(after_straight.networks["teacher"], part)
         )
-    runs.assert_same_bits(metrics, metrics_straight)
+    tiny_runs.assert_same_bits(metrics, metrics_straight)
 
 
 def test_freeze_keeps_running_statistics() -> None:
-    c = runs.tiny_config(batch_size=BATCH)
+    c = tiny_runs.tiny_config(batch_size=BATCH)
     c.switokd.mode, c.switokd.paused_batch_stats = "expert", "freeze"
     before, _ = take(c, None, range(0))
     after, _ = take(c, None, range(2))
-    runs.assert_same_bits(before.networks["teacher"], after.networks["teacher"])
+    tiny_runs.assert_same_bits(before.networks["teacher"], after.networks["teacher"])
 
 
 def test_frozen_network_stays_and_speaks_in_evaluation_mode(tmp_path: Path) -> None:
-    c = runs.tiny_config("resnet8", "resnet8", batch_size=BATCH, method="dml")
-    start = initialise.initial(runs.tiny_plan(c, len(SPLIT))).networks["student"]
+    c = tiny_runs.tiny_config("resnet8", "resnet8", batch_size=BATCH, method="dml")
+    start = init_state.initial(tiny_runs.tiny_plan(c, len(SPLIT))).networks["student"]
     pytorch.write(tmp_path / "net.safetensors", start.evaluated)
     c.networks.teacher.frozen, c.networks.teacher.init_from = True, str(tmp_path / "net.safetensors")
     before, _ = take(c, None, range(0))
     after, _ = take(c, None, range(2))
-    runs.assert_same_bits(before.networks["teacher"], after.networks["teacher"])
+    tiny_runs.assert_same_bits(before.networks["teacher"], after.networks["teacher"])
     assert int(after.networks["student"].updates) == 2
 
 
 def test_rates_follow_the_global_step() -> None:
     """A teacher that never takes a step still sees its rate fall at the milestone of epoch 2."""
-    c = runs.tiny_config(batch_size=BATCH)
+    c = tiny_runs.tiny_config(batch_size=BATCH)
     c.switokd.mode = "expert"
     c.networks.teacher.schedule, c.networks.teacher.milestones = "multistep", (2,)
     _, metrics = take(c, None, range(11))
@@ -107,7 +107,7 @@ def test_rates_follow_the_global_step() -> None:
 
 def test_averaged_weights() -> None:
     """ema <- 0.9 ema + 0.1 params after each step, from the initial weights; they are what is evaluated."""
-    c = runs.alone_config(batch_size=BATCH)
+    c = tiny_runs.alone_config(batch_size=BATCH)
     c.networks.student.ema = 0.9
     states = [take(c, None, range(n))[0].networks["student"] for n in range(3)]
     expected = states[0].params
@@ -122,7 +122,7 @@ def test_bfloat16_follows_float32() -> None:
     """Two learning steps: parameters and optimizer stay float32, losses agree to bfloat16's 2-3 digits."""
     losses = {}
     for dtype in ("float32", "bfloat16"):
-        c = runs.tiny_config(batch_size=BATCH, dtype=dtype)
+        c = tiny_runs.tiny_config(batch_size=BATCH, dtype=dtype)
         state, metrics = take(c, None, range(2))
         losses[dtype] = float(metrics["student/loss"])
         floats = [leaf for leaf in jax.tree.leaves(state.networks) if np.issubdtype(leaf.dtype, np.floating)]
@@ -157,11 +157,11 @@ def convolutions(parts: dict[str, str], names: set[str]) -> int:
 
 def test_paused_backward_stands_inside_the_conditional_only() -> None:
     """wrn_10_1 has 7 convolutions and two shortcuts that are matrix products; each costs two in the backward pass."""
-    c = runs.tiny_config("wrn_10_1", "wrn_10_1", batch_size=BATCH)
-    run = runs.tiny_plan(c, len(SPLIT))
-    state, data = runs.start(run, SPLIT)
-    step = run.devices.compile(plan.make_step(run), carried=True)
-    hlo = step.variants[True].lower(state, data, runs.batch(run, batch(0)).examples, 1).compile().as_text()
+    c = tiny_runs.tiny_config("wrn_10_1", "wrn_10_1", batch_size=BATCH)
+    run = tiny_runs.tiny_plan(c, len(SPLIT))
+    state, data = tiny_runs.start(run, SPLIT)
+    step = run.devices.compile(run_spec.make_step(run), carried=True)
+    hlo = step.variants[True].lower(state, data, tiny_runs.batch(run, batch(0)).examples, 1).compile().as_text()
     parts = computations(hlo)
     entry = re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)
     assert entry
@@ -185,13 +185,13 @@ def test_paused_backward_stands_inside_the_conditional_only() -> None:
 
 def test_compiles_once_per_batch_shape(caplog: pytest.LogCaptureFixture) -> None:
     examples = 2 * BATCH + 5
-    run = runs.tiny_plan(runs.tiny_config(batch_size=BATCH), examples)
-    state, data = runs.start(run, SPLIT)
-    step = run.devices.compile(plan.make_step(run), carried=True)
+    run = tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=BATCH), examples)
+    state, data = tiny_runs.start(run, SPLIT)
+    step = run.devices.compile(run_spec.make_step(run), carried=True)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for _ in range(3):
             for first in range(0, examples, BATCH):
-                some = runs.batch(run, np.arange(first, min(first + BATCH, examples)))
+                some = tiny_runs.batch(run, np.arange(first, min(first + BATCH, examples)))
                 state, _metrics = step.call(state, data, some)
     compiled = [r.getMessage() for r in caplog.records if re.match(r"Compiling jit\(call\)", r.getMessage())]
     assert len(compiled) == 2, compiled

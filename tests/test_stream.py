@@ -16,38 +16,41 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import runs
-from switokd_jax import config, distribution, fields, loop, saved
-from switokd_jax.data import batches, encoded, feeds, prepared, sources
+import tiny_runs
+from switokd_jax import config, config_fields
+from switokd_jax.data import dataset, image_records, loader, sampling, tfds_source
+from switokd_jax.parallel import mesh
+from switokd_jax.train import loop
+from switokd_jax.workdir import restore
 
 DIGITS = config.Data(name="digits", pipeline="stream", workers=0)
-ALL = batches.Share()
+ALL = sampling.Share()
 
 
 def folder(root: Path, count: int = 12) -> config.Data:
-    runs.photographs(root, count)
+    tiny_runs.photographs(root, count)
     return config.Data(name="folder", dir=str(root), pipeline="stream", image_size=16, workers=0)
 
 
-def taken(spec: config.Data, first: int, total: int, share: batches.Share = ALL, batch: int = 5) -> list[Any]:
-    data = sources.load(spec, 0)
-    return [*feeds.feed(data.train, data.form, spec, 3, batch, share).training(first, total)]
+def taken(spec: config.Data, first: int, total: int, share: sampling.Share = ALL, batch: int = 5) -> list[Any]:
+    data = dataset.load(spec, 0)
+    return [*loader.feed(data.train, data.form, spec, 3, batch, share).training(first, total)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_same_batches_as_resident(workers: int) -> None:
     """Two epochs and a bit of digits, from step 3 on, and an evaluation: index, image and label."""
     spec = config.Data(name="digits", pipeline="stream", workers=workers)
-    train, _, test = runs.resident_splits(config.Data(name="digits"))
+    train, _, test = tiny_runs.resident_splits(config.Data(name="digits"))
     seen = taken(spec, 3, 17, batch=200)
     assert [size for size, _ in seen] == ([200] * 7 + [37])[3:] + [200] * 7 + [37] + [200]
     for step, (_, examples) in enumerate(seen, 3):
-        index = batches.training(step, 3, len(train), 200)
+        index = sampling.training(step, 3, len(train), 200)
         np.testing.assert_array_equal(examples.index, index)
         np.testing.assert_array_equal(examples.images, train.images[index])
         np.testing.assert_array_equal(examples.labels, train.labels[index])
-    data = sources.load(spec, 0)
-    scored = [examples for _, examples in feeds.feed(data.test, data.form, spec, 0, 100, ALL).scoring()]
+    data = dataset.load(spec, 0)
+    scored = [examples for _, examples in loader.feed(data.test, data.form, spec, 0, 100, ALL).scoring()]
     mask = np.concatenate([examples.mask for examples in scored]) > 0
     assert (len(scored), mask.sum()) == (4, 360)
     np.testing.assert_array_equal(np.concatenate([e.images for e in scored])[mask], test.images)
@@ -57,10 +60,10 @@ def test_same_batches_as_resident(workers: int) -> None:
 def test_a_streamed_run_is_the_resident_run(tmp_path: Path) -> None:
     """Crops in the step depend on what, not on where: the same bits in the end."""
     for pipeline in ("resident", "stream"):
-        c = runs.tiny_config(batch_size=160, epochs=1.0)
+        c = tiny_runs.tiny_config(batch_size=160, epochs=1.0)
         c.data.pipeline, c.data.workers, c.data.train_examples = pipeline, 0, 480
         loop.train_and_evaluate(c, tmp_path / pipeline, jax.devices()[:1])
-    runs.assert_same_bits(*(saved.read_state(tmp_path / pipeline) for pipeline in ("resident", "stream")))
+    tiny_runs.assert_same_bits(*(restore.read_state(tmp_path / pipeline) for pipeline in ("resident", "stream")))
 
 
 @pytest.mark.parametrize("augment", [True, False])
@@ -86,7 +89,7 @@ def test_processes_share_a_batch(processes: int) -> None:
     """Parts in order make the global batch; one that the devices do not divide is read whole by everybody."""
     devices = 2 * processes
     whole = taken(DIGITS, 0, 15, batch=96)
-    parts = [taken(DIGITS, 0, 15, batches.Share(p, processes, devices), batch=96) for p in range(processes)]
+    parts = [taken(DIGITS, 0, 15, sampling.Share(p, processes, devices), batch=96) for p in range(processes)]
     for (size, examples), *shares in zip(whole, *parts, strict=True):
         got = [part.images for _, part in shares]
         assert [n for n, _ in shares] == [size] * processes
@@ -102,8 +105,8 @@ def test_processes_share_a_batch(processes: int) -> None:
 @pytest.mark.parametrize("size", [16, 13])
 def test_a_batch_on_eight_devices(parallelism: str, size: int) -> None:
     """Split over the devices where they divide it, else whole on each; two batches are under way before they run."""
-    devices = distribution.create(parallelism, "replicated", "global", 16)
-    assert devices.share == batches.Share(0, 1, 8)
+    devices = mesh.create(parallelism, "replicated", "global", 16)
+    assert devices.share == sampling.Share(0, 1, 8)
     images = np.arange(size * 4, dtype=np.uint8).reshape(size, 2, 2, 1)
     drawn = []
 
@@ -112,13 +115,13 @@ def test_a_batch_on_eight_devices(parallelism: str, size: int) -> None:
             drawn.append(number)
             yield (
                 size,
-                batches.Examples(np.arange(size, dtype=np.int32) + number, images=images, labels=images[:, 0, 0]),
+                sampling.Examples(np.arange(size, dtype=np.int32) + number, images=images, labels=images[:, 0, 0]),
             )
 
-    coming = devices.ahead(batches.stacked(reading(), 1))
+    coming = devices.ahead(sampling.stacked(reading(), 1))
     for number in range(4):
         placed = next(coming)
-        assert len(drawn) == min(number + 1 + distribution.AHEAD, 4)
+        assert len(drawn) == min(number + 1 + mesh.AHEAD, 4)
         assert (placed.size, placed.count, placed.split) == (size, 1, size == 16)
         parts = [np.asarray(shard.data) for shard in placed.examples.images.addressable_shards]
         assert len(parts) == 8
@@ -132,7 +135,7 @@ def test_a_batch_on_eight_devices(parallelism: str, size: int) -> None:
 def test_random_boxes() -> None:
     """Area uniform on 8 to 100 %, log ratio uniform on 3/4 to 4/3, as far as they fit; any place in the image."""
     rng = np.random.default_rng(0)
-    boxes = np.asarray([encoded.random_box(1000, 900, rng) for _ in range(20_000)])
+    boxes = np.asarray([image_records.random_box(1000, 900, rng) for _ in range(20_000)])
     left, upper, right, lower = boxes.T
     width, height = right - left, lower - upper
     assert (left >= 0).all()
@@ -165,27 +168,27 @@ def test_where_no_box_fits_the_centre_is_taken(size: tuple[int, int], expected: 
         def integers(self, low: int, high: int) -> int:
             return low
 
-    assert encoded.random_box(*size, Largest()) == expected  # type: ignore[arg-type]
+    assert image_records.random_box(*size, Largest()) == expected  # type: ignore[arg-type]
 
 
 def test_a_random_crop_is_a_crop_and_a_resize() -> None:
-    image = runs.photograph(60, 80)
+    image = tiny_runs.photograph(60, 80)
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        crop = image.crop(encoded.random_box(80, 60, rng)).resize((24, 24), Image.Resampling.BILINEAR)
+        crop = image.crop(image_records.random_box(80, 60, rng)).resize((24, 24), Image.Resampling.BILINEAR)
         expected = np.asarray(crop)[:, ::-1] if rng.random() < 0.5 else np.asarray(crop)
-        got = encoded.random_crop(image, 24, np.random.default_rng(seed))
+        got = image_records.random_crop(image, 24, np.random.default_rng(seed))
         np.testing.assert_array_equal(np.asarray(got), expected)
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (256, 256), (100, 90)])
 def test_centre_crop(size: tuple[int, int]) -> None:
     """Shorter side 256, centre 224."""
-    image = runs.photograph(size[1], size[0])
+    image = tiny_runs.photograph(size[1], size[0])
     width, height = (256, int(256 * size[1] / size[0])) if size[0] <= size[1] else (int(256 * size[0] / size[1]), 256)
     resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     top, left = round((height - 224) / 2), round((width - 224) / 2)
-    got = np.asarray(encoded.centre_crop(image, 224))
+    got = np.asarray(image_records.centre_crop(image, 224))
     np.testing.assert_array_equal(got, resized[top : top + 224, left : left + 224])
 
 
@@ -195,28 +198,30 @@ def test_a_broken_image_is_named(workers: int, tmp_path: Path) -> None:
     broken = tmp_path / "train" / "a" / "004.png"
     broken.write_bytes(broken.read_bytes()[:100])
     spec = dataclasses.replace(spec, workers=workers)
-    with pytest.raises(fields.ConfigError, match=r"train/a/004.png cannot be decoded \(.*\); mend or remove it"):
+    with pytest.raises(config_fields.ConfigError, match=r"train/a/004.png cannot be decoded \(.*\); mend or remove it"):
         taken(spec, 0, 3)
 
 
 def test_images_of_many_sizes_want_a_size(tmp_path: Path) -> None:
     spec = dataclasses.replace(folder(tmp_path), image_size=0)
-    with pytest.raises(fields.ConfigError, match=r"has \d+x\d+ pixels, the first image 30x20; set config.data"):
+    with pytest.raises(config_fields.ConfigError, match=r"has \d+x\d+ pixels, the first image 30x20; set config.data"):
         taken(spec, 0, 3)
     resident = config.Data(name="folder", dir=str(tmp_path), image_size=16)
-    with pytest.raises(fields.ConfigError, match=r"config.data.image_size is 16, and config.data.pipeline 'resident'"):
-        sources.load(resident, 0)
+    with pytest.raises(
+        config_fields.ConfigError, match=r"config.data.image_size is 16, and config.data.pipeline 'resident'"
+    ):
+        dataset.load(resident, 0)
 
 
 def test_validation_and_a_part_of_a_stream(tmp_path: Path) -> None:
     spec = dataclasses.replace(folder(tmp_path, 80), train_examples=40, validation_fraction=0.25)
-    data = sources.load(spec, 0)
+    data = dataset.load(spec, 0)
     assert (len(data.train), len(data.validation), len(data.test)) == (30, 10, 10)
-    assert isinstance(data.train, encoded.Encoded)
-    assert isinstance(data.validation, encoded.Encoded)
+    assert isinstance(data.train, image_records.Encoded)
+    assert isinstance(data.validation, image_records.Encoded)
     assert not {*data.train.places} & {*data.validation.places}
     # Preprocessing of photographs, already cropped and mirrored.
-    assert (data.preprocess.mean, data.preprocess.padding, data.preprocess.flip) == (sources.IMAGENET.mean, 0, False)
+    assert (data.preprocess.mean, data.preprocess.padding, data.preprocess.flip) == (dataset.IMAGENET.mean, 0, False)
 
 
 def test_a_worker_ends_with_a_killed_parent() -> None:
@@ -233,7 +238,7 @@ def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def jpeg(seed: int) -> bytes:
     out = io.BytesIO()
-    runs.photograph(40 + seed, 60 - seed, seed).save(out, format="JPEG")
+    tiny_runs.photograph(40 + seed, 60 - seed, seed).save(out, format="JPEG")
     return out.getvalue()
 
 
@@ -254,7 +259,7 @@ def test_imagenet_through_tfds(tmp_path: Path) -> None:
             add(archive, f"ILSVRC2012_val_{number:08}.JPEG", jpeg(number))
 
     spec = config.Data(name="imagenet2012", dir=str(tmp_path), pipeline="stream", image_size=32, workers=0)
-    data = sources.load(spec, 0)
+    data = dataset.load(spec, 0)
     assert (len(data.train), len(data.test), len(data.classes)) == (9, 5, 1000)
     assert data.form.shape == (32, 32, 3)
     assert data.preprocess.std == (0.229, 0.224, 0.225)
@@ -263,10 +268,12 @@ def test_imagenet_through_tfds(tmp_path: Path) -> None:
     labels = np.concatenate([examples.labels for _, examples in seen])
     assert sorted(labels) == [0, 0, 0, 1, 1, 1, 999, 999, 999]
     assert seen[0][1].images.shape == (5, 32, 32, 3)
-    with pytest.raises(fields.ConfigError, match=r"of 'imagenet2012' have many sizes; set config.data.pip"):
-        sources.load(config.Data(name="imagenet2012", dir=str(tmp_path)), 0)
+    with pytest.raises(config_fields.ConfigError, match=r"of 'imagenet2012' have many sizes; set config.data.pip"):
+        dataset.load(config.Data(name="imagenet2012", dir=str(tmp_path)), 0)
 
 
 def test_imagenet_without_its_archives(tmp_path: Path) -> None:
-    with pytest.raises(fields.ConfigError, match=r"manual_dir is \S+downloads/manual: manual_dir should contain two"):
-        prepared.open_tfds("imagenet2012", str(tmp_path))
+    with pytest.raises(
+        config_fields.ConfigError, match=r"manual_dir is \S+downloads/manual: manual_dir should contain two"
+    ):
+        tfds_source.open_tfds("imagenet2012", str(tmp_path))

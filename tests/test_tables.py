@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from switokd_jax import tables
-from switokd_jax.tables import Spread, Table
+from switokd_jax.analysis import tables
+from switokd_jax.analysis.tables import Spread, Table
 
 TABLE = Table(
     title="Two arms & a half",

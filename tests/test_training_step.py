@@ -12,14 +12,16 @@ import jax
 import numpy as np
 import pytest
 
-import runs
-from switokd_jax import adapters, config, initialise, loop, plan, saved
-from switokd_jax.data import batches, resident, sources
+import tiny_runs
+from switokd_jax import config
+from switokd_jax.data import dataset, resident, sampling
 from switokd_jax.methods import METHODS
 from switokd_jax.state import TrainState, draw_variables, initial_state
 from switokd_jax.step import Across
+from switokd_jax.train import adapters, init_state, loop, run_spec
+from switokd_jax.workdir import restore
 
-SPLIT = runs.random_split(32)
+SPLIT = tiny_runs.random_split(32)
 TOPOLOGIES: dict[str, dict[str, Any]] = {
     "pair": {"kind": "pair", "teachers": ("a",), "students": ("b",)},
     "2t1s": {"kind": "star", "teachers": ("a", "b"), "students": ("c",)},
@@ -38,7 +40,7 @@ def planned(
     parallelism: str = "jit",
     devices: int = 1,
     model: str = "one_layer",
-) -> plan.Plan:
+) -> run_spec.Plan:
     spec = TOPOLOGIES[topology]
     names = spec.get("names") or (*spec["teachers"], *spec["students"])
     c = config.default()
@@ -50,29 +52,29 @@ def planned(
     if METHODS[method].offline:
         c.networks[names[0]].frozen, c.networks[names[0]].init_from = True, "given:by@hand"
 
-    facts = sources.Facts(10, runs.SHAPE, len(SPLIT), runs.PREPROCESS, SPLIT.labels)
-    return plan.make(config.parse(c), facts, jax.devices()[:devices])
+    facts = dataset.Facts(10, tiny_runs.SHAPE, len(SPLIT), tiny_runs.PREPROCESS, SPLIT.labels)
+    return run_spec.make(config.parse(c), facts, jax.devices()[:devices])
 
 
 draw = jax.jit(draw_variables, static_argnums=(0, 2))  # compiled once for all tests
 
 
-def start(run: plan.Plan) -> TrainState:
+def start(run: run_spec.Plan) -> TrainState:
     variables = {
-        name: draw(network.module, jax.random.PRNGKey(number), runs.SHAPE)
+        name: draw(network.module, jax.random.PRNGKey(number), tiny_runs.SHAPE)
         for number, (name, network) in enumerate(run.networks.items())
     }
-    memory = initialise.initial_memory(run)
-    adapting = adapters.initial_adapters(run.adapters, run.networks, runs.SHAPE, 0)
+    memory = init_state.initial_memory(run)
+    adapting = adapters.initial_adapters(run.adapters, run.networks, tiny_runs.SHAPE, 0)
     return initial_state(run.networks, variables, run.pairs, 0, memory, adapting)
 
 
-def one_step(run: plan.Plan) -> tuple[Any, Any, dict[str, Any]]:
+def one_step(run: run_spec.Plan) -> tuple[Any, Any, dict[str, Any]]:
     before = start(run)
     untouched = jax.tree.map(np.array, jax.device_get(before))  # the step takes its memory
-    state, data = run.devices.place(before), runs.place(run, SPLIT)
-    step = run.devices.compile(plan.make_step(run), carried=True)
-    after, metrics = runs.call(step, state, data, runs.batch(run, np.arange(16)))
+    state, data = run.devices.place(before), tiny_runs.place(run, SPLIT)
+    step = run.devices.compile(run_spec.make_step(run), carried=True)
+    after, metrics = tiny_runs.call(step, state, data, tiny_runs.batch(run, np.arange(16)))
     return untouched, jax.device_get(run.devices.one(after)), jax.device_get(run.devices.one(metrics))
 
 
@@ -95,8 +97,8 @@ def test_step_is_traced(method: str, topology: str) -> None:
     """Shapes and dtypes of the next state are those of this one, and every network has a loss."""
     run = planned(method, topology)
     before = jax.eval_shape(lambda: start(run))
-    examples = batches.Examples(np.arange(16, dtype=np.int32))
-    step = plan.make_step(run)(Across())
+    examples = sampling.Examples(np.arange(16, dtype=np.int32))
+    step = run_spec.make_step(run)(Across())
     after, metrics = jax.eval_shape(step, before, resident.Resident(SPLIT.images, SPLIT.labels), examples)
     jax.tree.map(
         lambda was, now: np.testing.assert_equal((was.shape, was.dtype), (now.shape, now.dtype)), before, after
@@ -168,7 +170,7 @@ def test_kdcl_general_trains_and_weighs_on_held_out_images(tmp_path: Path) -> No
     c = tiny_run(epochs=2.0, method="kdcl")
     c.kdcl.target, c.data.validation_fraction = "general", 0.1
     loop.train_and_evaluate(c, tmp_path, jax.devices()[:2])
-    weights = saved.read_state(tmp_path)["memory"]
+    weights = restore.read_state(tmp_path)["memory"]
     assert weights.shape == (2,)
     assert weights.sum() == pytest.approx(1.0, abs=1e-5)
     assert abs(weights[0] - 0.5) > 1e-3
@@ -176,7 +178,7 @@ def test_kdcl_general_trains_and_weighs_on_held_out_images(tmp_path: Path) -> No
 
 def tiny_run(**changes: Any) -> Any:
     """Three steps an epoch, of one batch shape."""
-    return runs.tiny_config(**{"batch_size": 160, "data.train_examples": 480, **changes})
+    return tiny_runs.tiny_config(**{"batch_size": 160, "data.train_examples": 480, **changes})
 
 
 def test_kd_learns_from_a_run_of_ours(tmp_path: Path) -> None:
@@ -188,9 +190,9 @@ def test_kd_learns_from_a_run_of_ours(tmp_path: Path) -> None:
     summary = loop.train_and_evaluate(c, tmp_path / "student", jax.devices()[:1])
     assert summary["networks"]["teacher"]["updates"] == 0
     assert summary["networks"]["student"]["updates"] == 3
-    runs.assert_same_bits(
-        saved.read_network(f"{tmp_path / 'teacher'}:teacher@best"),
-        saved.read_network(f"{tmp_path / 'student'}:teacher@latest"),
+    tiny_runs.assert_same_bits(
+        restore.read_network(f"{tmp_path / 'teacher'}:teacher@best"),
+        restore.read_network(f"{tmp_path / 'student'}:teacher@latest"),
     )
     published = json_of(tmp_path / "teacher")["networks"]["teacher"]["best_top1"]
     assert summary["networks"]["teacher"]["final_top1"] == published
@@ -206,9 +208,9 @@ def test_resuming_keeps_what_a_method_trains(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "latest" / "6")
     loop.train_and_evaluate(c, tmp_path / "cut", jax.devices()[:1])
-    states = [saved.read_state(tmp_path / name) for name in ("whole", "cut")]
+    states = [restore.read_state(tmp_path / name) for name in ("whole", "cut")]
     assert int(states[0]["adapters"]["student <- teacher"]["updates"]) == 6
-    runs.assert_same_bits(*states)
+    tiny_runs.assert_same_bits(*states)
     assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "cut" / "metrics.jsonl").read_text()
 
 
@@ -223,15 +225,15 @@ def test_rco_follows_its_teachers_route(tmp_path: Path) -> None:
     c.rco.anchors, c.rco.every = tuple(f"{tmp_path / 'teacher'}:teacher@{step}" for step in (6, 9)), 1
     loop.train_and_evaluate(c, tmp_path / "student", jax.devices()[:1])
     for step, anchor in ((3, 6), (6, 9), (9, 9), (12, 9)):  # saved after the turn of that step
-        runs.assert_same_bits(
-            saved.read_network(f"{tmp_path / 'student'}:teacher@{step}"),
-            saved.read_network(f"{tmp_path / 'teacher'}:teacher@{anchor}"),
+        tiny_runs.assert_same_bits(
+            restore.read_network(f"{tmp_path / 'student'}:teacher@{step}"),
+            restore.read_network(f"{tmp_path / 'teacher'}:teacher@{anchor}"),
         )
     shutil.copytree(tmp_path / "student", tmp_path / "cut")
     for step in (6, 9, 12):
         shutil.rmtree(tmp_path / "cut" / "checkpoints" / "latest" / str(step))
     loop.train_and_evaluate(c, tmp_path / "cut", jax.devices()[:1])
-    runs.assert_same_bits(*(saved.read_state(tmp_path / name) for name in ("student", "cut")))
+    tiny_runs.assert_same_bits(*(restore.read_state(tmp_path / name) for name in ("student", "cut")))
 
 
 def json_of(folder: Path) -> Any:

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
-from experiments.faults.storm import differences  # noqa: E402
+from experiments.faults.storm import differences
 
 
 def finish(folder: Path, flags: Sequence[str], times: int) -> list[Path]:

@@ -28,8 +28,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from switokd_jax import saved
-from switokd_jax.checkpoint import UNFINISHED
+from switokd_jax.workdir import restore
+from switokd_jax.workdir.checkpointer import UNFINISHED
 
 ROOT = Path(__file__).parents[2]
 SAVES_PER_KILL = 2  # that the run has; of those to come a kill waits for one or two
@@ -123,9 +123,9 @@ def differences(one: Path, other: Path) -> list[str]:
         left = [sorted(path.name for path in (run / "checkpoints" / which).iterdir()) for run in (one, other)]
         if left[0] != left[1]:
             found.append(f"saves in {which}: {left[0]} and {left[1]}")
-    found += bits("latest", *(saved.read_state(run) for run in (one, other)))
+    found += bits("latest", *(restore.read_state(run) for run in (one, other)))
     for name in names:
-        found += bits(f"best {name}", *(saved.read_network(f"{run}:{name}@best") for run in (one, other)))
+        found += bits(f"best {name}", *(restore.read_network(f"{run}:{name}@best") for run in (one, other)))
     for summary in summaries:
         del summary["seconds"], summary["examples_per_second"]
     if summaries[0] != summaries[1]:

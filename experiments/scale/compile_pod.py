@@ -30,13 +30,13 @@ from ml_collections import ConfigDict
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
-from experiments.scale.hlo import KINDS, Collective, collectives  # noqa: E402
-from switokd_jax import config as configs  # noqa: E402
-from switokd_jax import initialise, plan  # noqa: E402
-from switokd_jax.commands import config_module  # noqa: E402
-from switokd_jax.data import batches, preprocess, resident, sources  # noqa: E402
-from switokd_jax.distribution import AXIS  # noqa: E402
-from switokd_jax.files import write_json  # noqa: E402
+from experiments.scale.hlo import KINDS, Collective, collectives
+from switokd_jax import config as configs
+from switokd_jax.cli import config_module
+from switokd_jax.data import dataset, normalization, resident, sampling
+from switokd_jax.files import write_json
+from switokd_jax.parallel.mesh import AXIS
+from switokd_jax.train import init_state, run_spec
 
 # Of data sets that need not be there: classes, image shape, training examples.
 SHAPES = {
@@ -70,7 +70,7 @@ def assignment(text: str) -> tuple[str, Any]:
         return field, value
 
 
-def shapes(run: plan.Plan) -> tuple[Any, batches.Examples]:
+def shapes(run: run_spec.Plan) -> tuple[Any, sampling.Examples]:
     """The resident data, or None of a stream, and the batches of a call as shapes with their placement."""
     examples, config = run.data.train_examples, run.config
     rows = NamedSharding(run.devices.mesh, PartitionSpec(None, AXIS))
@@ -80,11 +80,11 @@ def shapes(run: plan.Plan) -> tuple[Any, batches.Examples]:
 
     if config.data.pipeline == "stream":
         images = stacked(1, run.data.image_shape, jnp.uint8)
-        return None, batches.Examples(stacked(1, (), jnp.int32), images=images, labels=stacked(1, (), jnp.int32))
+        return None, sampling.Examples(stacked(1, (), jnp.int32), images=images, labels=stacked(1, (), jnp.int32))
     whole: Any = jax.ShapeDtypeStruct((examples, *run.data.image_shape), jnp.uint8)
     labels: Any = jax.ShapeDtypeStruct((examples,), jnp.int32)
     index = stacked(config.steps_per_call, (), jnp.int32)
-    return run.devices.template(resident.Resident(whole, labels)), batches.Examples(index)
+    return run.devices.template(resident.Resident(whole, labels)), sampling.Examples(index)
 
 
 def devices_of(topology: str) -> Any:
@@ -107,11 +107,11 @@ def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str,
     if parsed.data.name not in SHAPES:
         sys.exit(f"config.data.name {parsed.data.name!r}: its shapes are not known here; one of {[*SHAPES]} is")
     classes, image, examples = SHAPES[parsed.data.name]
-    facts = sources.Facts(classes, image, examples, preprocess.KNOWN[parsed.data.name])
-    run = plan.make(parsed, facts, chips)
-    state = run.devices.template(initialise.shapes(run))
+    facts = dataset.Facts(classes, image, examples, normalization.KNOWN[parsed.data.name])
+    run = run_spec.make(parsed, facts, chips)
+    state = run.devices.template(init_state.shapes(run))
     data, coming = shapes(run)
-    step = run.devices.compile(plan.make_step(run), carried=True)
+    step = run.devices.compile(run_spec.make_step(run), carried=True)
     begin = time.perf_counter()
     compiled = step.variants[True].lower(state, data, coming, 1).compile()
     seconds = time.perf_counter() - begin

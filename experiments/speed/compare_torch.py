@@ -30,10 +30,10 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the PyTorch networks that the tests compare logits with
 
-import torch_networks  # noqa: E402
-from experiments.speed import torch_step  # noqa: E402
-from experiments.speed.our_step import BATCH, CLASSES, SIDE, Timed, our_config, ours, xla_flops  # noqa: E402
-from switokd_jax.files import write_json  # noqa: E402
+import torch_networks
+from experiments.speed import torch_step
+from experiments.speed.our_step import BATCH, CLASSES, SIDE, Timed, our_config, ours, xla_flops
+from switokd_jax.files import write_json
 
 TOPOLOGIES = {
     "pair": (("wrn_16_2",), ("mobilenetv2_0.5",)),

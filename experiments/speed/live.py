@@ -23,10 +23,10 @@ import jax
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
-from experiments.speed.turns import taking_turns  # noqa: E402
-from switokd_jax import config as configs  # noqa: E402
-from switokd_jax import initialise, loop  # noqa: E402
-from switokd_jax.commands import config_module, use_compilation_cache  # noqa: E402
+from experiments.speed.turns import taking_turns
+from switokd_jax import config as configs
+from switokd_jax.cli import config_module, use_compilation_cache
+from switokd_jax.train import init_state, loop
 
 
 def bare(config: Any) -> float:
@@ -35,7 +35,7 @@ def bare(config: Any) -> float:
     with tempfile.TemporaryDirectory() as folder:
         session = loop.open_session(run, dataset, Path(folder))
         coming = [*session.training(session.train.training(0, run.total_steps), 0)]
-        state = run.devices.place(initialise.initial(run))
+        state = run.devices.place(init_state.initial(run))
         for batches in {batches.size: batches for batches in coming}.values():
             session.step.program(state, session.train.data, batches)
         begin = time.perf_counter()

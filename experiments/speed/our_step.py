@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from switokd_jax import config, initialise, plan
-from switokd_jax.data import batches, preprocess, resident, sources
-from switokd_jax.distribution import Batches, MakeStep
+from switokd_jax import config
+from switokd_jax.data import dataset, normalization, resident, sampling
 from switokd_jax.forward import forward
 from switokd_jax.methods import Decision, Outputs
-from switokd_jax.models import convolution
+from switokd_jax.models.ops import convolution
+from switokd_jax.parallel.mesh import Batches, MakeStep
 from switokd_jax.state import TrainState
 from switokd_jax.step import Across
+from switokd_jax.train import init_state, run_spec
 
 BATCH, CLASSES, SIDE = 128, 100, 32
 STACK = 8  # batches of one call
@@ -53,35 +54,38 @@ def overruled(method: Callable[..., Decision]) -> Callable[..., Decision]:
     return apply
 
 
-def planned(c: Any) -> plan.Plan:
+def planned(c: Any) -> run_spec.Plan:
     """The plan of a config for the measured images, its decisions overruled."""
-    facts = sources.Facts(CLASSES, (SIDE, SIDE, 3), STACK * BATCH, preprocess.KNOWN["cifar100"])
-    made = plan.make(config.parse(c), facts, jax.devices()[:1])
+    facts = dataset.Facts(CLASSES, (SIDE, SIDE, 3), STACK * BATCH, normalization.KNOWN["cifar100"])
+    made = run_spec.make(config.parse(c), facts, jax.devices()[:1])
     return dataclasses.replace(made, method=dataclasses.replace(made.method, apply=overruled(made.method.apply)))
 
 
-def inputs(made: plan.Plan) -> tuple[TrainState, resident.Resident, Batches]:
+def inputs(made: run_spec.Plan) -> tuple[TrainState, resident.Resident, Batches]:
     """State, random images and one call's batches, placed."""
     images = np.random.default_rng(0).integers(0, 256, (STACK * BATCH, SIDE, SIDE, 3)).astype(np.uint8)
     labels = np.random.default_rng(1).integers(0, CLASSES, STACK * BATCH).astype(np.int32)
     index = np.arange(STACK * BATCH, dtype=np.int32).reshape(STACK, BATCH)
     return (
-        made.devices.place(initialise.initial(made)),
+        made.devices.place(init_state.initial(made)),
         made.devices.place(resident.Resident(images, labels)),
-        made.devices.batches(batches.Stack(BATCH, STACK, batches.Examples(index))),
+        made.devices.batches(sampling.Stack(BATCH, STACK, sampling.Examples(index))),
     )
 
 
-def forward_only(made: plan.Plan) -> MakeStep:
+def forward_only(made: run_spec.Plan) -> MakeStep:
     """A step that is the first network's forward pass in training mode, and nothing else."""
     name = made.topology.nodes[0]
     network = made.networks[name]
     read = resident.train_inputs(
-        made.data.preprocess, augmented=True, steps_in_epoch=made.steps_per_epoch, dtype=plan.DTYPES[made.config.dtype]
+        made.data.preprocess,
+        augmented=True,
+        steps_in_epoch=made.steps_per_epoch,
+        dtype=run_spec.DTYPES[made.config.dtype],
     )
 
     def make(across: Across) -> Callable[..., Any]:
-        def step(state: TrainState, data: Any, batch: batches.Examples) -> tuple[TrainState, jax.Array]:
+        def step(state: TrainState, data: Any, batch: sampling.Examples) -> tuple[TrainState, jax.Array]:
             images, _ = read(data, batch, state.rng, state.step)
             places = jnp.arange(BATCH, dtype=jnp.int32)
             output = forward(network, state.networks[name], images, places, state.rng, 1)
@@ -112,12 +116,12 @@ def xla_flops(teachers: tuple[str, ...], students: tuple[str, ...], paused: bool
         )
         for name, network in made.networks.items()
     }
-    step = made.devices.compile(plan.make_step(dataclasses.replace(made, networks=networks)), carried=True)
+    step = made.devices.compile(run_spec.make_step(dataclasses.replace(made, networks=networks)), carried=True)
     costs = step.variants[True].lower(state, data, drawn.examples, 1).cost_analysis()
     return float(costs["flops"]) / BATCH if costs else None
 
 
-def ours(c: Any, make_step: Callable[[plan.Plan], MakeStep] = plan.make_step) -> tuple[Timed, dict[str, float]]:
+def ours(c: Any, make_step: Callable[[run_spec.Plan], MakeStep] = run_spec.make_step) -> tuple[Timed, dict[str, float]]:
     """Our step, and what compiling it took."""
     made = planned(c)
     begin = time.perf_counter()

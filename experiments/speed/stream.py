@@ -24,11 +24,11 @@ import torch
 from PIL import Image
 
 from switokd_jax import config
-from switokd_jax.data import batches, feeds, sources
-from switokd_jax.data.encoded import random_box
+from switokd_jax.data import dataset, loader, sampling
+from switokd_jax.data.image_records import random_box
 
 SIZE, BATCH, WARM = 224, 64, 6
-MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (sources.IMAGENET.mean, sources.IMAGENET.std))
+MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (dataset.IMAGENET.mean, dataset.IMAGENET.std))
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -50,10 +50,10 @@ def write_images(folder: Path, count: int) -> None:
 
 def ours(spec: config.Data) -> Callable[[], Iterator[int]]:
     """Batch sizes, as the batches of a run come."""
-    data = sources.load(spec, 0)
+    data = dataset.load(spec, 0)
 
     def read() -> Iterator[int]:
-        feed = feeds.feed(data.train, data.form, spec, 0, BATCH, batches.Share())
+        feed = loader.feed(data.train, data.form, spec, 0, BATCH, sampling.Share())
         reading = feed.training(0, 10**6)
         try:
             for _, examples in reading:
@@ -88,7 +88,7 @@ class Files(torch.utils.data.Dataset[Any]):
         return pixels, self.labels[index]
 
 
-def loader(spec: config.Data, *, normalised: bool) -> Callable[[], Iterator[int]]:
+def torch_loader(spec: config.Data, *, normalised: bool) -> Callable[[], Iterator[int]]:
     """Batch sizes of a DataLoader; it reads in order, which costs the same as an order drawn before."""
     paths = sorted((Path(spec.dir) / "train").glob("*/*.jpg"))
     files = Files(paths, [int(path.parent.name) for path in paths], normalised=normalised)
@@ -129,8 +129,8 @@ def main() -> None:
         )
         ways = {
             "switokd_jax, uint8": ours(spec),
-            "DataLoader, uint8": loader(spec, normalised=False),
-            "DataLoader, float32 normalised": loader(spec, normalised=True),
+            "DataLoader, uint8": torch_loader(spec, normalised=False),
+            "DataLoader, float32 normalised": torch_loader(spec, normalised=True),
         }
         rates: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(options.rounds):

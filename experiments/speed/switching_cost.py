@@ -18,10 +18,10 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
-from experiments.speed.our_step import BATCH, Timed, forward_only, our_config, ours  # noqa: E402
-from experiments.speed.turns import taking_turns  # noqa: E402
-from switokd_jax import config  # noqa: E402
-from switokd_jax.files import write_json  # noqa: E402
+from experiments.speed.our_step import BATCH, Timed, forward_only, our_config, ours
+from experiments.speed.turns import taking_turns
+from switokd_jax import config
+from switokd_jax.files import write_json
 
 TEACHER, STUDENT = "wrn_16_2", "mobilenetv2_0.5"
 

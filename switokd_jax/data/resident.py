@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from flax import struct
 
-from switokd_jax.data import augment, batches
-from switokd_jax.data.batches import Examples, Reading, Share
-from switokd_jax.data.preprocess import Preprocess
+from switokd_jax.data import sampling, transforms
+from switokd_jax.data.normalization import Preprocess
+from switokd_jax.data.sampling import Examples, Reading, Share
 
 
 @struct.dataclass
@@ -25,14 +25,14 @@ class Resident:
 def training(examples: int, seed: int, batch_size: int, share: Share, first: int, total: int) -> Reading:
     """The batches of the global steps from `first` to the last before `total`."""
     for step in range(first, total):
-        index = batches.training(step, seed, examples, batch_size)
+        index = sampling.training(step, seed, examples, batch_size)
         yield len(index), Examples(index[share.rows(len(index))])
 
 
 def scoring(examples: int, batch_size: int, share: Share) -> Reading:
     """Batches that cover the split once, padded and masked."""
-    for step in range(batches.steps_per_epoch(examples, batch_size)):
-        index, mask = batches.scoring(step, examples, batch_size)
+    for step in range(sampling.steps_per_epoch(examples, batch_size)):
+        index, mask = sampling.scoring(step, examples, batch_size)
         rows = share.rows(batch_size)
         yield batch_size, Examples(index[rows], mask[rows])
 
@@ -59,8 +59,8 @@ def train_inputs(
     def inputs(data: Resident | None, batch: Examples, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         images, labels = look_up(data, batch)
         if augmented:
-            keys = augment.example_keys(rng, step // steps_in_epoch, batch.index)
-            images = augment.crop_and_flip(images, keys, preprocess)
-        return augment.normalise(images, preprocess, dtype), labels
+            keys = transforms.example_keys(rng, step // steps_in_epoch, batch.index)
+            images = transforms.crop_and_flip(images, keys, preprocess)
+        return transforms.normalise(images, preprocess, dtype), labels
 
     return inputs

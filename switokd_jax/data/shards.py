@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from switokd_jax.fields import ConfigError, one_line
+from switokd_jax.config_fields import ConfigError, one_line
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from switokd_jax.data import batches
-from switokd_jax.data.batches import Examples, Reading, Share
-from switokd_jax.data.encoded import Encoded, Form, read
+from switokd_jax.data import sampling
+from switokd_jax.data.image_records import Encoded, Form, read
+from switokd_jax.data.sampling import Examples, Reading, Share
 
 AHEAD = 2  # finished batches that wait in each worker
 
@@ -44,8 +44,8 @@ class Training:
         return self.total
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        index = batches.training(step, self.seed, len(self.split), self.batch_size)
-        epoch = step // batches.steps_per_epoch(len(self.split), self.batch_size)
+        index = sampling.training(step, self.seed, len(self.split), self.batch_size)
+        epoch = step // sampling.steps_per_epoch(len(self.split), self.batch_size)
         mine = index[self.share.rows(len(index))]
         draws = [np.random.default_rng((self.seed, epoch, i)) if self.augmented else None for i in mine]
         return {"size": len(index), "index": mine, **_read(self.split, mine, self.form, draws)}
@@ -61,10 +61,10 @@ class Scoring:
     share: Share
 
     def __len__(self) -> int:
-        return batches.steps_per_epoch(len(self.split), self.batch_size)
+        return sampling.steps_per_epoch(len(self.split), self.batch_size)
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        index, mask = batches.scoring(step, len(self.split), self.batch_size)
+        index, mask = sampling.scoring(step, len(self.split), self.batch_size)
         rows = self.share.rows(self.batch_size)
         mine = index[rows]
         seen = _read(self.split, mine, self.form, [None] * len(mine))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from switokd_jax.logs import read_metrics
+from switokd_jax.workdir.metric_writers import read_metrics
 
 
 def draw_run(workdir: Path) -> list[Path]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from switokd_jax import commands, finished
-from switokd_jax.figures import album, style
+from switokd_jax import cli
+from switokd_jax.analysis.runs import find_runs, group_by_settings
+from switokd_jax.figures import draw_all, style
 
 
 def main() -> None:
     """Reads flags, draws."""
-    parser = commands.reader(__doc__, "python -m switokd_jax.figures")
+    parser = cli.reader(__doc__, "python -m switokd_jax.figures")
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
     parser.add_argument("--output", type=Path, help="a folder for the pictures (WORKDIR/figures)")
     parser.add_argument("--examples", nargs="*", type=int, default=[0, 1, 2, 3], help="test images for heat maps")
@@ -24,13 +25,13 @@ def main() -> None:
     given = parser.parse_args()
 
     def command() -> str:
-        runs = finished.within(given.workdirs)
-        looks = album.look(finished.groups(runs), given.examples)
+        found = find_runs(given.workdirs)
+        looks = draw_all.look(group_by_settings(found), given.examples)
         with style.theme(given.theme):
-            drawn = album.draw(runs, given.output or Path(given.workdirs[0]) / "figures", looks)
+            drawn = draw_all.draw(found, given.output or Path(given.workdirs[0]) / "figures", looks)
         return "\n".join(f"wrote {picture.path}" for picture in drawn)
 
-    commands.run(command, given.config)
+    cli.run(command, given.config)
 
 
 if __name__ == "__main__":

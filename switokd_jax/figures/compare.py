@@ -13,11 +13,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from switokd_jax.cost import spent, unit
+from switokd_jax.analysis.runs import Finished
 from switokd_jax.figures import style
 from switokd_jax.figures.curves import epoch_means
 from switokd_jax.figures.style import Picture
-from switokd_jax.finished import Finished
+from switokd_jax.models.flops import spent, unit
 
 Groups = Mapping[str, Sequence[Finished]]
 Curve = tuple[np.ndarray, np.ndarray]

@@ -18,7 +18,7 @@ import numpy as np
 from flax import traverse_util
 
 from switokd_jax import models
-from switokd_jax.fields import ConfigError, one_line
+from switokd_jax.config_fields import ConfigError, one_line
 from switokd_jax.files import write_whole
 
 StateDict = Mapping[str, np.ndarray]

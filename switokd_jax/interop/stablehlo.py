@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from switokd_jax.fields import ConfigError, one_line
+from switokd_jax.config_fields import ConfigError, one_line
 from switokd_jax.files import write_whole
 
 MAGIC = b"SwitOKD1"

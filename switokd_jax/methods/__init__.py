@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from switokd_jax.methods import at, crd, dist, dkd, dml, fitnet, kd, kdcl, rco, switokd, uniokd, vanilla
-from switokd_jax.methods.protocol import Adapt, Decision, MethodFn, Outputs, Start
+from switokd_jax.methods.base import Adapt, Decision, MethodFn, Outputs, Start
 
 __all__ = ["METHODS", "Adapt", "Decision", "FeatureUse", "Method", "MethodFn", "Outputs", "Start"]
 

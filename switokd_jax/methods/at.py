@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from switokd_jax import fields
+from switokd_jax import config_fields
 from switokd_jax.losses import at_least_float32
-from switokd_jax.methods.protocol import Decision, Outputs
+from switokd_jax.methods.base import Decision, Outputs
 from switokd_jax.topology import Topology
 
 
@@ -28,9 +28,9 @@ class Hyperparameters:
     teacher: of the teacher, one for each of the student's.
     """
 
-    weight: float = fields.number(1000.0, low=0.0)
-    student: tuple[Any, ...] = fields.sequence(("stage1", "stage2", "stage3"))
-    teacher: tuple[Any, ...] = fields.sequence(("stage1", "stage2", "stage3"))
+    weight: float = config_fields.number(1000.0, low=0.0)
+    student: tuple[Any, ...] = config_fields.sequence(("stage1", "stage2", "stage3"))
+    teacher: tuple[Any, ...] = config_fields.sequence(("stage1", "stage2", "stage3"))
 
 
 def at(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:

@@ -15,9 +15,9 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from switokd_jax import fields
+from switokd_jax import config_fields
 from switokd_jax.losses import at_least_float32
-from switokd_jax.methods.protocol import Decision, Outputs, Start
+from switokd_jax.methods.base import Decision, Outputs, Start
 from switokd_jax.topology import Topology
 
 EPSILON = 1e-7  # the public code's
@@ -36,13 +36,13 @@ class Hyperparameters:
     teacher: of the teacher.
     """
 
-    weight: float = fields.number(0.8, low=0.0)
-    temperature: float = fields.number(0.07, above=0.0)
-    negatives: int = fields.integer(16384, low=1)
-    size: int = fields.integer(128, low=1)
-    momentum: float = fields.number(0.5, low=0.0, high=1.0)
-    student: str = fields.text("pooled")
-    teacher: str = fields.text("pooled")
+    weight: float = config_fields.number(0.8, low=0.0)
+    temperature: float = config_fields.number(0.07, above=0.0)
+    negatives: int = config_fields.integer(16384, low=1)
+    size: int = config_fields.integer(128, low=1)
+    momentum: float = config_fields.number(0.5, low=0.0, high=1.0)
+    student: str = config_fields.text("pooled")
+    teacher: str = config_fields.text("pooled")
 
 
 @struct.dataclass

@@ -11,9 +11,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from switokd_jax import fields
+from switokd_jax import config_fields
 from switokd_jax.losses import at_least_float32
-from switokd_jax.methods.protocol import Decision, Outputs
+from switokd_jax.methods.base import Decision, Outputs
 from switokd_jax.topology import Topology
 
 TINY = 1e-8  # of the public code, against a row without variance
@@ -28,9 +28,9 @@ class Hyperparameters:
     within: weight of the relation between the examples of a class.
     """
 
-    temperature: float = fields.number(4.0, above=0.0)
-    between: float = fields.number(2.0, low=0.0)
-    within: float = fields.number(2.0, low=0.0)
+    temperature: float = config_fields.number(4.0, above=0.0)
+    between: float = config_fields.number(2.0, low=0.0)
+    within: float = config_fields.number(2.0, low=0.0)
 
 
 def dist(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:

@@ -10,9 +10,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from switokd_jax import fields
+from switokd_jax import config_fields
 from switokd_jax.losses import at_least_float32, kl_divergence
-from switokd_jax.methods.protocol import Decision, Outputs
+from switokd_jax.methods.base import Decision, Outputs
 from switokd_jax.topology import Topology
 
 # Added to the true class's softened logit, it takes that class out of the softmax (the public code's figure).
@@ -29,10 +29,10 @@ class Hyperparameters:
     warmup_epochs: the distillation term grows linearly over them; 0 starts at once.
     """
 
-    temperature: float = fields.number(4.0, above=0.0)
-    target: float = fields.number(1.0, low=0.0)
-    others: float = fields.number(8.0, low=0.0)
-    warmup_epochs: float = fields.number(20.0, low=0.0)
+    temperature: float = config_fields.number(4.0, above=0.0)
+    target: float = config_fields.number(1.0, low=0.0)
+    others: float = config_fields.number(8.0, low=0.0)
+    warmup_epochs: float = config_fields.number(20.0, low=0.0)
 
 
 def dkd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:

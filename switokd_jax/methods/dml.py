@@ -11,9 +11,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from switokd_jax import fields
+from switokd_jax import config_fields
 from switokd_jax.losses import kl_divergence
-from switokd_jax.methods.protocol import Decision, Outputs
+from switokd_jax.methods.base import Decision, Outputs
 from switokd_jax.topology import Topology
 
 
@@ -24,7 +24,7 @@ class Hyperparameters:
     temperature: tau of the softened distributions, above 0.
     """
 
-    temperature: float = fields.number(1.0, above=0.0)
+    temperature: float = config_fields.number(1.0, above=0.0)
 
 
 def dml(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from switokd_jax import fields
+from switokd_jax import config_fields
 from switokd_jax.losses import at_least_float32
-from switokd_jax.methods.protocol import Decision, Outputs
+from switokd_jax.methods.base import Decision, Outputs
 from switokd_jax.topology import Topology
 
 
@@ -28,9 +28,9 @@ class Hyperparameters:
     teacher: of the teacher.
     """
 
-    weight: float = fields.number(100.0, low=0.0)
-    student: str = fields.text("stage2")
-    teacher: str = fields.text("stage2")
+    weight: float = config_fields.number(100.0, low=0.0)
+    student: str = config_fields.text("stage2")
+    teacher: str = config_fields.text("stage2")
 
 
 def fitnet(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:

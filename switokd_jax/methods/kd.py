@@ -10,9 +10,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from switokd_jax import fields
+from switokd_jax import config_fields
 from switokd_jax.losses import kl_divergence
-from switokd_jax.methods.protocol import Decision, Outputs
+from switokd_jax.methods.base import Decision, Outputs
 from switokd_jax.topology import Topology
 
 
@@ -24,8 +24,8 @@ class Hyperparameters:
     weight: w of the distillation term (0.9; 0.5 on ImageNet).
     """
 
-    temperature: float = fields.number(4.0, above=0.0)
-    weight: float = fields.number(0.9, low=0.0, high=1.0)
+    temperature: float = config_fields.number(4.0, above=0.0)
+    weight: float = config_fields.number(0.9, low=0.0, high=1.0)
 
 
 def kd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from switokd_jax import fields
+from switokd_jax import config_fields
 from switokd_jax.losses import at_least_float32, cross_entropy, kl_divergence
-from switokd_jax.methods.protocol import Decision, Outputs, Start
+from switokd_jax.methods.base import Decision, Outputs, Start
 from switokd_jax.topology import Topology
 
 
@@ -34,9 +34,9 @@ class Hyperparameters:
     steps: projected-gradient steps of 'linear'.
     """
 
-    target: str = fields.choice("minlogit", "naive", "linear", "minlogit", "general")
-    temperature: float = fields.number(2.0, above=0.0)
-    steps: int = fields.integer(50, low=1)
+    target: str = config_fields.choice("minlogit", "naive", "linear", "minlogit", "general")
+    temperature: float = config_fields.number(2.0, above=0.0)
+    steps: int = config_fields.integer(50, low=1)
 
 
 def kdcl(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:

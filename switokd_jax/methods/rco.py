@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-from switokd_jax import fields
+from switokd_jax import config_fields
 from switokd_jax.methods import kd
-from switokd_jax.methods.protocol import Decision, Outputs
+from switokd_jax.methods.base import Decision, Outputs
 from switokd_jax.topology import Topology
 
 
@@ -28,10 +28,10 @@ class Hyperparameters:
     every: epochs for each checkpoint, `init_from` first.
     """
 
-    temperature: float = fields.number(4.0, above=0.0)
-    weight: float = fields.number(0.9, low=0.0, high=1.0)
-    anchors: tuple[Any, ...] = fields.sequence()
-    every: int = fields.integer(10, low=1)
+    temperature: float = config_fields.number(4.0, above=0.0)
+    weight: float = config_fields.number(0.9, low=0.0, high=1.0)
+    anchors: tuple[Any, ...] = config_fields.sequence()
+    every: int = config_fields.integer(10, low=1)
 
 
 def rco(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:

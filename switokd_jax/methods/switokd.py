@@ -11,10 +11,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from switokd_jax import fields
+from switokd_jax import config_fields
 from switokd_jax.losses import kl_divergence
-from switokd_jax.methods.modes import learning, modes
-from switokd_jax.methods.protocol import Decision, Outputs
+from switokd_jax.methods.base import Decision, Outputs
+from switokd_jax.methods.gating import learning, modes
 from switokd_jax.switching import Switch, switch
 from switokd_jax.topology import Topology
 
@@ -33,13 +33,13 @@ class Hyperparameters:
       the public code, whose forward pass runs in train mode) or not ('freeze').
     """
 
-    temperature: float = fields.number(1.0, above=0.0)
-    alpha: float = fields.number(1.0, low=0.0)
-    beta: float = fields.number(1.0, low=0.0)
-    epsilon: float | None = fields.adaptive(low=0.0, high=1.0)
-    threshold: float | None = fields.adaptive()
-    mode: str = fields.choice("switch", "switch", "learning", "expert")
-    paused_batch_stats: str = fields.choice("update", "update", "freeze")
+    temperature: float = config_fields.number(1.0, above=0.0)
+    alpha: float = config_fields.number(1.0, low=0.0)
+    beta: float = config_fields.number(1.0, low=0.0)
+    epsilon: float | None = config_fields.adaptive(low=0.0, high=1.0)
+    threshold: float | None = config_fields.adaptive()
+    mode: str = config_fields.choice("switch", "switch", "learning", "expert")
+    paused_batch_stats: str = config_fields.choice("update", "update", "freeze")
 
 
 def switokd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:

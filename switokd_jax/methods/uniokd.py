@@ -13,10 +13,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from switokd_jax import fields
+from switokd_jax import config_fields
 from switokd_jax.losses import correct, kl_divergence
-from switokd_jax.methods.modes import learning, modes
-from switokd_jax.methods.protocol import Decision, Outputs
+from switokd_jax.methods.base import Decision, Outputs
+from switokd_jax.methods.gating import learning, modes
 from switokd_jax.switching import Switch, adaptive_epsilon, switch
 from switokd_jax.topology import Edge, Topology
 
@@ -32,11 +32,11 @@ class Hyperparameters:
     mode: 'switch', or 'learning' or 'expert' in every step.
     """
 
-    expert_temperature: float = fields.number(4.0, above=0.0)
-    learning_temperature: float = fields.number(2.0, above=0.0)
-    alpha: float = fields.number(2.0, low=0.0)
-    beta: float = fields.number(1.0, low=0.0)
-    mode: str = fields.choice("switch", "switch", "learning", "expert")
+    expert_temperature: float = config_fields.number(4.0, above=0.0)
+    learning_temperature: float = config_fields.number(2.0, above=0.0)
+    alpha: float = config_fields.number(2.0, low=0.0)
+    beta: float = config_fields.number(1.0, low=0.0)
+    mode: str = config_fields.choice("switch", "switch", "learning", "expert")
 
 
 def epsilon(student_distance: jax.Array, teacher_distance: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from switokd_jax.methods.protocol import Decision, Outputs
+from switokd_jax.methods.base import Decision, Outputs
 from switokd_jax.topology import Topology
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from switokd_jax.fields import nearest
+from switokd_jax.config_fields import nearest
 from switokd_jax.models.densenet import DenseNet
 from switokd_jax.models.imagenet_resnet import DEPTHS, FORMS, ImageNetResNet
 from switokd_jax.models.mobilenet import MobileNet, MobileNetV2, MobileNetV2Tiny

@@ -11,8 +11,8 @@ from flax import linen as nn
 from jax.nn import initializers as init
 
 from switokd_jax.losses import at_least_float32
-from switokd_jax.models.batch_norm import BatchNorm
-from switokd_jax.models.convolution import convolution
+from switokd_jax.models.ops.batch_norm import BatchNorm
+from switokd_jax.models.ops.convolution import convolution
 
 
 def conv(

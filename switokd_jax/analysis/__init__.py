@@ -1,0 +1,1 @@
+"""What is made of finished runs: tables, comparisons, Grad-CAM; and how many runs are started."""

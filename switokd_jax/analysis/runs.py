@@ -1,0 +1,127 @@
+"""Runs that have ended, read from their workdirs, and those of them that are seeds of the same experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from switokd_jax.config_fields import ConfigError
+from switokd_jax.methods import METHODS
+from switokd_jax.workdir.metric_writers import Line, read_metrics
+from switokd_jax.workdir.resume import MAY_CHANGE, flat
+
+LONGEST = 40  # characters of a label
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Finished:
+    """Made by `read`.
+
+    Attributes:
+      folder: the workdir.
+      config: the content of its config.json.
+      summary: of its summary.json.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]
+
+    @functools.cached_property
+    def lines(self) -> list[Line]:
+        """The lines of its metrics.jsonl."""
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    def of_split(self, split: str) -> list[Line]:
+        """Those of 'train', 'validation' or 'test'."""
+        return [line for line in self.lines if line["split"] == split]
+
+    @property
+    def networks(self) -> list[str]:
+        """Names, in the topology's order."""
+        return [*self.summary["networks"]]
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """What makes it this experiment: the config by dotted names, without the seed, what may change between two
+        starts, the blocks of other methods, and the files that networks begin with."""
+        others = tuple(f"{name}." for name in METHODS if name != self.config["method"])
+        free = ("seed", *MAY_CHANGE)
+        return {
+            name: value
+            for name, value in flat(self.config).items()
+            if not name.startswith(others)
+            and not name.endswith((".init_from", ".anchors"))
+            and not any(name == each or name.startswith(f"{each}.") for each in free)
+        }
+
+
+def read(folder: str | Path) -> Finished:
+    """Reads a run.
+
+    Raises:
+      ConfigError: if the folder holds none, or one that has not ended.
+    """
+    where = Path(folder)
+    read = {}
+    for name in ("config.json", "summary.json"):
+        try:
+            read[name] = json.loads((where / name).read_text())
+        except OSError as error:
+            what = "no run" if name == "config.json" else "a run that has not ended; start its command again"
+            raise ConfigError(f"{where} holds {what} ({name}: {error.strerror})") from None
+        except ValueError:
+            raise ConfigError(f"{where / name} is not JSON; name a run's folder") from None
+    return Finished(where, read["config.json"], read["summary.json"])
+
+
+def find_runs(folders: Sequence[str | Path]) -> list[Finished]:
+    """Reads runs; a folder without one stands for all runs that have ended in the folders inside it.
+
+    Raises:
+      ConfigError: naming a folder in which there is none.
+    """
+    found = []
+    for folder in map(Path, folders):
+        inside = [] if (folder / "config.json").exists() else sorted(p.parent for p in folder.rglob("summary.json"))
+        found += [read(each) for each in inside or [folder]]
+    return found
+
+
+def group_by_settings(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
+    """Runs of the same settings, which differ in their seeds, under a label that says what sets them apart: the method
+    where that is enough, otherwise the settings that are not alike, or, were that too long, the folder's name."""
+    alike: list[list[Finished]] = []
+    for run in runs:
+        place = next((group for group in alike if group[0].settings == run.settings), None)
+        if place is None:
+            alike.append([run])
+        else:
+            place.append(run)
+    labels = [_label(group[0], [other[0] for other in alike]) for group in alike]
+    if len({*labels}) < len(labels):
+        labels = [str(group[0].folder) for group in alike]
+    return dict(zip(labels, alike, strict=True))
+
+
+def differences(runs: Sequence[Finished]) -> dict[str, list[Any]]:
+    """The settings that are not alike in all runs, by dotted name: a value for each run, None where it has none."""
+    names = sorted({name for run in runs for name in run.settings})
+    values = {name: [run.settings.get(name) for run in runs] for name in names}
+    return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
+
+
+def _label(run: Finished, firsts: Sequence[Finished]) -> str:
+    method = str(run.config["method"])
+    if [first.config["method"] for first in firsts].count(method) == 1:
+        return method
+    apart = differences([first for first in firsts if first.config["method"] == method])
+    enough = [name for name, values in apart.items() if len({str(value) for value in values}) == len(values)]
+    # One setting is enough where each has a value of its own; of several the method's own.
+    chosen = sorted(enough, key=lambda name: not name.startswith(f"{method}."))[:1] or [*apart]
+    label = ", ".join([method, *(f"{name.split('.')[-1]}={run.settings.get(name)}" for name in chosen)])
+    return label if len(label) <= LONGEST else run.folder.name

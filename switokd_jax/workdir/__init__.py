@@ -1,0 +1,1 @@
+"""The files of one run: checkpoints, metrics, provenance, and resuming from them."""

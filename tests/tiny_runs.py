@@ -1,0 +1,165 @@
+"""Tiny networks and runs that tests share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from ml_collections import ConfigDict
+from PIL import Image
+
+from switokd_jax import config, models
+from switokd_jax.cli import config_module
+from switokd_jax.data import dataset, normalization, resident, sampling
+from switokd_jax.models import layers
+from switokd_jax.parallel import mesh
+from switokd_jax.state import TrainState
+from switokd_jax.train import init_state, run_spec
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
+SHAPE = (8, 8, 1)
+PREPROCESS = normalization.KNOWN["digits"]
+
+
+class Few(nn.Module):
+    """A few convolutions, each with its norm and a tap, and a classifier: what the step has to do with, and compiles
+    in a third of a resnet8's time.
+    """
+
+    features: tuple[int, ...]
+    num_classes: int
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    axis_name: str | None = None
+    convolution: Any = layers.convolution
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = x.astype(self.dtype)
+        for i, features in enumerate(self.features, 1):
+            made: Any = {"convolution": self.convolution, "kernel_init": layers.kaiming_normal, **kinds}
+            x = layers.conv(features, 3, stride=min(i, 2), name=f"conv{i}", **made)(x)
+            x = nn.relu(layers.norm(name=f"bn{i}", train=train, axis_name=self.axis_name, **kinds)(x))
+            x = layers.tap(self, f"stage{i}", x)
+        for stage in range(len(self.features), 3):
+            x = layers.tap(self, f"stage{stage + 1}", x)
+        x = layers.dropout(self, layers.pooled(self, x), self.dropout, train=train and self.dropout > 0)
+        return layers.at_least_float32(layers.linear(x, self.num_classes, name="linear", **kinds))
+
+
+# By name, as users add theirs.
+models.MODELS["one_layer"] = functools.partial(Few, (4,))
+models.MODELS["two_layers"] = functools.partial(Few, (16, 32))
+models.MODELS["dropout"] = functools.partial(Few, (4,), dropout=0.5)
+
+
+def tiny_config(model: str = "two_layers", student: str = "two_layers", **changes: Any) -> ConfigDict:
+    """Two small networks on digits, nothing on the console, no TensorBoard."""
+    c = config.default()
+    c.networks.teacher = config.network(model=model, schedule="constant")
+    c.networks.student = config.network(model=student, schedule="constant")
+    c.log.tensorboard = c.log.progress = False
+    c.update_from_flattened_dict(changes)
+    return c
+
+
+def alone_config(model: str = "two_layers", **changes: Any) -> ConfigDict:
+    """One network, 'student', that learns from nobody: it compiles in half the time."""
+    c = tiny_config(student=model, method="vanilla", **changes)
+    del c.networks.teacher
+    c.topology.kind = "complete"
+    return c
+
+
+def tiny_plan(c: ConfigDict, examples: int, devices: int = 1) -> run_spec.Plan:
+    """The plan of a config for so many 8x8 images, on the first devices."""
+    return run_spec.make(config.parse(c), dataset.Facts(10, SHAPE, examples, PREPROCESS), jax.devices()[:devices])
+
+
+def resident_splits(spec: config.Data, seed: int = 0) -> tuple[dataset.Split, dataset.Split, dataset.Split]:
+    """Train, validation and test of a data set in memory."""
+    data = dataset.load(spec, seed)
+    assert isinstance(data.train, dataset.Split)
+    assert isinstance(data.validation, dataset.Split)
+    assert isinstance(data.test, dataset.Split)
+    return data.train, data.validation, data.test
+
+
+def random_split(examples: int, seed: int = 0) -> dataset.Split:
+    """Images and labels that mean nothing."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 17, (examples, *SHAPE)).astype(np.uint8)
+    return dataset.Split(images, rng.integers(0, 10, examples).astype(np.int32))
+
+
+def start(run: run_spec.Plan, split: dataset.Split) -> tuple[TrainState, resident.Resident]:
+    """The initial state and the data, placed."""
+    return run.devices.place(init_state.initial(run)), place(run, split)
+
+
+def place(run: run_spec.Plan, split: dataset.Split) -> resident.Resident:
+    """The split on the devices."""
+    placed: resident.Resident = run.devices.place(resident.Resident(split.images, split.labels))
+    return placed
+
+
+def batch(run: run_spec.Plan, indices: np.ndarray) -> mesh.Batches:
+    """One batch of these examples of a resident split."""
+    return run.devices.batches(sampling.Stack(len(indices), 1, sampling.Examples(np.asarray(indices, np.int32)[None])))
+
+
+def call(step: mesh.Compiled, state: Any, data: Any, coming: mesh.Batches) -> tuple[Any, Any]:
+    """The state after the steps, and the last one's metrics."""
+    state, metrics = step.call(state, data, coming)
+    return state, jax.tree.map(lambda x: x[..., coming.count - 1], metrics)
+
+
+def through(
+    run: run_spec.Plan, step: mesh.Compiled, state: Any, data: Any, stacks: Iterable[sampling.Stack]
+) -> tuple[Any, list[dict[str, Any]]]:
+    """The state after all stacks, and the metrics of every step."""
+    metrics: list[dict[str, Any]] = []
+    for coming in run.devices.ahead(stacks):
+        state, seen = step.call(state, data, coming)
+        host = jax.device_get(run.devices.one(seen))
+        metrics += [{name: values[i] for name, values in host.items()} for i in range(coming.count)]
+    return state, metrics
+
+
+def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Noise in colour."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8))
+
+
+def photographs(root: Path, count: int) -> None:
+    """A data set 'folder': images of many sizes in two classes; an eighth of them to test on."""
+    for number in range(count):
+        path = root / ("test" if number % 8 == 7 else "train") / "ab"[number % 2] / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph(20 + number % 7, 30 - number % 5, number).save(path)
+    (root / "test" / "a").mkdir(exist_ok=True)
+
+
+def assert_same_bits(a: Any, b: Any) -> None:
+    """Every array of two trees is equal to the last bit."""
+    left, right = jax.tree_util.tree_leaves_with_path(a), jax.tree_util.tree_leaves_with_path(b)
+    assert len(left) == len(right)
+    for (path, x), (_, y) in zip(left, right, strict=True):
+        x, y = np.asarray(x), np.asarray(y)
+        assert x.dtype == y.dtype, path
+        assert x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
+
+
+def config_file(name: str) -> Any:
+    """The module configs/NAME.py."""
+    return config_module(CONFIGS / f"{name}.py")
