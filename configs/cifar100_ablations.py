@@ -8,7 +8,8 @@ always_learning, always_expert, temperature_X, alpha_X, beta_X; without one it i
 
 from ml_collections import ConfigDict
 
-from switokd_jax import config, config_fields
+from switokd_jax import config
+from switokd_jax.errors import did_you_mean
 
 ABLATIONS = {
     "epsilon_0": ("epsilon", 0.0),
@@ -37,7 +38,7 @@ def get_config(ablation: str = "") -> ConfigDict:
     c.networks.teacher = config.network(model="wrn_16_2", learning_rate=0.1, milestones=(140, 200, 250))
     c.networks.student = config.network(model="mobilenetv2_0.5", learning_rate=0.01, milestones=(140, 200, 250))
     if ablation and ablation not in ABLATIONS:
-        raise ValueError(f"no ablation {ablation!r}; {config_fields.nearest(ablation, ABLATIONS)}")
+        raise ValueError(f"no ablation {ablation!r}; {did_you_mean(ablation, ABLATIONS)}")
     if ablation:
         field, value = ABLATIONS[ablation]
         c.switokd[field] = value

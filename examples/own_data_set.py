@@ -9,8 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from switokd_jax import config
-from switokd_jax.config import Data
-from switokd_jax.data.dataset import SOURCES, Found, Split, in_memory
+from switokd_jax.config import DataConfig
+from switokd_jax.data.dataset import SOURCES, SourceData, Split, in_memory
 
 CLASSES = ("horizontal", "vertical", "falling", "rising")
 SIDE = 16
@@ -28,7 +28,7 @@ def draw(count: int, seed: int) -> Split:
     return Split((noise + 60.0 * bars).clip(0, 255).astype(np.uint8)[..., None], labels)
 
 
-def bars(spec: Data) -> Found:
+def bars(spec: DataConfig) -> SourceData:
     """The source of the data set, made of the config's block `data`."""
     del spec  # nothing to look up
     return in_memory(draw(2000, seed=0), draw(500, seed=1), CLASSES)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from switokd_jax import config, config_fields
 from switokd_jax.losses import kl_divergence
-from switokd_jax.methods import METHODS, Decision, Method, Outputs
+from switokd_jax.methods import METHODS, Method, MethodInputs, MethodOutput
 from switokd_jax.topology import Topology
 
 
@@ -29,7 +29,9 @@ class Hyperparameters:
     weight: float = config_fields.number(1.0, low=0.0)
 
 
-def ensemble(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:
+def ensemble(
+    outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
+) -> MethodOutput:
     """L_i = CE(z_i, y) + weight * tau^2 * KL(sg softmax(mean over j != i of z_j / tau) || softmax(z_i / tau))."""
     del labels  # the cross-entropy has been taken already
     tau, losses = hyperparameters.temperature, dict(outputs.cross_entropy)
@@ -38,7 +40,7 @@ def ensemble(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparam
         spoken = jax.lax.stop_gradient(others.mean(axis=0))
         term = jnp.mean(kl_divergence(spoken, outputs.logits[learner], tau))
         losses[learner] += hyperparameters.weight * tau**2 * term
-    return Decision(losses)
+    return MethodOutput(losses)
 
 
 METHODS["ensemble"] = Method(ensemble, Hyperparameters)

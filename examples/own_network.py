@@ -32,7 +32,7 @@ class Perceptron(nn.Module):
         del train  # neither BatchNorm nor dropout
         kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = nn.relu(nn.Dense(self.hidden, **kinds)(x.reshape(x.shape[0], -1)))
-        return layers.at_least_float32(layers.linear(x, self.num_classes, name="linear", **kinds))
+        return layers.promote_to_float32(layers.linear(x, self.num_classes, name="linear", **kinds))
 
 
 MODELS["perceptron"] = Perceptron

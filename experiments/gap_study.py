@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from experiments.grids import ONLINE, Arm, Setting
 from experiments.study import Study, main
 from switokd_jax.analysis import runs, tables
-from switokd_jax.analysis.tables import Spread, Table
+from switokd_jax.analysis.tables import MeanStd, Table
 from switokd_jax.figures import style
 
 ARMS = {
@@ -43,8 +43,8 @@ class Point:
     arm: str
     teacher: str
     parameters: int
-    top1: Spread
-    gap: Spread
+    top1: MeanStd
+    gap: MeanStd
 
 
 def finish(folder: Path) -> list[Path]:
@@ -73,8 +73,8 @@ def measured(folder: Path) -> list[Point]:
             arm,
             model,
             parameters,
-            Spread(tuple(top1 for top1, _ in seeds)),
-            Spread(tuple(gap for _, gap in seeds if gap is not None), digits=3),
+            MeanStd(tuple(top1 for top1, _ in seeds)),
+            MeanStd(tuple(gap for _, gap in seeds if gap is not None), digits=3),
         )
         for (arm, parameters, model), seeds in sorted(found.items(), key=lambda item: ([*ARMS].index(item[0][0]), item))
     ]

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from switokd_jax import config as configs
 from switokd_jax.analysis import job_runner
 from switokd_jax.cli import config_module
-from switokd_jax.config_fields import ConfigError
 from switokd_jax.data.sampling import steps_per_epoch
+from switokd_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ def jobs(
     settings = [*settings]
     known = {name for setting in settings for name in setting.arms}
     if unknown := [name for name in arms if name not in known]:
-        raise ConfigError(f"--arms {unknown[0]!r} is none of {', '.join(sorted(known))}")
+        raise UserError(f"--arms {unknown[0]!r} is none of {', '.join(sorted(known))}")
     made = {}
     for seed in seeds:
         for setting in settings:
@@ -132,7 +132,7 @@ def _job(place: Place, folder: Path, epochs: float | None, more: Sequence[str]) 
         flags += _lasting(config, flags, length)
     stretch = int(load(config, flags).epochs) // ROUTE
     if arm.route and not stretch:
-        raise ConfigError(
+        raise UserError(
             f"arm {place.arm!r} goes through {ROUTE} checkpoints of its teacher: it takes at least --epochs={ROUTE}; "
             "name other --arms without it"
         )
@@ -190,5 +190,5 @@ def parsed(job: job_runner.Job) -> configs.Config:
     """
     try:
         return configs.parse(load(job.config, job.flags))
-    except ConfigError as error:
-        raise ConfigError(f"{job.name}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{job.name}: {error}") from None

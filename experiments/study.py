@@ -15,8 +15,8 @@ from experiments.grids import IMAGES, Images, Place, Setting, jobs, parsed
 from switokd_jax import cli, models, sweep
 from switokd_jax import config as configs
 from switokd_jax.analysis import job_runner
-from switokd_jax.analysis.tables import Cell, Spread, Table
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.analysis.tables import Cell, MeanStd, Table
+from switokd_jax.errors import UserError
 from switokd_jax.models import flops
 
 # Of `--plan`, FLOP/s of training as measured: the CIFAR-100 pair on 2 CPU cores in float32, and on an H200 in bfloat16.
@@ -68,7 +68,7 @@ def main(study: Study, doc: str | None) -> None:
             return job_runner.plan(counted, folder, given.jobs, rate)
         for job in places:
             parsed(job)  # a mistake is found before the first run, not after hours
-        said = sweep.carry_out([*places], folder, given.jobs, lambda results: table(study, places, results))
+        said = sweep.run_and_tabulate([*places], folder, given.jobs, lambda results: table(study, places, results))
         return "\n".join([said, *(f"wrote {path}" for path in study.finish(folder))])
 
     cli.run(command)
@@ -77,7 +77,7 @@ def main(study: Study, doc: str | None) -> None:
 def _chosen(settings: Sequence[Setting], names: Sequence[str]) -> list[Setting]:
     known = [setting.name for setting in settings]
     if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"--settings {unknown[0]!r} is none of {', '.join(known)}")
+        raise UserError(f"--settings {unknown[0]!r} is none of {', '.join(known)}")
     return [setting for setting in settings if not names or setting.name in names]
 
 
@@ -90,8 +90,8 @@ def run_flops(config: configs.Config) -> float:
 
 
 @functools.cache
-def _cost(model: str, images: Images) -> flops.Cost:
-    return flops.per_image(models.create(model, images.classes), images.shape)
+def _cost(model: str, images: Images) -> flops.FlopCount:
+    return flops.count_flops_per_image(models.create(model, images.classes), images.shape)
 
 
 def table(study: Study, places: Mapping[job_runner.Job, Place], results: Mapping[str, Any]) -> Table:
@@ -120,7 +120,7 @@ def table(study: Study, places: Mapping[job_runner.Job, Place], results: Mapping
             cells += sweep.scores(there, name)
             if name in with_published:
                 cells.append(settings[setting].published.get(arm, {}).get(name))
-        cells += [sweep.switched(summaries), Spread(tuple(each["training_flops"] / size for each in summaries))]
+        cells += [sweep.expert_share(summaries), MeanStd(tuple(each["training_flops"] / size for each in summaries))]
         table.append(tuple(cells))
     return Table(study.title, (*head, "expert steps %", unit), tuple(table), _note(places, unit))
 

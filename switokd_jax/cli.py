@@ -12,18 +12,18 @@ from typing import Any
 
 import jax
 
-from switokd_jax.config_fields import ConfigError
-from switokd_jax.files import user_cache
+from switokd_jax.errors import UserError
+from switokd_jax.files import cache_dir
 
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def reader(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+def make_parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser:
     """The parser of a command that reads runs; `run` does what its `--config` says."""
     parser = argparse.ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -44,7 +44,7 @@ def run(command: Callable[[], str], config: str | None = None) -> None:
         if config:
             config_module(Path(config))
         print(command())
-    except ConfigError as error:
+    except UserError as error:
         sys.exit(f"switokd_jax: {error}")
     except KeyboardInterrupt:
         sys.exit("switokd_jax: stopped by Ctrl-C")
@@ -59,7 +59,7 @@ def config_module(path: Path) -> Any:
     name = f"config_{path.stem}"  # hides no other module
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.exists():
-        raise ConfigError(f"--config {path} is not a Python file")
+        raise UserError(f"--config {path} is not a Python file")
     made = importlib.util.module_from_spec(spec)
     sys.modules[name] = made  # where dataclasses look for the module that they are defined in
     spec.loader.exec_module(made)

@@ -11,10 +11,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from switokd_jax import config_fields
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.errors import UserError, did_you_mean
 from switokd_jax.methods import METHODS
 
-__all__ = ["Config", "ConfigError", "default", "network", "parse"]
+__all__ = ["Config", "default", "network", "parse"]
 
 
 class AdaptiveOrNumber(abc.ABC):
@@ -43,7 +43,7 @@ config_flags.register_flag_parser_for_type(AdaptiveOrNumber, _AdaptiveOrNumberPa
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class NetworkConfig:
     """One network and how it is optimised.
 
     Attributes:
@@ -77,14 +77,14 @@ class Network:
     label_smoothing: float = config_fields.number(0.0, low=0.0, high=0.999)
     clip_norm: float = config_fields.number(0.0, low=0.0)
     ema: float = config_fields.number(0.0, low=0.0, high=0.999999)
-    decay_bn_bias: bool = config_fields.flag(True)
+    decay_bn_bias: bool = config_fields.boolean(True)
     init_from: str = config_fields.text()
-    frozen: bool = config_fields.flag(False)
-    remat: bool = config_fields.flag(False)
+    frozen: bool = config_fields.boolean(False)
+    remat: bool = config_fields.boolean(False)
 
 
 @dataclasses.dataclass(frozen=True)
-class Topology:
+class TopologyConfig:
     """See `switokd_jax.topology`; each kind reads its own fields."""
 
     kind: str = config_fields.choice("pair", "pair", "star", "chain", "complete", "custom")
@@ -96,7 +96,7 @@ class Topology:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class DataConfig:
     """Where the images come from.
 
     Attributes:
@@ -113,7 +113,7 @@ class Data:
 
     name: str = config_fields.text("digits")
     dir: str = config_fields.text()
-    augment: bool = config_fields.flag(True)
+    augment: bool = config_fields.boolean(True)
     train_examples: int = config_fields.integer(0, low=0)
     validation_fraction: float = config_fields.number(0.0, low=0.0, high=0.9)
     image_size: int = config_fields.integer(0, low=0)
@@ -122,7 +122,7 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class CheckpointConfig:
     """Attributes:
 
     every: epochs between two saves of the whole state; 0 saves at the end only.
@@ -138,7 +138,7 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
-class Log:
+class LogConfig:
     """Attributes:
 
     every: steps between two fetches of the metrics from the device.
@@ -149,10 +149,10 @@ class Log:
     """
 
     every: int = config_fields.integer(50, low=1)
-    tensorboard: bool = config_fields.flag(True)
+    tensorboard: bool = config_fields.boolean(True)
     wandb: str = config_fields.text()
-    progress: bool = config_fields.flag(True)
-    profile: bool = config_fields.flag(False)
+    progress: bool = config_fields.boolean(True)
+    profile: bool = config_fields.boolean(False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,26 +177,26 @@ class Config:
     eval_every: float = config_fields.number(1.0, above=0.0)
     dtype: str = config_fields.choice("float32", "float32", "bfloat16", "float64")
     precision: str = config_fields.choice("default", "default", "tensorfloat32", "float32")
-    deterministic: bool = config_fields.flag(False)
+    deterministic: bool = config_fields.boolean(False)
     on_nonfinite: str = config_fields.choice("stop", "stop", "skip")
     method: str = config_fields.key("switokd", METHODS)
     parallelism: str = config_fields.choice("jit", "jit", "pmap")
     sharding: str = config_fields.choice("replicated", "replicated", "fsdp")
     batch_norm: str = config_fields.choice("global", "global", "local")
-    topology: Topology = dataclasses.field(default_factory=Topology)
-    data: Data = dataclasses.field(default_factory=Data)
-    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
-    log: Log = dataclasses.field(default_factory=Log)
-    networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
+    topology: TopologyConfig = dataclasses.field(default_factory=TopologyConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    networks: Mapping[str, NetworkConfig] = dataclasses.field(default_factory=dict)
     hyperparameters: Any = None
 
 
 def network(**changes: Any) -> ConfigDict:
     """The fields of one network with their defaults, changed as given."""
-    config = ConfigDict(config_fields.defaults(Network))
+    config = ConfigDict(config_fields.defaults(NetworkConfig))
     for name, value in changes.items():
         if name not in config:
-            raise ConfigError(f"network field {name!r} is not a field; {config_fields.nearest(name, config)}")
+            raise UserError(f"network field {name!r} is not a field; {did_you_mean(name, config)}")
         config[name] = value
     return config
 
@@ -227,25 +227,28 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Config:
     """
     raw = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     networks, blocks = raw.pop("networks", {}), {name: raw.pop(name, {}) for name in METHODS}
-    known = [*config_fields.settable(Config), "networks", *METHODS]
+    known = [*config_fields.config_fields(Config), "networks", *METHODS]
     for name in raw:
         if name not in known:
-            raise ConfigError(f"config.{name} is not a field; {config_fields.nearest(name, known)}")
-    parsed = config_fields.build(Config, raw, "config")
+            raise UserError(f"config.{name} is not a field; {did_you_mean(name, known)}")
+    parsed = config_fields.from_mapping(Config, raw, "config")
     hyperparameters = {
-        name: config_fields.build(METHODS[name].hyperparameters, block, f"config.{name}")
+        name: config_fields.from_mapping(METHODS[name].hyperparameters, block, f"config.{name}")
         for name, block in blocks.items()
     }
     if not isinstance(networks, Mapping):
-        raise ConfigError(f"config.networks is {networks!r}; it has a block of fields for each network")
+        raise UserError(f"config.networks is {networks!r}; it has a block of fields for each network")
     if not networks:
-        raise ConfigError("config.networks is empty; add config.networks.<name> = config.network(model=...)")
-    made = {name: config_fields.build(Network, block, f"config.networks.{name}") for name, block in networks.items()}
+        raise UserError("config.networks is empty; add config.networks.<name> = config.network(model=...)")
+    made = {
+        name: config_fields.from_mapping(NetworkConfig, block, f"config.networks.{name}")
+        for name, block in networks.items()
+    }
     for name, block in made.items():
         if bad := [m for m in block.milestones if isinstance(m, bool) or not isinstance(m, int | float) or m < 1]:
-            raise ConfigError(f"config.networks.{name}.milestones holds {bad[0]!r}; epochs are numbers from 1 on")
+            raise UserError(f"config.networks.{name}.milestones holds {bad[0]!r}; epochs are numbers from 1 on")
     if parsed.batch_norm == "local" and parsed.parallelism != "pmap":
-        raise ConfigError("config.batch_norm is 'local', which needs config.parallelism = 'pmap'")
+        raise UserError("config.batch_norm is 'local', which needs config.parallelism = 'pmap'")
     if parsed.sharding == "fsdp" and parsed.parallelism != "jit":
-        raise ConfigError("config.sharding is 'fsdp', which needs config.parallelism = 'jit'")
+        raise UserError("config.sharding is 'fsdp', which needs config.parallelism = 'jit'")
     return dataclasses.replace(parsed, networks=made, hyperparameters=hyperparameters[parsed.method])

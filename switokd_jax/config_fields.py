@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
+from switokd_jax.errors import UserError, did_you_mean
+
 T = TypeVar("T")
 ADAPTIVE = "adaptive"
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one line that names the field and says what to do."""
 
 
 def text(default: str = "") -> Any:
@@ -21,9 +18,9 @@ def text(default: str = "") -> Any:
     return dataclasses.field(default=default, metadata={"check": _text})
 
 
-def flag(default: bool) -> Any:
+def boolean(default: bool) -> Any:
     """A boolean."""
-    return dataclasses.field(default=default, metadata={"check": _flag})
+    return dataclasses.field(default=default, metadata={"check": _boolean})
 
 
 def choice(default: str, *options: str) -> Any:
@@ -37,7 +34,7 @@ def key(default: str, options: Collection[str]) -> Any:
     def check(value: Any, path: str) -> str:
         word = _text(value, path)
         if word not in options:
-            raise ConfigError(f"{path} is {word!r}; {nearest(word, options)}")
+            raise UserError(f"{path} is {word!r}; {did_you_mean(word, options)}")
         return word
 
     return dataclasses.field(default=default, metadata={"check": check})
@@ -58,7 +55,7 @@ def integer(default: int, *, low: int) -> Any:
     def check(value: Any, path: str) -> int:
         x = _bounded(value, path, low, math.inf, -math.inf)
         if x != int(x):
-            raise ConfigError(f"{path} is {value!r}; it must be a whole number")
+            raise UserError(f"{path} is {value!r}; it must be a whole number")
         return int(x)
 
     return dataclasses.field(default=default, metadata={"check": check})
@@ -73,7 +70,7 @@ def adaptive(*, low: float = -math.inf, high: float = math.inf) -> Any:
         try:
             value = float(value)
         except (TypeError, ValueError):
-            raise ConfigError(f"{path} is {value!r}; it must be 'adaptive' or a number") from None
+            raise UserError(f"{path} is {value!r}; it must be 'adaptive' or a number") from None
         return _bounded(value, path, low, high, -math.inf)
 
     return dataclasses.field(default=None, metadata={"check": check, "shown": ADAPTIVE})
@@ -84,13 +81,13 @@ def sequence(default: Iterable[Any] = ()) -> Any:
 
     def check(value: Any, path: str) -> tuple[Any, ...]:
         if isinstance(value, str) or not isinstance(value, Iterable):
-            raise ConfigError(f"{path} is {value!r}; it must be a tuple")
+            raise UserError(f"{path} is {value!r}; it must be a tuple")
         return tuple(value)
 
     return dataclasses.field(default=tuple(default), metadata={"check": check})
 
 
-def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
+def from_mapping(cls: type[T], values: Mapping[str, Any], path: str) -> T:
     """Makes the dataclass from raw values, or raises ConfigError for the first that does not fit.
 
     Args:
@@ -99,17 +96,17 @@ def build(cls: type[T], values: Mapping[str, Any], path: str) -> T:
       path: where the values stand, for messages ('config.data').
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path} is {values!r}; it is a block of fields")
-    specs = settable(cls)
+        raise UserError(f"{path} is {values!r}; it is a block of fields")
+    specs = config_fields(cls)
     made: dict[str, Any] = {}
     for name, value in values.items():
         if name not in specs:
-            raise ConfigError(f"{path}.{name} is not a field; {nearest(name, specs)}")
+            raise UserError(f"{path}.{name} is not a field; {did_you_mean(name, specs)}")
         spec, where = specs[name], f"{path}.{name}"
         if "check" in spec.metadata:
             made[name] = spec.metadata["check"](value, where)
         else:
-            made[name] = build(spec.default_factory, value, where)  # type: ignore[arg-type]
+            made[name] = from_mapping(spec.default_factory, value, where)  # type: ignore[arg-type]
     return cls(**made)
 
 
@@ -117,11 +114,11 @@ def defaults(cls: type[Any]) -> dict[str, Any]:
     """The raw default values of a dataclass as a user would write them, nested blocks included."""
     return {
         name: spec.metadata.get("shown", spec.default) if "check" in spec.metadata else defaults(spec.default_factory)  # type: ignore[arg-type]
-        for name, spec in settable(cls).items()
+        for name, spec in config_fields(cls).items()
     }
 
 
-def settable(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+def config_fields(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
     """The fields that a user sets: those made by this module, and blocks of such fields."""
     return {
         spec.name: spec
@@ -130,36 +127,23 @@ def settable(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
     }
 
 
-def one_line(reason: object) -> str:
-    """What an error says, without line breaks and at most 200 characters of it; its type if it says nothing."""
-    return " ".join(str(reason).split())[:200] or type(reason).__name__
-
-
-def nearest(word: str, options: Iterable[str]) -> str:
-    """'did you mean ...?' with the nearest option, and all of them in their order."""
-    options = list(options)
-    close = difflib.get_close_matches(word, options, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(options)}"
-
-
 def _text(value: Any, path: str) -> str:
     if not isinstance(value, str):
-        raise ConfigError(f"{path} is {value!r}; it must be text")
+        raise UserError(f"{path} is {value!r}; it must be text")
     return value
 
 
-def _flag(value: Any, path: str) -> bool:
+def _boolean(value: Any, path: str) -> bool:
     if not isinstance(value, bool):
-        raise ConfigError(f"{path} is {value!r}; it must be True or False")
+        raise UserError(f"{path} is {value!r}; it must be True or False")
     return value
 
 
 def _bounded(value: Any, path: str, low: float, high: float, above: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{path} is {value!r}; it must be a number")
+        raise UserError(f"{path} is {value!r}; it must be a number")
     bounds = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
     bounds += [f"above {above:g}"] * (above > -math.inf)
     if not math.isfinite(value) or value < low or value > high or value <= above:
-        raise ConfigError(f"{path} is {value!r}; it must be {' and '.join(['a finite number', *bounds])}")
+        raise UserError(f"{path} is {value!r}; it must be {' and '.join(['a finite number', *bounds])}")
     return float(value)

@@ -17,13 +17,14 @@ import numpy as np
 
 from switokd_jax import cli
 from switokd_jax.analysis import trained_network
-from switokd_jax.config_fields import ConfigError
 from switokd_jax.data import resident
-from switokd_jax.data.dataset import load
-from switokd_jax.data.loader import feed
-from switokd_jax.data.sampling import Share
+from switokd_jax.data.dataset import load_dataset
+from switokd_jax.data.loader import make_loader
+from switokd_jax.data.sampling import ProcessShard
+from switokd_jax.errors import UserError
 from switokd_jax.files import write_json
-from switokd_jax.losses import correct, cross_entropy
+from switokd_jax.losses import cross_entropy
+from switokd_jax.metrics import top_k_correct
 
 SPLITS = ("test", "validation", "train")
 BATCH = 128
@@ -52,21 +53,22 @@ def evaluate(
     config = trained_network.read_config(Path(workdir))
     networks = {name: trained_network.read(workdir, name, which) for name in config.networks}
     spec = dataclasses.replace(config.data, name=data or config.data.name, dir=data_dir or config.data.dir)
-    dataset = load(spec, config.seed)
+    dataset = load_dataset(spec, config.seed)
     for network in networks.values():
-        if (dataset.classes, dataset.form.shape) != (network.facts.classes, network.facts.image_shape):
-            raise ConfigError(
-                f"--data {spec.name!r} has {len(dataset.classes)} classes and images of {dataset.form.shape}, the run "
-                f"{len(network.facts.classes)} and {network.facts.image_shape}; names, order and sizes have to be alike"
+        if (dataset.classes, dataset.image_spec.shape) != (network.facts.classes, network.facts.image_shape):
+            raise UserError(
+                f"--data {spec.name!r} has {len(dataset.classes)} classes and images of {dataset.image_spec.shape}, "
+                f"the run has {len(network.facts.classes)} and {network.facts.image_shape}; names, order "
+                "and sizes have to be alike"
             )
     chosen = getattr(dataset, split)
     if not len(chosen):
-        raise ConfigError(f"--split {split}: the run held no images out (config.data.validation_fraction); take 'test'")
-    fed = feed(chosen, dataset.form, spec, config.seed, BATCH, Share())
+        raise UserError(f"--split {split}: the run held no images out (config.data.validation_fraction); take 'test'")
+    fed = make_loader(chosen, dataset.image_spec, spec, config.seed, BATCH, ProcessShard())
     steps = {name: _step(network) for name, network in networks.items()}
     seen: dict[str, list[Any]] = {name: [] for name in networks}
-    for _, batch in fed.scoring():
-        images, labels = resident.look_up(fed.data, batch)
+    for _, batch in fed.eval_batches():
+        images, labels = resident.gather_batch(fed.data, batch)
         there = np.asarray(batch.mask, bool)  # the rest fills the last batch
         for name, step in steps.items():
             seen[name].append(jax.tree.map(lambda x, there=there: np.asarray(x)[there], step(images, labels)))
@@ -104,15 +106,15 @@ def calibration_error(confidence: np.ndarray, hit: np.ndarray, bins: int = BINS)
     return sum(gaps) / len(hit)
 
 
-def _step(network: trained_network.Trained) -> Any:
+def _step(network: trained_network.TrainedNetwork) -> Any:
     """(images, labels) -> what counts of each example, compiled."""
 
     def step(images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
         logits = network.logits(images)
         return {
             "loss": cross_entropy(logits, labels),
-            "top1": correct(logits, labels),
-            "top5": correct(logits, labels, 5),
+            "top1": top_k_correct(logits, labels),
+            "top5": top_k_correct(logits, labels, 5),
             "confidence": jnp.max(jax.nn.softmax(logits), axis=-1),
             "choice": jnp.argmax(logits, axis=-1),
         }
@@ -133,7 +135,7 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Reads flags, evaluates, prints."""
-    parser = cli.reader(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="of a run")
     parser.add_argument("--which", default="best", help="best, latest, or a saved step")
     parser.add_argument("--split", default="test", choices=SPLITS)

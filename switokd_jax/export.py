@@ -12,7 +12,7 @@ from pathlib import Path
 
 from switokd_jax import cli
 from switokd_jax.analysis import trained_network
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.errors import UserError
 from switokd_jax.interop import pytorch, stablehlo
 
 SUFFIXES = {"stablehlo": ".stablehlo", "safetensors": ".safetensors", "torch": ".pth"}
@@ -37,7 +37,7 @@ def export(workdir: str | Path, network: str, form: str, which: str = "best", ou
     network_of_run = trained_network.read(workdir, network, which)
     path = Path(output) if output else Path(workdir) / "exports" / f"{network}{SUFFIXES[form]}"
     if path.suffix != SUFFIXES[form]:
-        raise ConfigError(f"--output {path} does not end in {SUFFIXES[form]}, as files of --format={form} do")
+        raise UserError(f"--output {path} does not end in {SUFFIXES[form]}, as files of --format={form} do")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if form == "stablehlo":
@@ -45,13 +45,13 @@ def export(workdir: str | Path, network: str, form: str, which: str = "best", ou
         else:
             pytorch.write(path, network_of_run.variables)
     except OSError as error:
-        raise ConfigError(f"--output {path} cannot be written ({error.strerror}); name another file") from None
+        raise UserError(f"--output {path} cannot be written ({error.strerror}); name another file") from None
     return path
 
 
 def main() -> None:
     """Reads flags and writes."""
-    parser = cli.reader(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="of a run")
     parser.add_argument("--network", required=True, help="its name in the run, such as student")
     parser.add_argument("--format", required=True, choices=SUFFIXES)

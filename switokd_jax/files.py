@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 
-def user_cache() -> Path:
+def cache_dir() -> Path:
     """The user's folder for what can be made again: $XDG_CACHE_HOME/switokd_jax, or ~/.cache/switokd_jax."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "switokd_jax"
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
     """Lets `write` fill a temporary file beside `path` and renames it, so no reader sees half a file."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -26,4 +26,4 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON file, indented, whole or not there."""
-    write_whole(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n"))
+    atomic_write(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n"))

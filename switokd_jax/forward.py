@@ -16,7 +16,7 @@ from switokd_jax.state import NetworkState, Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
+class NetworkSpec:
     """What of one network, or of an adapter, does not change in a run; `features` are the tapped names asked for."""
 
     module: nn.Module
@@ -28,24 +28,24 @@ class Network:
     features: tuple[str, ...] = ()
 
 
-class Said(NamedTuple):
+class NetworkOutput(NamedTuple):
     """What a network says of a batch; everything a loss may depend on."""
 
     logits: jax.Array
     features: dict[str, jax.Array]
 
 
-class Forward(NamedTuple):
+class ForwardPass(NamedTuple):
     """What a forward pass leaves: `pullback` takes the gradient at `said` to that at the parameters."""
 
-    said: Said
+    said: NetworkOutput
     batch_stats: Tree
-    pullback: Callable[[Said], tuple[Tree]]
+    pullback: Callable[[NetworkOutput], tuple[Tree]]
 
 
 def forward(
-    network: Network, state: NetworkState, images: jax.Array, places: jax.Array, dropout: jax.Array, parts: int
-) -> Forward:
+    network: NetworkSpec, state: NetworkState, images: jax.Array, places: jax.Array, dropout: jax.Array, parts: int
+) -> ForwardPass:
     """Runs a network in training mode, or in evaluation mode if it is frozen.
 
     Args:
@@ -58,7 +58,7 @@ def forward(
         then takes its statistics from each part; parts are computed again in the backward pass.
     """
 
-    def apply(params: Tree, batch_stats: Tree, images: jax.Array, places: jax.Array) -> tuple[Said, Tree]:
+    def apply(params: Tree, batch_stats: Tree, images: jax.Array, places: jax.Array) -> tuple[NetworkOutput, Tree]:
         variables = {"params": params, "batch_stats": batch_stats, "batch": {"places": places}}
         # A frozen network speaks in evaluation mode and keeps its statistics.
         moving = [] if network.frozen else ["batch_stats"]
@@ -66,14 +66,14 @@ def forward(
             variables, images, train=not network.frozen, mutable=[*moving, "intermediates"], rngs={"dropout": dropout}
         )
         tapped = {name: moved["intermediates"][name][0] for name in network.features}
-        return Said(logits, tapped), moved.get("batch_stats", batch_stats)
+        return NetworkOutput(logits, tapped), moved.get("batch_stats", batch_stats)
 
-    def whole(params: Tree) -> tuple[Said, Tree]:
+    def whole(params: Tree) -> tuple[NetworkOutput, Tree]:
         return apply(params, state.batch_stats, images, places)
 
-    def in_parts(params: Tree) -> tuple[Said, Tree]:
+    def in_parts(params: Tree) -> tuple[NetworkOutput, Tree]:
         @jax.checkpoint
-        def part(batch_stats: Tree, some: tuple[jax.Array, jax.Array]) -> tuple[Tree, Said]:
+        def part(batch_stats: Tree, some: tuple[jax.Array, jax.Array]) -> tuple[Tree, NetworkOutput]:
             said, moved = apply(params, batch_stats, *some)
             return moved, said
 
@@ -81,7 +81,7 @@ def forward(
         return jax.tree.map(_join, said), moved
 
     said, pullback, batch_stats = jax.vjp(whole if parts == 1 else in_parts, state.params, has_aux=True)
-    return Forward(said, batch_stats, pullback)
+    return ForwardPass(said, batch_stats, pullback)
 
 
 def _divide(x: jax.Array, parts: int) -> jax.Array:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-
-def at_least_float32(x: jax.Array) -> jax.Array:
-    """Casts bfloat16 and float16 up, and leaves float32 and float64 as they are."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+from switokd_jax.precision import promote_to_float32
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -16,7 +13,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
 
     With smoothing s the target is (1 - s) onehot + s / classes, as in torch.nn.CrossEntropyLoss.
     """
-    log_p = jax.nn.log_softmax(at_least_float32(logits))
+    log_p = jax.nn.log_softmax(promote_to_float32(logits))
     nll = -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
     if label_smoothing == 0.0:
         return nll
@@ -29,15 +26,7 @@ def kl_divergence(target_logits: jax.Array, logits: jax.Array, temperature: floa
     The target carries no gradient: in online distillation each network learns from what the others said,
     and never pushes them. Not multiplied by tau^2.
     """
-    target = at_least_float32(jax.lax.stop_gradient(target_logits)) / temperature
+    target = promote_to_float32(jax.lax.stop_gradient(target_logits)) / temperature
     log_p = jax.nn.log_softmax(target)
-    log_q = jax.nn.log_softmax(at_least_float32(logits) / temperature)
+    log_q = jax.nn.log_softmax(promote_to_float32(logits) / temperature)
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
-
-
-def correct(logits: jax.Array, labels: jax.Array, k: int = 1) -> jax.Array:
-    """1.0 where the label is among the k highest logits, else 0.0; float32 [batch]. Ties go to lower classes."""
-    if k == 1:
-        return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-    _, best = jax.lax.top_k(logits, min(k, logits.shape[-1]))
-    return jnp.any(best == labels[:, None], axis=-1).astype(jnp.float32)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from switokd_jax import cli_help
 from switokd_jax.cli import use_compilation_cache
-from switokd_jax.config import ConfigError
+from switokd_jax.errors import UserError
 from switokd_jax.parallel import multihost
 from switokd_jax.train import loop, preemption
 from switokd_jax.train.session import NonFiniteError
@@ -43,7 +43,7 @@ def main(config: ConfigDict, workdir: str | None, dry_run: bool) -> None:
         print(loop.dry_run(config))
         return
     if not workdir:
-        raise ConfigError("--workdir is missing; give a folder, such as --workdir=runs/digits")
+        raise UserError("--workdir is missing; give a folder, such as --workdir=runs/digits")
     loop.train_and_evaluate(config, workdir)
 
 
@@ -62,13 +62,13 @@ def parse_flags(argv: list[str]) -> ConfigDict:
     # kinds keep their traceback, which names its line.
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         where = "" if isinstance(error, flags.Error) else "--config: "
-        raise ConfigError(where + _last_line(error)) from error
+        raise UserError(where + _last_line(error)) from error
     if rest:
-        raise ConfigError(
+        raise UserError(
             f"{rest[0]!r} is not a flag; flags are --config, --config.FIELD, --workdir, --dry_run; --help has all"
         )
     if config is None:
-        raise ConfigError("--config is missing; give a file, such as --config=configs/digits.py; --help lists them")
+        raise UserError("--config is missing; give a file, such as --config=configs/digits.py; --help lists them")
     return config
 
 
@@ -95,7 +95,7 @@ def cli() -> None:
         if job:
             multihost.join(job)
         main(config, _WORKDIR.value, _DRY_RUN.value)
-    except (ConfigError, SaveError, NonFiniteError) as error:
+    except (UserError, SaveError, NonFiniteError) as error:
         _end(job, "; ".join([str(error), *getattr(error, "__notes__", [])]))
     except preemption.Stopped as stopped:
         print(f"switokd_jax: {stopped}", file=sys.stderr)
@@ -111,7 +111,7 @@ def cli() -> None:
         _end(job, f"{error}; if another process is gone, start all of them again: the run goes on at its last save")
 
 
-def _end(job: multihost.Job | None, message: str, status: int = 1) -> NoReturn:
+def _end(job: multihost.Cluster | None, message: str, status: int = 1) -> NoReturn:
     """One line."""
     line = f"switokd_jax: {' '.join(message.split())}"
     print(line, file=sys.stderr)

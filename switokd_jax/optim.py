@@ -19,7 +19,7 @@ from switokd_jax import config
 Schedule = Callable[[jax.Array], jax.Array]
 
 
-def schedule(network: config.Network, steps_per_epoch: int, total_steps: int) -> Schedule:
+def schedule(network: config.NetworkConfig, steps_per_epoch: int, total_steps: int) -> Schedule:
     """Learning rate [scalar float] of a global step [int32], counted from 0."""
     warmup = round(network.warmup_epochs * steps_per_epoch)
     starts = [round((milestone - 1) * steps_per_epoch) for milestone in network.milestones]
@@ -41,7 +41,7 @@ def schedule(network: config.Network, steps_per_epoch: int, total_steps: int) ->
     return rate
 
 
-def optimizer(network: config.Network) -> optax.GradientTransformation:
+def optimizer(network: config.NetworkConfig) -> optax.GradientTransformation:
     """Gradients to steps that the learning rate still has to scale and subtract."""
     decay = optax.add_decayed_weights(network.weight_decay, None if network.decay_bn_bias else kernels)
     inner = {

@@ -14,13 +14,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from switokd_jax import cli
 from switokd_jax.analysis import trained_network
-from switokd_jax.config_fields import ConfigError
 from switokd_jax.data.image_records import centre_crop
+from switokd_jax.errors import UserError
 
 BYTE = 255  # the brightest pixel of an image file
 
 
-def read_image(path: str | Path, network: trained_network.Trained) -> np.ndarray:
+def read_image(path: str | Path, network: trained_network.TrainedNetwork) -> np.ndarray:
     """An image file as a network of a run takes it: its size, its channels and its range of pixels.
 
     Runs with config.data.image_size see the same centre crop as in their evaluation; others the whole image, cut to the
@@ -37,7 +37,7 @@ def read_image(path: str | Path, network: trained_network.Trained) -> np.ndarray
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"{path} cannot be read as an image ({error})") from None
+        raise UserError(f"{path} cannot be read as an image ({error})") from None
     if network.resized:
         image = centre_crop(image, height)
     elif image.size != (width, height):
@@ -46,7 +46,7 @@ def read_image(path: str | Path, network: trained_network.Trained) -> np.ndarray
     return pixels.round().astype(np.uint8)
 
 
-def predict(networks: Sequence[trained_network.Trained], paths: Sequence[str | Path]) -> np.ndarray:
+def predict(networks: Sequence[trained_network.TrainedNetwork], paths: Sequence[str | Path]) -> np.ndarray:
     """Probabilities [networks, images, classes] of image files.
 
     Raises:
@@ -72,7 +72,7 @@ def table(names: Sequence[str], paths: Sequence[str | Path], classes: Sequence[s
 
 def main() -> None:
     """Reads flags and images, prints."""
-    parser = cli.reader(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="of a run")
     parser.add_argument("--network", nargs="+", default=[], help="names in the run (all)")
     parser.add_argument("--which", default="best", help="best, latest, or a saved step")

@@ -20,11 +20,11 @@ from typing import Any
 from PIL import Image
 
 from switokd_jax import cli
-from switokd_jax.analysis.runs import Finished, differences, find_runs, group_by_settings
-from switokd_jax.analysis.tables import Spread
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.analysis.runs import Run, differences, find_runs, group_by_settings
+from switokd_jax.analysis.tables import MeanStd
+from switokd_jax.errors import UserError
 from switokd_jax.figures import draw_all, style
-from switokd_jax.files import write_whole
+from switokd_jax.files import atomic_write
 from switokd_jax.models import flops
 from switokd_jax.workdir.provenance import NAME as RECORD
 
@@ -73,17 +73,17 @@ def report(folders: Sequence[str | Path], output: str | Path = "", examples: Seq
     runs = find_runs(folders)
     path = Path(output) if output else Path(folders[0]) / "report.html"
     if path.suffix != ".html":
-        raise ConfigError(f"--output {path} does not end in .html")
+        raise UserError(f"--output {path} does not end in .html")
     page = _page(runs, examples)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda p: p.write_text(page, encoding="utf-8"))
+        atomic_write(path, lambda p: p.write_text(page, encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"--output {path} cannot be written ({error.strerror}); name another file") from None
+        raise UserError(f"--output {path} cannot be written ({error.strerror}); name another file") from None
     return path
 
 
-def _page(runs: Sequence[Finished], examples: Sequence[int]) -> str:
+def _page(runs: Sequence[Run], examples: Sequence[int]) -> str:
     groups = group_by_settings(runs)
     title = f"{runs[0].folder.name}" if len(runs) == 1 else f"{len(runs)} runs of {len(groups)} experiments"
     data = ", ".join(dict.fromkeys(str(run.config["data"]["name"]) for run in runs))
@@ -106,7 +106,7 @@ def _page(runs: Sequence[Finished], examples: Sequence[int]) -> str:
     )
 
 
-def _results(groups: dict[str, list[Finished]]) -> str:
+def _results(groups: dict[str, list[Run]]) -> str:
     """A row for each network of each experiment."""
     runs = [run for of in groups.values() for run in of]
     unit, size = flops.unit(max(run.summary.get("training_flops", 0.0) for run in runs))
@@ -120,16 +120,16 @@ def _results(groups: dict[str, list[Finished]]) -> str:
                 [
                     label,
                     name,
-                    Spread(tuple(network["final_top1"] for _, network in each)).text(),
-                    Spread(tuple(network["best_top1"] for _, network in each)).text(),
-                    Spread(tuple(100 * network["updates"] / run["steps"] for run, network in each), 1).text(),
-                    Spread(tuple(run.get("training_flops", 0.0) / size for run, _ in each), 1).text(),
+                    MeanStd(tuple(network["final_top1"] for _, network in each)).text(),
+                    MeanStd(tuple(network["best_top1"] for _, network in each)).text(),
+                    MeanStd(tuple(100 * network["updates"] / run["steps"] for run, network in each), 1).text(),
+                    MeanStd(tuple(run.get("training_flops", 0.0) / size for run, _ in each), 1).text(),
                     f"{each[0][1]['parameters']:,}",
                     each[0][1]["model"],
                 ]
             )
     switches = [
-        [label, pair, Spread(tuple(100 * run.summary["switch"][pair]["expert_fraction"] for run in of), 1).text()]
+        [label, pair, MeanStd(tuple(100 * run.summary["switch"][pair]["expert_fraction"] for run in of), 1).text()]
         for label, of in groups.items()
         for pair in of[0].summary["switch"]
     ]
@@ -151,12 +151,12 @@ def _span(values: Iterable[float]) -> str:
     return f"{low:g} to {rest[-1]:g}" if rest else f"{low:g}"
 
 
-def _pictures(runs: Sequence[Finished], examples: Sequence[int]) -> list[str]:
+def _pictures(runs: Sequence[Run], examples: Sequence[int]) -> list[str]:
     """Every picture twice, for light and for dark pages."""
     seen, note = None, ""
     try:
-        seen = draw_all.look(group_by_settings(runs), examples)
-    except ConfigError as error:
+        seen = draw_all.compute_heatmaps(group_by_settings(runs), examples)
+    except UserError as error:
         note = f"No heat maps: {error}"
     drawn: dict[style.Theme, list[draw_all.Picture]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +195,7 @@ def _width(path: Path) -> int:
         return image.width // 2
 
 
-def _settings(runs: Sequence[Finished], groups: dict[str, list[Finished]]) -> list[str]:
+def _settings(runs: Sequence[Run], groups: dict[str, list[Run]]) -> list[str]:
     """What the experiments differ in; all settings of a single one."""
     if len(groups) == 1:
         rows = [[name, _shown(value)] for name, value in sorted(runs[0].settings.items())]
@@ -209,7 +209,7 @@ def _shown(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _record(runs: Sequence[Finished]) -> str:
+def _record(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
         found = run.summary.get("record", {})
@@ -239,7 +239,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> st
 
 def main() -> None:
     """Reads flags, writes."""
-    parser = cli.reader(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
     parser.add_argument("--output", default="", help="the HTML file (WORKDIR/report.html)")
     parser.add_argument("--examples", nargs="*", type=int, default=[0, 1, 2, 3], help="test images for heat maps")

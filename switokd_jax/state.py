@@ -68,7 +68,7 @@ def fold_in_name(key: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(key, np.uint32(zlib.crc32(name.encode())))
 
 
-def draw_variables(module: Any, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Tree]:
+def init_variables(module: Any, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Tree]:
     """Initial parameters and running statistics of a network.
 
     They are drawn in float32 and cast, so that a float64 run starts where the float32 run does.
@@ -84,17 +84,17 @@ def draw_variables(module: Any, key: jax.Array, image_shape: tuple[int, ...]) ->
     return {"params": cast["params"], "batch_stats": cast.get("batch_stats", {})}
 
 
-def initial_variables(module: Any, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Tree]:
-    """`draw_variables`, compiled."""
+def init_variables_jit(module: Any, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Tree]:
+    """`init_variables`, compiled."""
     # XLA:CPU would optimise for longer (mobilenetv2_0.5: 11 s in place of 8) than this runs, once; its numbers stay.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    drawn: Any = jax.jit(draw_variables, static_argnums=(0, 2), compiler_options=options)
+    drawn: Any = jax.jit(init_variables, static_argnums=(0, 2), compiler_options=options)
     variables: dict[str, Tree] = drawn(module, key, image_shape)
     return variables
 
 
 def network_state(network: Any, variables: Mapping[str, Tree]) -> NetworkState:
-    """One network's state before its first step, from `forward.Network` and {'params', 'batch_stats'}."""
+    """One network's state before its first step, from `forward.NetworkSpec` and {'params', 'batch_stats'}."""
     params = variables["params"]
     return NetworkState(
         params=params,
@@ -116,7 +116,7 @@ def initial_state(
     """The state before the first step.
 
     Args:
-      networks: `forward.Network` by name.
+      networks: `forward.NetworkSpec` by name.
       variables: {'params', 'batch_stats'} by name.
       pairs: the gated pairs whose expert steps are counted.
       seed: of the run's key.

@@ -9,42 +9,19 @@ through stop_gradient; then each network pulls its cotangent back and takes its 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from switokd_jax.forward import Forward, Network, Said, forward
-from switokd_jax.losses import correct, cross_entropy
-from switokd_jax.methods import Adapt, Decision, MethodFn, Outputs
+from switokd_jax.forward import ForwardPass, NetworkOutput, NetworkSpec, forward
+from switokd_jax.losses import cross_entropy
+from switokd_jax.methods import AdapterFn, MethodFn, MethodInputs, MethodOutput
+from switokd_jax.metrics import top_k_correct
+from switokd_jax.parallel.collectives import Collectives
 from switokd_jax.state import NetworkState, TrainState, Tree, fold_in_name, pair_name
 from switokd_jax.topology import Topology
-
-
-def _same(tree: Tree) -> Tree:
-    return tree
-
-
-@dataclasses.dataclass(frozen=True)
-class Across:
-    """What the step has to know of the devices, as functions; the default is one that sees everything.
-
-    Attributes:
-      gather: tree of per-example arrays of this device to those of the global batch.
-      scatter: its inverse.
-      whole: a network's parameters, of which a device may keep only a part between steps.
-      total: sums gradients over the devices; of those that keep a part, each gets that of its own.
-      average: averages running statistics over the devices (differs only for local BatchNorm).
-      first: of a per-device batch size, the place of this device's first example in the global batch.
-    """
-
-    gather: Callable[[Tree], Tree] = _same
-    scatter: Callable[[Tree], Tree] = _same
-    whole: Callable[[Tree], Tree] = _same
-    total: Callable[[Tree], Tree] = _same
-    average: Callable[[Tree], Tree] = _same
-    first: Callable[[int], jax.Array | int] = lambda size: 0
 
 
 def train_step(
@@ -54,12 +31,12 @@ def train_step(
     indices: jax.Array,
     *,
     epoch: jax.Array | int,
-    networks: Mapping[str, Network],
+    networks: Mapping[str, NetworkSpec],
     method: MethodFn,
     hyperparameters: Any,
     topology: Topology,
-    across: Across,
-    adapters: Mapping[str, Network],
+    across: Collectives,
+    adapters: Mapping[str, NetworkSpec],
     parts: int = 1,
     skip_nonfinite: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -87,23 +64,23 @@ def train_step(
       T->S/student_distance, T->S/teacher_distance, T->S/expert.
     """
     key = jax.random.fold_in(state.rng, state.step)
-    places = across.first(len(images)) + jnp.arange(len(images), dtype=jnp.int32)
+    places = across.shard_offset(len(images)) + jnp.arange(len(images), dtype=jnp.int32)
     outputs = {
         name: forward(networks[name], _whole(across, before), images, places, fold_in_name(key, name), parts)
         for name, before in ((name, state.networks[name]) for name in topology.nodes)
     }
     said = {name: jax.lax.stop_gradient(output.said) for name, output in outputs.items()}
-    heard, everyone, everyone_at = across.gather((said, labels, indices))
+    heard, everyone, everyone_at = across.all_gather((said, labels, indices))
     frozen = frozenset(name for name, network in networks.items() if network.frozen)
 
     def decide(
-        heard: Mapping[str, Said], trained: Mapping[str, Tree]
-    ) -> tuple[jax.Array, tuple[Decision, dict[str, jax.Array]]]:
+        heard: Mapping[str, NetworkOutput], trained: Mapping[str, Tree]
+    ) -> tuple[jax.Array, tuple[MethodOutput, dict[str, jax.Array]]]:
         supervised = {
             name: jnp.mean(cross_entropy(said.logits, everyone, networks[name].label_smoothing))
             for name, said in heard.items()
         }
-        everything = Outputs(
+        everything = MethodInputs(
             logits={name: said.logits for name, said in heard.items()},
             cross_entropy=supervised,
             frozen=frozen,
@@ -120,7 +97,7 @@ def train_step(
         decision = method(everything, everyone, topology, hyperparameters)
         return jnp.sum(jnp.stack([*decision.losses.values()])), (decision, supervised)
 
-    trained = {edge: across.whole(adapter.params) for edge, adapter in state.adapters.items()}
+    trained = {edge: across.all_gather_params(adapter.params) for edge, adapter in state.adapters.items()}
     (cotangents, adapter_gradients), (decision, supervised) = jax.grad(decide, (0, 1), has_aux=True)(heard, trained)
 
     after: dict[str, NetworkState] = {}
@@ -131,15 +108,15 @@ def train_step(
             networks[name],
             state.networks[name],
             outputs[name],
-            cotangent=jax.tree.map(across.scatter, cotangents[name]),
+            cotangent=jax.tree.map(across.local_shard, cotangents[name]),
             rate=rate,
-            learn=decision.learn.get(name),
+            learn=decision.should_update.get(name),
             freeze_paused_stats=decision.freeze_paused_stats,
             across=across,
         )
         metrics[f"{name}/loss"] = decision.losses[name]
         metrics[f"{name}/cross_entropy"] = supervised[name]
-        metrics[f"{name}/top1"] = 100.0 * jnp.mean(correct(heard[name].logits, everyone))
+        metrics[f"{name}/top1"] = 100.0 * jnp.mean(top_k_correct(heard[name].logits, everyone))
         metrics[f"{name}/learning_rate"] = rate
         metrics[f"{name}/finite"] = jnp.isfinite(decision.losses[name]) & finite_gradient
 
@@ -176,11 +153,11 @@ def _finite(tree: Tree) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
 
 
-def _whole(across: Across, network: NetworkState) -> NetworkState:
-    return dataclasses.replace(network, params=across.whole(network.params))
+def _whole(across: Collectives, network: NetworkState) -> NetworkState:
+    return dataclasses.replace(network, params=across.all_gather_params(network.params))
 
 
-def _adapt(adapter: Network, batch_stats: Tree, params: Tree) -> Adapt:
+def _adapt(adapter: NetworkSpec, batch_stats: Tree, params: Tree) -> AdapterFn:
     def apply(x: jax.Array, source: jax.Array) -> tuple[Tree, Tree]:
         variables = {"params": params, "batch_stats": batch_stats}
         adapted, moved = adapter.module.apply(variables, x, source, train=True, mutable=["batch_stats"])
@@ -189,7 +166,7 @@ def _adapt(adapter: Network, batch_stats: Tree, params: Tree) -> Adapt:
     return apply
 
 
-def _stepped(network: Network, before: NetworkState, gradient: Tree, rate: jax.Array) -> NetworkState:
+def _stepped(network: NetworkSpec, before: NetworkState, gradient: Tree, rate: jax.Array) -> NetworkState:
     """One optimizer step."""
     direction, opt_state = network.optimizer.update(gradient, before.opt_state, before.params)
     params = jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, before.params, direction)
@@ -200,25 +177,25 @@ def _stepped(network: Network, before: NetworkState, gradient: Tree, rate: jax.A
 
 
 def _network_step(
-    network: Network,
+    network: NetworkSpec,
     before: NetworkState,
-    output: Forward,
+    output: ForwardPass,
     *,
-    cotangent: Said,
+    cotangent: NetworkOutput,
     rate: jax.Array,
     learn: jax.Array | None,
     freeze_paused_stats: bool,
-    across: Across,
+    across: Collectives,
 ) -> tuple[NetworkState, jax.Array | bool]:
     """The network after the step, and whether its gradient is finite."""
     if network.frozen:
         return before, True
-    moved = dataclasses.replace(before, batch_stats=across.average(output.batch_stats))
+    moved = dataclasses.replace(before, batch_stats=across.pmean_batch_stats(output.batch_stats))
 
     def update() -> tuple[NetworkState, jax.Array]:
         typed = jax.tree.map(lambda x, like: x.astype(like.dtype), cotangent, output.said)
         (gradient,) = output.pullback(typed)
-        gradient = across.total(gradient)
+        gradient = across.psum(gradient)
         return _stepped(network, moved, gradient, rate), _finite(gradient)
 
     if learn is None:

@@ -19,8 +19,8 @@ from typing import Any
 
 from switokd_jax import cli
 from switokd_jax.analysis import job_runner, tables
-from switokd_jax.analysis.tables import Cell, Spread, Table
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.analysis.tables import Cell, MeanStd, Table
+from switokd_jax.errors import UserError
 
 
 def jobs(
@@ -59,34 +59,34 @@ def table(
     """A row for each combination, and the networks' scores over its seeds."""
     names = [*next(made for made in results.values() if made)[0]["networks"]]
     rows = [
-        (*values, *(cell for name in names for cell in scores(made, name)), switched(made))
+        (*values, *(cell for name in names for cell in scores(made, name)), expert_share(made))
         for values, made in results.items()
     ]
     head = [text for name in names for text in (f"{name} final %", f"{name} best %")]
     return Table(title, (*over, *head, "expert steps %"), tuple(rows), note)
 
 
-def scores(made: Sequence[Mapping[str, Any]], network: str) -> tuple[Spread, Spread]:
+def scores(made: Sequence[Mapping[str, Any]], network: str) -> tuple[MeanStd, MeanStd]:
     """Final and best top-1 of a network over seeds."""
     of = [summary["networks"][network] for summary in made]
-    return Spread(tuple(each["final_top1"] for each in of)), Spread(tuple(each["best_top1"] for each in of))
+    return MeanStd(tuple(each["final_top1"] for each in of)), MeanStd(tuple(each["best_top1"] for each in of))
 
 
-def switched(made: Sequence[Mapping[str, Any]]) -> Cell:
+def expert_share(made: Sequence[Mapping[str, Any]]) -> Cell:
     """Share of expert steps in percent, the mean over a run's pairs; None where nothing switches."""
     shares = [[100.0 * pair["expert_fraction"] for pair in summary["switch"].values()] for summary in made]
-    return Spread(tuple(statistics.fmean(each) for each in shares if each), digits=1) if any(shares) else None
+    return MeanStd(tuple(statistics.fmean(each) for each in shares if each), digits=1) if any(shares) else None
 
 
-def carry_out(
-    jobs: Sequence[job_runner.Job], folder: Path, at_a_time: int, make: Callable[[Mapping[str, Any]], Table]
+def run_and_tabulate(
+    jobs: Sequence[job_runner.Job], folder: Path, max_parallel: int, make: Callable[[Mapping[str, Any]], Table]
 ) -> str:
     """Runs what is not done and writes FOLDER/table.md, .csv and .tex of what is.
 
     Args:
       jobs: as `job_runner.run` takes them.
       folder: of all runs.
-      at_a_time: runs side by side.
+      max_parallel: runs side by side.
       make: summaries by job name, to the table.
 
     Returns:
@@ -95,16 +95,16 @@ def carry_out(
     Raises:
       ConfigError: if a run failed, after all others and the table are made.
     """
-    failed = job_runner.run(jobs, folder, at_a_time)
+    failed = job_runner.run(jobs, folder, max_parallel)
     results = {job.name: made for job in jobs if (made := job_runner.result(job, folder))}
     if not results:
-        raise ConfigError(f"no run succeeded; {_said(failed)}")
+        raise UserError(f"no run succeeded; {_said(failed)}")
     table = make(results)
     paths = tables.write(table, folder / "table")
     shown = tables.console(table, shutil.get_terminal_size().columns)
     if failed:
         print(shown)
-        raise ConfigError(f"{len(failed)} of {len(jobs)} runs failed; {_said(failed)}")
+        raise UserError(f"{len(failed)} of {len(jobs)} runs failed; {_said(failed)}")
     return "\n".join([shown, *(f"wrote {path}" for path in paths)])
 
 
@@ -142,7 +142,7 @@ def main() -> None:
         rows = {values: [results[job.name] for job in of if job.name in results] for values, of in by_values.items()}
         return table(f"{Path(given.config).stem}, seeds {', '.join(map(str, given.seeds))}", [*over], rows, "")
 
-    cli.run(lambda: carry_out(flat, given.workdir, given.jobs, made))
+    cli.run(lambda: run_and_tabulate(flat, given.workdir, given.jobs, made))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from switokd_jax.losses import at_least_float32
+from switokd_jax.precision import promote_to_float32
 
 Mean = Callable[[jax.Array], jax.Array]
 # (student distance, teacher distance) to the coefficient of the teacher's distance in the threshold.
@@ -76,7 +76,7 @@ def switch(
     Returns:
       A `Switch` of scalars; `expert` is a boolean, True where the teacher has to wait.
     """
-    student, teacher = (at_least_float32(jax.lax.stop_gradient(z)) for z in (student_logits, teacher_logits))
+    student, teacher = (promote_to_float32(jax.lax.stop_gradient(z)) for z in (student_logits, teacher_logits))
     p_student = jax.nn.softmax(student / temperature)
     p_teacher = jax.nn.softmax(teacher / temperature)
     truth = jax.nn.one_hot(labels, student.shape[-1], dtype=student.dtype)

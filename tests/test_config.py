@@ -11,9 +11,10 @@ import jax
 import pytest
 
 import tiny_runs
-from switokd_jax import config, config_fields
+from switokd_jax import config
 from switokd_jax.data import dataset, normalization
-from switokd_jax.state import draw_variables
+from switokd_jax.errors import UserError
+from switokd_jax.state import init_variables
 from switokd_jax.train import run_spec
 
 CONFIGS = sorted(tiny_runs.CONFIGS.glob("*.py"))
@@ -30,10 +31,12 @@ def test_every_config_builds_its_plan(path: Path) -> None:
         "tiny_imagenet_200": (200, (64, 64, 3)),
         "imagenet2012": (1000, (224, 224, 3)),
     }[c.data.name]
-    run = run_spec.make(c, dataset.Facts(classes, shape, 1000, normalization.KNOWN[c.data.name]), jax.devices()[:1])
+    run = run_spec.make(
+        c, dataset.DatasetInfo(classes, shape, 1000, normalization.PUBLISHED[c.data.name]), jax.devices()[:1]
+    )
     assert set(run.networks) == set(c.networks)
     for network in run.networks.values():
-        draw = functools.partial(draw_variables, network.module, image_shape=shape)
+        draw = functools.partial(init_variables, network.module, image_shape=shape)
         made = jax.eval_shape(draw, jax.random.PRNGKey(0))
         assert made["params"]
     command = f"python -m switokd_jax.main --config=configs/{path.name}"
@@ -95,13 +98,13 @@ def test_bad_values(changes: dict[str, Any], message: str) -> None:
         for block in blocks:
             target = target[block]
         target[leaf] = value
-    with pytest.raises(config_fields.ConfigError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         config.parse(raw)
     assert "\n" not in str(error.value)
 
 
 def test_network_refuses_unknown_fields() -> None:
-    with pytest.raises(config_fields.ConfigError, match=r"network field 'lr' is not a field; .*learning_rate"):
+    with pytest.raises(UserError, match=r"network field 'lr' is not a field; .*learning_rate"):
         config.network(lr=0.1)
 
 
@@ -141,9 +144,11 @@ METHOD: dict[str, tuple[dict[str, Any], str]] = {
 def test_methods_say_what_they_lack(changes: dict[str, Any], message: str) -> None:
     c = config.default()
     c.update_from_flattened_dict(changes)
-    with pytest.raises(config_fields.ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         run_spec.make(
-            config.parse(c), dataset.Facts(10, (8, 8, 1), 100, normalization.KNOWN["digits"]), jax.devices()[:1]
+            config.parse(c),
+            dataset.DatasetInfo(10, (8, 8, 1), 100, normalization.PUBLISHED["digits"]),
+            jax.devices()[:1],
         )
 
 
@@ -159,7 +164,7 @@ TOPOLOGY: dict[str, tuple[dict[str, Any], str]] = {
 def test_topologies_that_do_not_fit_the_networks(changes: dict[str, Any], message: str) -> None:
     c = config.default()
     c.update_from_flattened_dict(changes)
-    with pytest.raises(config_fields.ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         run_spec.make_topology(config.parse(c))
 
 

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 import tiny_runs
-from switokd_jax import config, config_fields, evaluate, predict
+from switokd_jax import config, evaluate, predict
 from switokd_jax.analysis import trained_network
+from switokd_jax.errors import UserError
 from switokd_jax.train import loop
 
 
@@ -43,7 +44,7 @@ def test_scores_are_those_of_the_run(workdir: Path) -> None:
 
 def test_every_example_of_a_split_counts_once(workdir: Path) -> None:
     """Against the logits of the whole split at once."""
-    spec = config.Data(validation_fraction=0.1)
+    spec = config.DataConfig(validation_fraction=0.1)
     for split, data in zip(("train", "validation"), tiny_runs.resident_splits(spec), strict=False):
         found = evaluate.evaluate(workdir, split=split)
         assert found["examples"] == len(data)
@@ -91,7 +92,7 @@ def test_the_table_fits_a_console(
 def pictures(folder: Path, count: int, side: int, classes: range) -> list[Path]:
     """Digits as image files, in a folder of a data set."""
     made = []
-    train, _, _ = tiny_runs.resident_splits(config.Data())
+    train, _, _ = tiny_runs.resident_splits(config.DataConfig())
     for split in ("train", "test"):
         for label in classes:
             for i in np.flatnonzero(train.labels == label)[:count]:
@@ -108,20 +109,20 @@ def test_another_data_set(workdir: Path, tmp_path: Path) -> None:
     pictures(tmp_path / "alike", 1, 8, range(10))
     assert evaluate.evaluate(workdir, data="folder", data_dir=str(tmp_path / "alike"))["examples"] == 10
     pictures(tmp_path / "fewer", 1, 8, range(9))
-    with pytest.raises(config_fields.ConfigError, match="--data 'folder' has 9 classes"):
+    with pytest.raises(UserError, match="--data 'folder' has 9 classes"):
         evaluate.evaluate(workdir, data="folder", data_dir=str(tmp_path / "fewer"))
 
 
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:
     loop.train_and_evaluate(tiny_runs.alone_config(batch_size=96, steps=1), tmp_path / "run")
-    with pytest.raises(config_fields.ConfigError, match="--split validation: the run held no images out"):
+    with pytest.raises(UserError, match="--split validation: the run held no images out"):
         evaluate.evaluate(tmp_path / "run", split="validation")
 
 
 def test_an_image_is_what_it_was_in_the_data_set(workdir: Path, tmp_path: Path) -> None:
     """Of its own size its pixels come back; larger ones are brought to it."""
     network = trained_network.read(workdir, "student")
-    train, _, _ = tiny_runs.resident_splits(config.Data())
+    train, _, _ = tiny_runs.resident_splits(config.DataConfig())
     for side in (8, 32):
         path = pictures(tmp_path / str(side), 1, side, range(1))[0]
         pixels = predict.read_image(path, network)
@@ -148,5 +149,5 @@ def test_predictions_are_printed(
 @pytest.mark.parametrize("content", [b"", b"no image"])
 def test_a_file_that_is_no_image_is_named(content: bytes, workdir: Path, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(config_fields.ConfigError, match=r"x\.png cannot be read as an image"):
+    with pytest.raises(UserError, match=r"x\.png cannot be read as an image"):
         predict.read_image(tmp_path / "x.png", trained_network.read(workdir, "student"))

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from switokd_jax import config as configs
-from switokd_jax import config_fields, main, methods
+from switokd_jax import main, methods
 from switokd_jax.cli import config_module
+from switokd_jax.errors import UserError
 from switokd_jax.train import loop, run_spec
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -43,7 +44,7 @@ def test_own_method_by_hand() -> None:
     module = config_module(EXAMPLES / "own_method.py")
     logits = {"a": np.array([[1.0, 2.0, 0.5]]), "b": np.array([[0.0, -1.0, 2.0]])}
     p, q = (np.exp(z[0] / 3) / np.exp(z[0] / 3).sum() for z in logits.values())
-    outputs = methods.Outputs({k: jax.numpy.asarray(z) for k, z in logits.items()}, {"a": 0.7, "b": 0.2})  # type: ignore[dict-item]
+    outputs = methods.MethodInputs({k: jax.numpy.asarray(z) for k, z in logits.items()}, {"a": 0.7, "b": 0.2})  # type: ignore[dict-item]
     graph = run_spec.topology.complete(["a", "b"])
     made = module.ensemble(outputs, np.array([0]), graph, module.Hyperparameters(weight=2.0)).losses
     assert made["a"] == pytest.approx(0.7 + 2.0 * 9.0 * np.sum(q * np.log(q / p)), rel=1e-5)
@@ -71,7 +72,7 @@ def test_own_data_set(tmp_path: Path) -> None:
 def test_what_is_known_are_the_dicts_of_now() -> None:
     config = configs.default()
     config.method = "ensemble"
-    with pytest.raises(config_fields.ConfigError, match=r"config\.method is 'ensemble'"):
+    with pytest.raises(UserError, match=r"config\.method is 'ensemble'"):
         main.main(config, None, dry_run=True)
     known = config_module(EXAMPLES / "own_method.py").get_config()
     assert configs.parse(known).method == "ensemble"

@@ -13,11 +13,12 @@ import pytest
 from jax import export as jax_export
 
 import tiny_runs
-from switokd_jax import config_fields, export, models
+from switokd_jax import export, models
 from switokd_jax.analysis import trained_network
 from switokd_jax.data import dataset, transforms
+from switokd_jax.errors import UserError
 from switokd_jax.interop import pytorch, stablehlo
-from switokd_jax.state import draw_variables
+from switokd_jax.state import init_variables
 from switokd_jax.train import loop
 from switokd_jax.workdir import restore
 
@@ -49,14 +50,14 @@ def images(count: int) -> np.ndarray:
 
 def live(folder: Path, seen: np.ndarray) -> np.ndarray:
     """Logits of the run's student after its last step, by the model itself."""
-    variables = restore.read_network(f"{folder}:student@latest")
-    inputs = transforms.normalise(seen, tiny_runs.PREPROCESS, jnp.float32)
+    variables = restore.load_variables(f"{folder}:student@latest")
+    inputs = transforms.normalize(seen, tiny_runs.PREPROCESS, jnp.float32)
     return np.asarray(models.create("two_layers", 10).apply(variables, inputs, train=False))
 
 
 def test_a_network_is_read_without_its_data(workdir: Path) -> None:
     network = trained_network.read(workdir, "student", "latest")
-    assert network.facts == stablehlo.Facts("student", "two_layers", tuple("0123456789"), tiny_runs.SHAPE)
+    assert network.facts == stablehlo.ModelInfo("student", "two_layers", tuple("0123456789"), tiny_runs.SHAPE)
     assert network.preprocess == tiny_runs.PREPROCESS
     np.testing.assert_allclose(network.logits(images(7)), live(workdir, images(7)), atol=1e-6)
 
@@ -75,7 +76,7 @@ def test_stablehlo_gives_the_live_logits_for_any_batch_size(workdir: Path, tmp_p
 def test_safetensors_give_the_live_logits(workdir: Path, tmp_path: Path) -> None:
     path = export.export(workdir, "student", "safetensors", "latest", tmp_path / "deep" / "student.safetensors")
     flat = pytorch.read(path)
-    again = pytorch.state_dict(restore.read_network(f"{workdir}:student@latest"))
+    again = pytorch.state_dict(restore.load_variables(f"{workdir}:student@latest"))
     assert flat.keys() == again.keys()
     for name in flat:
         np.testing.assert_array_equal(flat[name], again[name])
@@ -89,11 +90,11 @@ def test_every_kind_of_network_takes_any_batch_size(model: str, tmp_path: Path) 
     module = models.create(model, 10)
     variables = jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype),
-        jax.eval_shape(lambda key: draw_variables(module, key, shape), jax.random.PRNGKey(0)),
+        jax.eval_shape(lambda key: init_variables(module, key, shape), jax.random.PRNGKey(0)),
     )
-    facts = stablehlo.Facts("student", model, tuple("0123456789"), (shape[0], shape[1], shape[2]))
-    how = dataset.KNOWN["cifar100"]
-    network = trained_network.Trained(facts, module, variables, how)
+    facts = stablehlo.ModelInfo("student", model, tuple("0123456789"), (shape[0], shape[1], shape[2]))
+    how = dataset.PUBLISHED["cifar100"]
+    network = trained_network.TrainedNetwork(facts, module, variables, how)
     stablehlo.write(tmp_path / "net.stablehlo", network.logits, facts)
     assert stablehlo.read(tmp_path / "net.stablehlo").facts == facts
 
@@ -126,7 +127,7 @@ def test_the_command(workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     export.main()
     path = workdir / "exports" / "teacher.safetensors"
     assert capsys.readouterr().out == f"wrote {path}\n"
-    assert pytorch.read(path).keys() == pytorch.state_dict(restore.read_network(f"{workdir}:teacher@best")).keys()
+    assert pytorch.read(path).keys() == pytorch.state_dict(restore.load_variables(f"{workdir}:teacher@best")).keys()
     path.unlink()
     path.parent.rmdir()
 
@@ -137,7 +138,7 @@ def test_a_record_of_before_says_what_to_do(workdir: Path, tmp_path: Path) -> No
     del old["starts"][-1]["data"]["classes"]
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     (tmp_path / "record.json").write_text(json.dumps(old))
-    with pytest.raises(config_fields.ConfigError, match="start the run's command again"):
+    with pytest.raises(UserError, match="start the run's command again"):
         trained_network.read(tmp_path, "student")
 
 
@@ -151,13 +152,13 @@ def test_torch_gives_the_same_logits(model: str, tmp_path: Path) -> None:
 
     module = models.create(model, 10)
     chance = np.random.default_rng(0)
-    drawn = jax.jit(lambda key: draw_variables(module, key, (32, 32, 3)))(jax.random.PRNGKey(0))
+    drawn = jax.jit(lambda key: init_variables(module, key, (32, 32, 3)))(jax.random.PRNGKey(0))
     variables = drawn | {
         "batch_stats": jax.tree.map(lambda x: x + 0.1 * chance.random(x.shape).astype(x.dtype), drawn["batch_stats"])
     }
-    how = dataset.KNOWN["cifar100"]
-    network = trained_network.Trained(
-        stablehlo.Facts("student", model, tuple("0123456789"), (32, 32, 3)), module, variables, how
+    how = dataset.PUBLISHED["cifar100"]
+    network = trained_network.TrainedNetwork(
+        stablehlo.ModelInfo("student", model, tuple("0123456789"), (32, 32, 3)), module, variables, how
     )
     pytorch.write(tmp_path / "net.pth", network.variables)
     plain = create(model, 10)

@@ -14,8 +14,9 @@ import pytest
 from flax import linen as nn
 
 import tiny_runs
-from switokd_jax import config, config_fields, models
-from switokd_jax.forward import Network, Said, forward
+from switokd_jax import config, models
+from switokd_jax.errors import UserError
+from switokd_jax.forward import NetworkOutput, NetworkSpec, forward
 from switokd_jax.models import layers
 from switokd_jax.state import network_state
 from switokd_jax.train import loop, run_spec
@@ -34,23 +35,23 @@ class WithoutNorm(nn.Module):
         return layers.linear(layers.dropout(self, x, 0.5, train=train), 10, name="head", **kinds)
 
 
-def run_forward(module: nn.Module, features: tuple[str, ...], parts: int) -> tuple[Said, Any, Any]:
+def run_forward(module: nn.Module, features: tuple[str, ...], parts: int) -> tuple[NetworkOutput, Any, Any]:
     """What the network says of 16 images, its statistics afterwards, and the gradient of a sum of all it says."""
     images = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, 8, 8, 1)))
     variables = jax.jit(functools.partial(module.init, train=False))(jax.random.PRNGKey(0), images[:1])
     # Flax draws running statistics in float32 always.
     whole = jax.tree.map(lambda x: x.astype(jnp.float64), {"batch_stats": {}, **variables})
-    network = Network(module, optax.identity(), lambda step: jnp.asarray(0.1), features=features)
+    network = NetworkSpec(module, optax.identity(), lambda step: jnp.asarray(0.1), features=features)
 
     @jax.jit
-    def run(variables: Any) -> tuple[Said, Any, Any]:
+    def run(variables: Any) -> tuple[NetworkOutput, Any, Any]:
         state = network_state(network, variables)
         places = jnp.arange(BATCH, dtype=jnp.int32)
         said, moved, pullback = forward(network, state, images, places, jax.random.PRNGKey(3), parts)
         weights = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), said)
         return said, moved, pullback(weights)[0]
 
-    out: tuple[Said, Any, Any] = run(whole)
+    out: tuple[NetworkOutput, Any, Any] = run(whole)
     return out
 
 
@@ -89,12 +90,12 @@ def losses(devices: int, *changes: tuple[str, Any]) -> list[float]:
     with jax.enable_x64(True):
         run = tiny_runs.tiny_plan(c, len(split), devices)
         state, data = tiny_runs.start(run, split)
-        step = run.devices.compile(run_spec.make_step(run), carried=True)
+        step = run.distribution.compile(run_spec.make_step(run), has_state=True)
         seen = []
         for first in range(0, len(split), BATCH):
             rows = np.arange(first, first + BATCH)
             state, metrics = tiny_runs.call(step, state, data, tiny_runs.batch(run, rows))
-            seen.append(float(run.devices.one(metrics)["student/loss"]))
+            seen.append(float(run.distribution.unreplicate(metrics)["student/loss"]))
     return seen
 
 
@@ -115,7 +116,7 @@ def test_parts_are_the_same_on_any_devices() -> None:
     ],
 )
 def test_parts_have_to_be_equal(batch: int, devices: int, message: str) -> None:
-    with pytest.raises(config_fields.ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=batch, gradient_accumulation=4), 5 * batch + 10, devices)
 
 
@@ -167,7 +168,7 @@ def test_remat_by_config() -> None:
     np.testing.assert_allclose(losses(1, ("networks.student.remat", True)), losses(1), rtol=1e-9)
     c = tiny_runs.tiny_config("vgg8")
     c.networks.teacher.remat = True
-    with pytest.raises(config_fields.ConfigError, match=r"config.networks.teacher.remat: 'vgg8' has no blocks"):
+    with pytest.raises(UserError, match=r"config.networks.teacher.remat: 'vgg8' has no blocks"):
         tiny_runs.tiny_plan(c, 64)
 
 
@@ -178,7 +179,7 @@ def test_precision_of_products(precision: str, text: str) -> None:
     with loop.numerics(config.parse(c)):
         run = tiny_runs.tiny_plan(c, 4 * BATCH)
         state, data = tiny_runs.start(run, tiny_runs.random_split(4 * BATCH))
-        step = run.devices.compile(run_spec.make_step(run), carried=True)
+        step = run.distribution.compile(run_spec.make_step(run), has_state=True)
         lowered = step.variants[True].lower(state, data, tiny_runs.batch(run, np.arange(BATCH)).examples, 1).as_text()
     products = [line for line in lowered.splitlines() if re.search(r"stablehlo\.(convolution|dot_general)", line)]
     assert products

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import tiny_runs
 from switokd_jax import config, main
 from switokd_jax.data import dataset
+from switokd_jax.errors import UserError
 from switokd_jax.train import run_spec
 
 CASES = 2_000
@@ -138,12 +139,12 @@ def check_text(raw: dict[str, Any], text: str) -> int:
     return train
 
 
-def check(raw: dict[str, Any], run: run_spec.Plan, devices: int) -> None:
+def check(raw: dict[str, Any], run: run_spec.RunSpec, devices: int) -> None:
     """What has to hold of a plan, worked out from the config alone."""
     nodes = set(raw["networks"])
     assert set(run.networks) == set(run.topology.nodes) == nodes
     assert raw["batch_size"] % devices == 0
-    assert run.steps_per_epoch == -(-run.data.train_examples // raw["batch_size"])
+    assert run.steps_per_epoch == -(-run.dataset_info.train_examples // raw["batch_size"])
     assert run.total_steps == (raw["steps"] or max(round(raw["epochs"] * run.steps_per_epoch), 1))
     listens: dict[str, set[str]] = collections.defaultdict(set)
     for edge in run.topology.edges:
@@ -180,7 +181,7 @@ def dry_run(raw: dict[str, Any]) -> tuple[str, str]:
     try:
         with contextlib.redirect_stdout(printed):
             main.main(raw, None, dry_run=True)
-    except config.ConfigError as error:
+    except UserError as error:
         return printed.getvalue(), str(error)
     return printed.getvalue(), ""
 
@@ -200,7 +201,7 @@ def test_every_config_is_a_plan_or_one_error(monkeypatch: pytest.MonkeyPatch) ->
             assert len(error) < 500
         else:
             train = check_text(raw, text)
-            facts = dataset.Facts(10, tiny_runs.SHAPE, train, tiny_runs.PREPROCESS)
+            facts = dataset.DatasetInfo(10, tiny_runs.SHAPE, train, tiny_runs.PREPROCESS)
             check(raw, run_spec.make(config.parse(raw), facts), jax.device_count())
         seen["error" if error else "plan"] += 1
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from switokd_jax.losses import correct, cross_entropy, kl_divergence
+from switokd_jax.losses import cross_entropy, kl_divergence
+from switokd_jax.metrics import top_k_correct
 
 Z = np.asarray([[2.0, 1.0, -1.0], [0.0, 0.5, 3.0]], np.float32)
 W = np.asarray([[0.3, -0.2, 1.0], [1.0, 1.0, -2.0]], np.float32)
@@ -41,6 +42,6 @@ def test_kl_pulls_the_learner_only() -> None:
 
 
 def test_correct() -> None:
-    np.testing.assert_array_equal(correct(jnp.asarray(Z), jnp.asarray(Y)), [1.0, 0.0])
-    np.testing.assert_array_equal(correct(jnp.asarray(Z), jnp.asarray(Y), 2), [1.0, 1.0])
-    np.testing.assert_array_equal(correct(jnp.asarray(Z), jnp.asarray(Y), 5), [1.0, 1.0])
+    np.testing.assert_array_equal(top_k_correct(jnp.asarray(Z), jnp.asarray(Y)), [1.0, 0.0])
+    np.testing.assert_array_equal(top_k_correct(jnp.asarray(Z), jnp.asarray(Y), 2), [1.0, 1.0])
+    np.testing.assert_array_equal(top_k_correct(jnp.asarray(Z), jnp.asarray(Y), 5), [1.0, 1.0])

@@ -12,11 +12,11 @@ import pytest
 from switokd_jax import config, config_fields, optim
 
 
-def spec(**changes: Any) -> config.Network:
-    return config_fields.build(config.Network, changes, "network")
+def spec(**changes: Any) -> config.NetworkConfig:
+    return config_fields.from_mapping(config.NetworkConfig, changes, "network")
 
 
-def rates(network: config.Network, per_epoch: int, total: int) -> list[float]:
+def rates(network: config.NetworkConfig, per_epoch: int, total: int) -> list[float]:
     rate = optim.schedule(network, per_epoch, total)
     return [float(rate(jnp.int32(step))) for step in range(total)]
 
@@ -32,7 +32,7 @@ def test_cosine_with_warmup() -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
 
 
-def run(network: config.Network, gradients: list[np.ndarray], start: np.ndarray) -> np.ndarray:
+def run(network: config.NetworkConfig, gradients: list[np.ndarray], start: np.ndarray) -> np.ndarray:
     optimizer = optim.optimizer(network)
     params = {"layer": {"kernel": jnp.asarray(start), "bias": jnp.asarray(start)}}
     state = optimizer.init(params)

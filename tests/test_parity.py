@@ -33,7 +33,7 @@ KINDS = {
 }
 
 
-def build(meta: dict[str, Any]) -> run_spec.Plan:
+def build(meta: dict[str, Any]) -> run_spec.RunSpec:
     """The plan of a recording: nothing but a config and the recording's normalisation."""
     teachers, students = KINDS[meta["kind"]]
     c = config.default()
@@ -53,7 +53,7 @@ def build(meta: dict[str, Any]) -> run_spec.Plan:
     how = normalization.Preprocess(tuple(meta["mean"]), tuple(meta["std"]))
     examples = meta["steps"] * meta["batch_size"]
     devices = jax.devices()[:1]
-    facts = dataset.Facts(meta["num_classes"], (32, 32, 3), examples, how)
+    facts = dataset.DatasetInfo(meta["num_classes"], (32, 32, 3), examples, how)
     return run_spec.make(config.parse(c), facts, devices)
 
 
@@ -75,16 +75,16 @@ def check(recorded: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         official = {k.removeprefix(prefix): v for k, v in recorded.items() if k.startswith(prefix)}
         made = pytorch.variables(meta["networks"][i], official, meta["num_classes"])
         variables[name] = jax.tree.map(lambda x: x.astype(np.float64), made)
-    state = run.devices.place(initial_state(run.networks, variables, run.pairs, seed=0))
+    state = run.distribution.device_put(initial_state(run.networks, variables, run.pairs, seed=0))
     flat = recorded["images"].reshape(-1, *recorded["images"].shape[2:])
-    data = run.devices.place(resident.Resident(flat, recorded["labels"].reshape(-1).astype(np.int32)))
-    step = run.devices.compile(run_spec.make_step(run), carried=True)
+    data = run.distribution.device_put(resident.DeviceDataset(flat, recorded["labels"].reshape(-1).astype(np.int32)))
+    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
 
     for index in range(meta["steps"]):
         batch = np.arange(index * meta["batch_size"], (index + 1) * meta["batch_size"])
-        before = {name: int(run.devices.one(state.networks[name].updates)) for name in names}
+        before = {name: int(run.distribution.unreplicate(state.networks[name].updates)) for name in names}
         state, metrics = tiny_runs.call(step, state, data, tiny_runs.batch(run, batch))
-        metrics = jax.device_get(run.devices.one(metrics))
+        metrics = jax.device_get(run.distribution.unreplicate(metrics))
         for p, (teacher, student) in enumerate(run.pairs):
             pair = f"{teacher}->{student}"
             for field, recorded_as in [
@@ -98,11 +98,11 @@ def check(recorded: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
                 np.testing.assert_allclose(metrics[f"{pair}/{field}"], expected, rtol=1e-9, err_msg=f"{index} {pair}")
             assert bool(metrics[f"{pair}/expert"]) == bool(recorded["switch/expert"][index, p]), (index, pair)
         for i, name in enumerate(names):
-            took_step = int(run.devices.one(state.networks[name].updates)) > before[name]
+            took_step = int(run.distribution.unreplicate(state.networks[name].updates)) > before[name]
             if took_step:
                 np.testing.assert_allclose(metrics[f"{name}/loss"], recorded["losses"][index, i], rtol=1e-9)
 
-    final = jax.device_get(run.devices.one(state))
+    final = jax.device_get(run.distribution.unreplicate(state))
     for i, name in enumerate(names):
         ours = pytorch.state_dict(final.networks[name].evaluated)
         for tensor, value in ours.items():
@@ -116,10 +116,10 @@ def check(recorded: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
 
 
 def check_eval(
-    recorded: dict[str, np.ndarray], meta: dict[str, Any], run: run_spec.Plan, final: Any, i: int, name: str
+    recorded: dict[str, np.ndarray], meta: dict[str, Any], run: run_spec.RunSpec, final: Any, i: int, name: str
 ) -> None:
     module = models.create(meta["networks"][i], meta["num_classes"], dtype=np.float64, param_dtype=np.float64)
-    images = transforms.normalise(recorded["eval_images"], run.data.preprocess, np.float64)
+    images = transforms.normalize(recorded["eval_images"], run.dataset_info.preprocess, np.float64)
     logits = jax.jit(functools.partial(module.apply, train=False))(final.networks[name].evaluated, images)
     np.testing.assert_allclose(logits, recorded[f"eval_logits/{i}"], rtol=2e-2, atol=2e-2)
 

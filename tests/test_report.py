@@ -18,7 +18,7 @@ from PIL import Image
 import tiny_runs
 from switokd_jax import report
 from switokd_jax.analysis import runs as finished_runs
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.errors import UserError
 from switokd_jax.figures import __main__ as figures_command
 from switokd_jax.figures import compare, draw_all, style
 from switokd_jax.train import loop
@@ -55,7 +55,7 @@ def labelled(tmp_path: Path, *changes: dict[str, object]) -> list[str]:
         for name, value in change.items():
             block, _, field = name.rpartition(".")
             (config[block] if block else config)[field] = value
-        made.append(finished_runs.Finished(tmp_path / f"run{i}", config, {}))
+        made.append(finished_runs.Run(tmp_path / f"run{i}", config, {}))
     return [*finished_runs.group_by_settings(made)]
 
 
@@ -78,15 +78,15 @@ def test_labels(tmp_path: Path) -> None:
 
 
 def test_folders_without_a_run_are_named(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing holds no run \(config.json: No such file"):
+    with pytest.raises(UserError, match=r"nothing holds no run \(config.json: No such file"):
         finished_runs.find_runs([tmp_path / "nothing"])
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "config.json").write_text((folder / "dml_0" / "config.json").read_text())
-    with pytest.raises(ConfigError, match="a run that has not ended; start its command again"):
+    with pytest.raises(UserError, match="a run that has not ended; start its command again"):
         finished_runs.find_runs([begun])
     (begun / "summary.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"summary.json is not JSON"):
+    with pytest.raises(UserError, match=r"summary.json is not JSON"):
         finished_runs.find_runs([begun])
 
 
@@ -228,10 +228,10 @@ def test_report_of_one(folder: Path) -> None:
 def test_a_report_says_what_it_could_not_read(folder: Path, tmp_path: Path) -> None:
     text = report.report([folder], tmp_path / "report.html", examples=[360]).read_text()
     assert re.search("No heat maps: test image 360 is none of 0 to 359", text)
-    with pytest.raises(ConfigError, match=r"report.pdf does not end in .html"):
+    with pytest.raises(UserError, match=r"report.pdf does not end in .html"):
         report.report([folder], tmp_path / "report.pdf")
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         report.report([folder], tmp_path / "file" / "report.html", examples=())
 
 

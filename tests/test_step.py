@@ -28,8 +28,8 @@ def take(c: Any, state: TrainState | None, steps: range) -> tuple[TrainState, di
     """Takes steps from a state on the host, or from the start; returns it to the host."""
     run = tiny_runs.tiny_plan(c, len(SPLIT))
     first, data = tiny_runs.start(run, SPLIT)
-    current = first if state is None else run.devices.place(state)
-    step = run.devices.compile(run_spec.make_step(run), carried=True)
+    current = first if state is None else run.distribution.device_put(state)
+    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
     metrics: dict[str, Any] = {}
     for number in steps:
         current, metrics = tiny_runs.call(step, current, data, tiny_runs.batch(run, batch(number)))
@@ -160,7 +160,7 @@ def test_paused_backward_stands_inside_the_conditional_only() -> None:
     c = tiny_runs.tiny_config("wrn_10_1", "wrn_10_1", batch_size=BATCH)
     run = tiny_runs.tiny_plan(c, len(SPLIT))
     state, data = tiny_runs.start(run, SPLIT)
-    step = run.devices.compile(run_spec.make_step(run), carried=True)
+    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
     hlo = step.variants[True].lower(state, data, tiny_runs.batch(run, batch(0)).examples, 1).compile().as_text()
     parts = computations(hlo)
     entry = re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)
@@ -187,7 +187,7 @@ def test_compiles_once_per_batch_shape(caplog: pytest.LogCaptureFixture) -> None
     examples = 2 * BATCH + 5
     run = tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=BATCH), examples)
     state, data = tiny_runs.start(run, SPLIT)
-    step = run.devices.compile(run_spec.make_step(run), carried=True)
+    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for _ in range(3):
             for first in range(0, examples, BATCH):

@@ -25,7 +25,7 @@ from switokd_jax.train import init_state, run_spec
 CONFIGS = Path(__file__).parents[1] / "configs"
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
 SHAPE = (8, 8, 1)
-PREPROCESS = normalization.KNOWN["digits"]
+PREPROCESS = normalization.PUBLISHED["digits"]
 
 
 class Few(nn.Module):
@@ -54,7 +54,7 @@ class Few(nn.Module):
         for stage in range(len(self.features), 3):
             x = layers.tap(self, f"stage{stage + 1}", x)
         x = layers.dropout(self, layers.pooled(self, x), self.dropout, train=train and self.dropout > 0)
-        return layers.at_least_float32(layers.linear(x, self.num_classes, name="linear", **kinds))
+        return layers.promote_to_float32(layers.linear(x, self.num_classes, name="linear", **kinds))
 
 
 # By name, as users add theirs.
@@ -81,14 +81,14 @@ def alone_config(model: str = "two_layers", **changes: Any) -> ConfigDict:
     return c
 
 
-def tiny_plan(c: ConfigDict, examples: int, devices: int = 1) -> run_spec.Plan:
+def tiny_plan(c: ConfigDict, examples: int, devices: int = 1) -> run_spec.RunSpec:
     """The plan of a config for so many 8x8 images, on the first devices."""
-    return run_spec.make(config.parse(c), dataset.Facts(10, SHAPE, examples, PREPROCESS), jax.devices()[:devices])
+    return run_spec.make(config.parse(c), dataset.DatasetInfo(10, SHAPE, examples, PREPROCESS), jax.devices()[:devices])
 
 
-def resident_splits(spec: config.Data, seed: int = 0) -> tuple[dataset.Split, dataset.Split, dataset.Split]:
+def resident_splits(spec: config.DataConfig, seed: int = 0) -> tuple[dataset.Split, dataset.Split, dataset.Split]:
     """Train, validation and test of a data set in memory."""
-    data = dataset.load(spec, seed)
+    data = dataset.load_dataset(spec, seed)
     assert isinstance(data.train, dataset.Split)
     assert isinstance(data.validation, dataset.Split)
     assert isinstance(data.test, dataset.Split)
@@ -102,36 +102,38 @@ def random_split(examples: int, seed: int = 0) -> dataset.Split:
     return dataset.Split(images, rng.integers(0, 10, examples).astype(np.int32))
 
 
-def start(run: run_spec.Plan, split: dataset.Split) -> tuple[TrainState, resident.Resident]:
+def start(run: run_spec.RunSpec, split: dataset.Split) -> tuple[TrainState, resident.DeviceDataset]:
     """The initial state and the data, placed."""
-    return run.devices.place(init_state.initial(run)), place(run, split)
+    return run.distribution.device_put(init_state.initial(run)), place(run, split)
 
 
-def place(run: run_spec.Plan, split: dataset.Split) -> resident.Resident:
+def place(run: run_spec.RunSpec, split: dataset.Split) -> resident.DeviceDataset:
     """The split on the devices."""
-    placed: resident.Resident = run.devices.place(resident.Resident(split.images, split.labels))
+    placed: resident.DeviceDataset = run.distribution.device_put(resident.DeviceDataset(split.images, split.labels))
     return placed
 
 
-def batch(run: run_spec.Plan, indices: np.ndarray) -> mesh.Batches:
+def batch(run: run_spec.RunSpec, indices: np.ndarray) -> mesh.DeviceBatches:
     """One batch of these examples of a resident split."""
-    return run.devices.batches(sampling.Stack(len(indices), 1, sampling.Examples(np.asarray(indices, np.int32)[None])))
+    return run.distribution.put_batches(
+        sampling.StackedBatches(len(indices), 1, sampling.Batch(np.asarray(indices, np.int32)[None]))
+    )
 
 
-def call(step: mesh.Compiled, state: Any, data: Any, coming: mesh.Batches) -> tuple[Any, Any]:
+def call(step: mesh.CompiledStep, state: Any, data: Any, coming: mesh.DeviceBatches) -> tuple[Any, Any]:
     """The state after the steps, and the last one's metrics."""
     state, metrics = step.call(state, data, coming)
     return state, jax.tree.map(lambda x: x[..., coming.count - 1], metrics)
 
 
 def through(
-    run: run_spec.Plan, step: mesh.Compiled, state: Any, data: Any, stacks: Iterable[sampling.Stack]
+    run: run_spec.RunSpec, step: mesh.CompiledStep, state: Any, data: Any, stacks: Iterable[sampling.StackedBatches]
 ) -> tuple[Any, list[dict[str, Any]]]:
     """The state after all stacks, and the metrics of every step."""
     metrics: list[dict[str, Any]] = []
-    for coming in run.devices.ahead(stacks):
+    for coming in run.distribution.prefetch_to_device(stacks):
         state, seen = step.call(state, data, coming)
-        host = jax.device_get(run.devices.one(seen))
+        host = jax.device_get(run.distribution.unreplicate(seen))
         metrics += [{name: values[i] for name, values in host.items()} for i in range(coming.count)]
     return state, metrics
 

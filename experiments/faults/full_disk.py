@@ -77,7 +77,7 @@ def fill(path: Path, leave: int = 0) -> None:
 def damaged(run: Path) -> list[str]:
     """The finished saves that are not whole, a line each."""
     saves = [path for path in (run / "checkpoints").glob("latest/*") if path.name.isdigit()]
-    return [f"{path}: {damage}" for path in saves if (damage := checksums.damage(path))]
+    return [f"{path}: {damage}" for path in saves if (damage := checksums.verify(path))]
 
 
 def disturb(process: subprocess.Popen[bytes], run: Path, leave: int, within: bool, chance: random.Random) -> float:
@@ -147,7 +147,7 @@ def differences(alone: Path, run: Path) -> list[str]:
     """What is not the same, a line each. Which saves are best is not asked: a filling may have been in their way."""
     lines = [(folder / "metrics.jsonl").read_text() for folder in (alone, run)]
     found = [] if lines[0] == lines[1] else ["metrics.jsonl"]
-    found += storm.bits("latest", restore.read_state(alone), restore.read_state(run))
+    found += storm.bits("latest", restore.load_state(alone), restore.load_state(run))
     return found + [f"left behind: {path}" for path in run.rglob("*tmp*")]
 
 

@@ -123,9 +123,9 @@ def differences(one: Path, other: Path) -> list[str]:
         left = [sorted(path.name for path in (run / "checkpoints" / which).iterdir()) for run in (one, other)]
         if left[0] != left[1]:
             found.append(f"saves in {which}: {left[0]} and {left[1]}")
-    found += bits("latest", *(restore.read_state(run) for run in (one, other)))
+    found += bits("latest", *(restore.load_state(run) for run in (one, other)))
     for name in names:
-        found += bits(f"best {name}", *(restore.read_network(f"{run}:{name}@best") for run in (one, other)))
+        found += bits(f"best {name}", *(restore.load_variables(f"{run}:{name}@best") for run in (one, other)))
     for summary in summaries:
         del summary["seconds"], summary["examples_per_second"]
     if summaries[0] != summaries[1]:

@@ -70,21 +70,21 @@ def assignment(text: str) -> tuple[str, Any]:
         return field, value
 
 
-def shapes(run: run_spec.Plan) -> tuple[Any, sampling.Examples]:
+def shapes(run: run_spec.RunSpec) -> tuple[Any, sampling.Batch]:
     """The resident data, or None of a stream, and the batches of a call as shapes with their placement."""
-    examples, config = run.data.train_examples, run.config
-    rows = NamedSharding(run.devices.mesh, PartitionSpec(None, AXIS))
+    examples, config = run.dataset_info.train_examples, run.config
+    rows = NamedSharding(run.distribution.mesh, PartitionSpec(None, AXIS))
 
     def stacked(most: int, shape: tuple[int, ...], dtype: Any) -> Any:
         return jax.ShapeDtypeStruct((most, config.batch_size, *shape), dtype, sharding=rows)
 
     if config.data.pipeline == "stream":
-        images = stacked(1, run.data.image_shape, jnp.uint8)
-        return None, sampling.Examples(stacked(1, (), jnp.int32), images=images, labels=stacked(1, (), jnp.int32))
-    whole: Any = jax.ShapeDtypeStruct((examples, *run.data.image_shape), jnp.uint8)
+        images = stacked(1, run.dataset_info.image_shape, jnp.uint8)
+        return None, sampling.Batch(stacked(1, (), jnp.int32), images=images, labels=stacked(1, (), jnp.int32))
+    whole: Any = jax.ShapeDtypeStruct((examples, *run.dataset_info.image_shape), jnp.uint8)
     labels: Any = jax.ShapeDtypeStruct((examples,), jnp.int32)
     index = stacked(config.steps_per_call, (), jnp.int32)
-    return run.devices.template(resident.Resident(whole, labels)), sampling.Examples(index)
+    return run.distribution.abstract_state(resident.DeviceDataset(whole, labels)), sampling.Batch(index)
 
 
 def devices_of(topology: str) -> Any:
@@ -107,11 +107,11 @@ def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str,
     if parsed.data.name not in SHAPES:
         sys.exit(f"config.data.name {parsed.data.name!r}: its shapes are not known here; one of {[*SHAPES]} is")
     classes, image, examples = SHAPES[parsed.data.name]
-    facts = dataset.Facts(classes, image, examples, normalization.KNOWN[parsed.data.name])
+    facts = dataset.DatasetInfo(classes, image, examples, normalization.PUBLISHED[parsed.data.name])
     run = run_spec.make(parsed, facts, chips)
-    state = run.devices.template(init_state.shapes(run))
+    state = run.distribution.abstract_state(init_state.shapes(run))
     data, coming = shapes(run)
-    step = run.devices.compile(run_spec.make_step(run), carried=True)
+    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
     begin = time.perf_counter()
     compiled = step.variants[True].lower(state, data, coming, 1).compile()
     seconds = time.perf_counter() - begin
@@ -128,7 +128,7 @@ def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str,
         "batch_size": config.batch_size,
         "dtype": parsed.dtype,
         "sharding": parsed.sharding,
-        "state_bytes_per_chip": run.devices.bytes_of_each(state),
+        "state_bytes_per_chip": run.distribution.bytes_per_device(state),
         "gradient_accumulation": parsed.gradient_accumulation,
         "remat": [name for name, network in parsed.networks.items() if network.remat],
         "parameters": networks,

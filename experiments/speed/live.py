@@ -34,10 +34,10 @@ def bare(config: Any) -> float:
     dataset, run = loop.prepare(configs.parse(config))
     with tempfile.TemporaryDirectory() as folder:
         session = loop.open_session(run, dataset, Path(folder))
-        coming = [*session.training(session.train.training(0, run.total_steps), 0)]
-        state = run.devices.place(init_state.initial(run))
+        coming = [*session.training(session.train.train_batches(0, run.total_steps), 0)]
+        state = run.distribution.device_put(init_state.initial(run))
         for batches in {batches.size: batches for batches in coming}.values():
-            session.step.program(state, session.train.data, batches)
+            session.step.executable(state, session.train.data, batches)
         begin = time.perf_counter()
         for batches in coming:
             state, metrics = session.step.call(state, session.train.data, batches)

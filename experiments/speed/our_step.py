@@ -15,11 +15,12 @@ import numpy as np
 from switokd_jax import config
 from switokd_jax.data import dataset, normalization, resident, sampling
 from switokd_jax.forward import forward
-from switokd_jax.methods import Decision, Outputs
+from switokd_jax.methods import MethodInputs, MethodOutput
 from switokd_jax.models.ops import convolution
-from switokd_jax.parallel.mesh import Batches, MakeStep
+from switokd_jax.parallel.collectives import Collectives
+from switokd_jax.parallel.mesh import DeviceBatches, MakeStep
+from switokd_jax.precision import DTYPES
 from switokd_jax.state import TrainState
-from switokd_jax.step import Across
 from switokd_jax.train import init_state, run_spec
 
 BATCH, CLASSES, SIDE = 128, 100, 32
@@ -43,49 +44,49 @@ def our_config(teachers: tuple[str, ...], students: tuple[str, ...], dtype: str)
     return c
 
 
-def overruled(method: Callable[..., Decision]) -> Callable[..., Decision]:
+def overruled(method: Callable[..., MethodOutput]) -> Callable[..., MethodOutput]:
     """The method, with a traced value in place of what it decides."""
 
-    def apply(outputs: Outputs, labels: jax.Array, *rest: Any) -> Decision:
+    def apply(outputs: MethodInputs, labels: jax.Array, *rest: Any) -> MethodOutput:
         decision = method(outputs, labels, *rest)
         learns = jnp.asarray(outputs.epoch) < LEARNING_EPOCHS
-        return dataclasses.replace(decision, learn=dict.fromkeys(decision.learn, learns))
+        return dataclasses.replace(decision, should_update=dict.fromkeys(decision.should_update, learns))
 
     return apply
 
 
-def planned(c: Any) -> run_spec.Plan:
+def planned(c: Any) -> run_spec.RunSpec:
     """The plan of a config for the measured images, its decisions overruled."""
-    facts = dataset.Facts(CLASSES, (SIDE, SIDE, 3), STACK * BATCH, normalization.KNOWN["cifar100"])
+    facts = dataset.DatasetInfo(CLASSES, (SIDE, SIDE, 3), STACK * BATCH, normalization.PUBLISHED["cifar100"])
     made = run_spec.make(config.parse(c), facts, jax.devices()[:1])
     return dataclasses.replace(made, method=dataclasses.replace(made.method, apply=overruled(made.method.apply)))
 
 
-def inputs(made: run_spec.Plan) -> tuple[TrainState, resident.Resident, Batches]:
+def inputs(made: run_spec.RunSpec) -> tuple[TrainState, resident.DeviceDataset, DeviceBatches]:
     """State, random images and one call's batches, placed."""
     images = np.random.default_rng(0).integers(0, 256, (STACK * BATCH, SIDE, SIDE, 3)).astype(np.uint8)
     labels = np.random.default_rng(1).integers(0, CLASSES, STACK * BATCH).astype(np.int32)
     index = np.arange(STACK * BATCH, dtype=np.int32).reshape(STACK, BATCH)
     return (
-        made.devices.place(init_state.initial(made)),
-        made.devices.place(resident.Resident(images, labels)),
-        made.devices.batches(sampling.Stack(BATCH, STACK, sampling.Examples(index))),
+        made.distribution.device_put(init_state.initial(made)),
+        made.distribution.device_put(resident.DeviceDataset(images, labels)),
+        made.distribution.put_batches(sampling.StackedBatches(BATCH, STACK, sampling.Batch(index))),
     )
 
 
-def forward_only(made: run_spec.Plan) -> MakeStep:
+def forward_only(made: run_spec.RunSpec) -> MakeStep:
     """A step that is the first network's forward pass in training mode, and nothing else."""
     name = made.topology.nodes[0]
     network = made.networks[name]
     read = resident.train_inputs(
-        made.data.preprocess,
+        made.dataset_info.preprocess,
         augmented=True,
         steps_in_epoch=made.steps_per_epoch,
-        dtype=run_spec.DTYPES[made.config.dtype],
+        dtype=DTYPES[made.config.dtype],
     )
 
-    def make(across: Across) -> Callable[..., Any]:
-        def step(state: TrainState, data: Any, batch: sampling.Examples) -> tuple[TrainState, jax.Array]:
+    def make(across: Collectives) -> Callable[..., Any]:
+        def step(state: TrainState, data: Any, batch: sampling.Batch) -> tuple[TrainState, jax.Array]:
             images, _ = read(data, batch, state.rng, state.step)
             places = jnp.arange(BATCH, dtype=jnp.int32)
             output = forward(network, state.networks[name], images, places, state.rng, 1)
@@ -116,17 +117,19 @@ def xla_flops(teachers: tuple[str, ...], students: tuple[str, ...], paused: bool
         )
         for name, network in made.networks.items()
     }
-    step = made.devices.compile(run_spec.make_step(dataclasses.replace(made, networks=networks)), carried=True)
+    step = made.distribution.compile(run_spec.make_step(dataclasses.replace(made, networks=networks)), has_state=True)
     costs = step.variants[True].lower(state, data, drawn.examples, 1).cost_analysis()
     return float(costs["flops"]) / BATCH if costs else None
 
 
-def ours(c: Any, make_step: Callable[[run_spec.Plan], MakeStep] = run_spec.make_step) -> tuple[Timed, dict[str, float]]:
+def ours(
+    c: Any, make_step: Callable[[run_spec.RunSpec], MakeStep] = run_spec.make_step
+) -> tuple[Timed, dict[str, float]]:
     """Our step, and what compiling it took."""
     made = planned(c)
     begin = time.perf_counter()
     state, data, drawn = inputs(made)
-    step = made.devices.compile(make_step(made), carried=True)
+    step = made.distribution.compile(make_step(made), has_state=True)
     started = time.perf_counter()
     state, metrics = step.call(state, data, dataclasses.replace(drawn, count=1))
     jax.block_until_ready(metrics)
@@ -136,7 +139,7 @@ def ours(c: Any, make_step: Callable[[run_spec.Plan], MakeStep] = run_spec.make_
 
     def timed(paused: bool, steps: int) -> float:
         # Placed as the step returns it: another placement would be another program.
-        number = made.devices.place(np.int32(first_waiting_step if paused else 0))
+        number = made.distribution.device_put(np.int32(first_waiting_step if paused else 0))
         state = jax.block_until_ready(dataclasses.replace(held["state"], step=number))
         begin = time.perf_counter()
         for done in range(0, steps, drawn.count):

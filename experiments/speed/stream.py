@@ -3,7 +3,8 @@
 python experiments/speed/stream.py --workers=2 --rounds=5
 
 Makes JPEG files of ImageNet's usual size (500x375, about 110 kB) in a temporary folder, reads them through
-`data.feeds.feed` as a run does (folder, random resized crop to 224 pixels, mirror image, batches of 64, uint8), and
+`data.loader.make_loader` as a run does (folder,
+random resized crop to 224 pixels, mirror image, batches of 64, uint8), and
 through a `torch.utils.data.DataLoader` over the same files with the same boxes from the same draws, in two forms:
 uint8 batches, and the customary float32 tensors normalised on the workers. The rounds take turns; each reads
 `--images` images after the first batches, which start the workers. Prints a Markdown table of medians.
@@ -48,13 +49,13 @@ def write_images(folder: Path, count: int) -> None:
             image.save(path, quality=90)
 
 
-def ours(spec: config.Data) -> Callable[[], Iterator[int]]:
+def ours(spec: config.DataConfig) -> Callable[[], Iterator[int]]:
     """Batch sizes, as the batches of a run come."""
-    data = dataset.load(spec, 0)
+    data = dataset.load_dataset(spec, 0)
 
     def read() -> Iterator[int]:
-        feed = loader.feed(data.train, data.form, spec, 0, BATCH, sampling.Share())
-        reading = feed.training(0, 10**6)
+        make_loader = loader.make_loader(data.train, data.image_spec, spec, 0, BATCH, sampling.ProcessShard())
+        reading = make_loader.train_batches(0, 10**6)
         try:
             for _, examples in reading:
                 yield len(examples.images)
@@ -88,7 +89,7 @@ class Files(torch.utils.data.Dataset[Any]):
         return pixels, self.labels[index]
 
 
-def torch_loader(spec: config.Data, *, normalised: bool) -> Callable[[], Iterator[int]]:
+def torch_loader(spec: config.DataConfig, *, normalised: bool) -> Callable[[], Iterator[int]]:
     """Batch sizes of a DataLoader; it reads in order, which costs the same as an order drawn before."""
     paths = sorted((Path(spec.dir) / "train").glob("*/*.jpg"))
     files = Files(paths, [int(path.parent.name) for path in paths], normalised=normalised)
@@ -124,7 +125,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         write_images(Path(name), options.files)
         size = statistics.mean(path.stat().st_size for path in Path(name).glob("train/*/*.jpg"))
-        spec = config.Data(
+        spec = config.DataConfig(
             name="folder", dir=name, pipeline="stream", image_size=SIZE, workers=options.workers, augment=True
         )
         ways = {

@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from switokd_jax.analysis.trained_network import Trained
-from switokd_jax.config_fields import ConfigError, nearest
+from switokd_jax.analysis.trained_network import TrainedNetwork
 from switokd_jax.data import transforms
+from switokd_jax.errors import UserError, did_you_mean
 
 LEAST = 4  # places a side: on fewer a map hardly says where
 
 
-def layer(network: Trained) -> str:
+def select_layer(network: TrainedNetwork) -> str:
     """The features that `heat` looks at: the last ones that models tap with at least 4 places a side, as the deepest
     convolutions have the classes in them; of small images the finest ones.
 
@@ -29,14 +29,12 @@ def layer(network: Trained) -> str:
     """
     spatial = _maps(network)
     if not spatial:
-        raise ConfigError(
-            f"network {network.facts.network!r} ({network.facts.model}) taps no feature maps for Grad-CAM"
-        )
+        raise UserError(f"network {network.facts.network!r} ({network.facts.model}) taps no feature maps for Grad-CAM")
     fine = [name for name, sides in spatial.items() if min(sides) >= LEAST]
     return fine[-1] if fine else max(spatial, key=lambda name: min(spatial[name]))
 
 
-def heat(network: Trained, images: Any, classes: Any = None, of: str = "") -> tuple[jax.Array, jax.Array]:
+def grad_cam(network: TrainedNetwork, images: Any, classes: Any = None, of: str = "") -> tuple[jax.Array, jax.Array]:
     """Heat maps of images, by a network in evaluation mode.
 
     A map is relu(sum_k a_k A_k), where A_k are the feature maps, and a_k is the mean over places of the derivative of
@@ -55,10 +53,10 @@ def heat(network: Trained, images: Any, classes: Any = None, of: str = "") -> tu
     Raises:
       ConfigError: as `layer`, or if the network taps no maps of the name `of`.
     """
-    name = of or layer(network)
+    name = of or select_layer(network)
     if name not in (known := _maps(network)):
-        raise ConfigError(f"network {network.facts.network!r} taps no maps {name!r}; {nearest(name, known)}")
-    inputs = transforms.normalise(jnp.asarray(images), network.preprocess, network.module.dtype)
+        raise UserError(f"network {network.facts.network!r} taps no maps {name!r}; {did_you_mean(name, known)}")
+    inputs = transforms.normalize(jnp.asarray(images), network.preprocess, network.module.dtype)
     asked = None if classes is None else jnp.asarray(classes)
     made: tuple[jax.Array, jax.Array] = _heat(network.module, network.variables, inputs, asked, name)
     return made
@@ -94,7 +92,7 @@ def _perturbations(module: Any, variables: Any, inputs: jax.Array) -> Any:
     return made.get("perturbations", {})
 
 
-def _maps(network: Trained) -> dict[str, tuple[int, int]]:
+def _maps(network: TrainedNetwork) -> dict[str, tuple[int, int]]:
     """Height and width of the feature maps that it taps, stage1 before stage2; taps of inner modules are left out."""
     image = jax.ShapeDtypeStruct((1, *network.facts.image_shape), network.module.dtype)
     shapes: Any = jax.eval_shape(functools.partial(_perturbations, network.module), network.variables, image)

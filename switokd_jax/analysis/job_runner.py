@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from switokd_jax.analysis.tables import aligned
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.errors import UserError
 from switokd_jax.files import write_json
-from switokd_jax.workdir.resume import MAY_CHANGE
+from switokd_jax.workdir.resume import OVERRIDABLE_ON_RESUME
 
 Say = Callable[[str], None]
 PAUSE = 0.2  # seconds between two looks at the running processes
@@ -33,14 +33,14 @@ class Job:
       name: its folder in the grid's.
       config: the config file.
       flags: what it differs in, as on a command line.
-      after: names of the jobs whose results it reads; it starts once they are done.
+      depends_on: names of the jobs whose results it reads; it starts once they are done.
       flops: of its training, or None where nobody counted them.
     """
 
     name: str
     config: str
     flags: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
     flops: float | None = None
 
     def command(self, folder: Path) -> list[str]:
@@ -68,7 +68,7 @@ def result(job: Job, folder: Path) -> dict[str, Any] | None:
         return None
     found = json.loads(path.read_text())
     if (found["config"], _fixed(found["flags"])) != (job.config, _fixed(job.flags)):
-        raise ConfigError(
+        raise UserError(
             f"{path} is of a run with {' '.join([found['config'], *found['flags']])}, not "
             f"{' '.join([job.config, *job.flags])}; choose another --workdir"
         )
@@ -76,7 +76,7 @@ def result(job: Job, folder: Path) -> dict[str, Any] | None:
     return made
 
 
-def run(jobs: Sequence[Job], folder: Path, at_a_time: int = 1, say: Say = print) -> dict[str, str]:
+def run(jobs: Sequence[Job], folder: Path, max_parallel: int = 1, say: Say = print) -> dict[str, str]:
     """Runs all jobs that are not done.
 
     What a job prints goes to FOLDER/logs/NAME.txt. Ctrl-C and SIGTERM are handed to the running jobs, which save.
@@ -84,7 +84,7 @@ def run(jobs: Sequence[Job], folder: Path, at_a_time: int = 1, say: Say = print)
     Args:
       jobs: in the order in which they start, but for what they wait for.
       folder: of the grid.
-      at_a_time: how many run side by side; on Linux each gets its share of the cores, on a GPU of its memory.
+      max_parallel: how many run side by side; on Linux each gets its share of the cores, on a GPU of its memory.
       say: takes a line of progress.
 
     Returns:
@@ -101,7 +101,7 @@ def run(jobs: Sequence[Job], folder: Path, at_a_time: int = 1, say: Say = print)
     with _terminable():
         try:
             while waiting or running:
-                _start(waiting, running, done, failed, folder, at_a_time)
+                _start(waiting, running, done, failed, folder, max_parallel)
                 time.sleep(PAUSE)
                 for each in [each for each in running if each.process.poll() is not None]:
                     running.remove(each)
@@ -121,7 +121,7 @@ def run(jobs: Sequence[Job], folder: Path, at_a_time: int = 1, say: Say = print)
 
 
 def plan(
-    jobs: Sequence[Job], folder: Path, at_a_time: int, flops_per_second: float | None = None, start: float = 30.0
+    jobs: Sequence[Job], folder: Path, max_parallel: int, flops_per_second: float | None = None, start: float = 30.0
 ) -> str:
     """What would run, as text: each job's state and its time.
 
@@ -143,7 +143,7 @@ def plan(
     if not rate or any(job.flops is None for job in jobs):
         return f"{aligned(rows)}\n{left}"
     speed = f"{rate / 1e9:,.0f} GFLOP/s, {'as those done' if done else 'assumed'}"
-    return f"{aligned(rows)}\n{left}, about {duration(total / at_a_time)} with {at_a_time} at a time ({speed})"
+    return f"{aligned(rows)}\n{left}, about {duration(total / max_parallel)} with {max_parallel} at a time ({speed})"
 
 
 def duration(seconds: float) -> str:
@@ -155,34 +155,34 @@ def duration(seconds: float) -> str:
 
 
 def _start(
-    waiting: list[Job], running: list[_Running], done: set[str], failed: dict[str, str], folder: Path, at_a_time: int
+    waiting: list[Job], running: list[_Running], done: set[str], failed: dict[str, str], folder: Path, max_parallel: int
 ) -> None:
     """Starts what may start; a job that waits for one that failed fails."""
     for job in [*waiting]:
-        if lost := [name for name in job.after if name in failed]:
+        if lost := [name for name in job.depends_on if name in failed]:
             waiting.remove(job)
             failed[job.name] = f"it needs {lost[0]}, which failed"
-        elif len(running) < at_a_time and done.issuperset(job.after):
+        elif len(running) < max_parallel and done.issuperset(job.depends_on):
             waiting.remove(job)
-            slot = next(i for i in range(at_a_time) if i not in {each.slot for each in running})
-            running.append(_Running(job, _spawn(job, folder, slot, at_a_time), time.monotonic(), slot))
+            slot = next(i for i in range(max_parallel) if i not in {each.slot for each in running})
+            running.append(_Running(job, _spawn(job, folder, slot, max_parallel), time.monotonic(), slot))
 
 
-def _spawn(job: Job, folder: Path, slot: int, at_a_time: int) -> subprocess.Popen[bytes]:
+def _spawn(job: Job, folder: Path, slot: int, max_parallel: int) -> subprocess.Popen[bytes]:
     log = _log(job, folder)
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
-    if at_a_time > 1:
-        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / at_a_time:.3f}")
+    if max_parallel > 1:
+        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / max_parallel:.3f}")
     with log.open("ab") as out:
         # A session of its own: Ctrl-C reaches it through us, once.
         process = subprocess.Popen(
             job.command(folder), stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
-    if hasattr(os, "sched_setaffinity") and at_a_time > 1:
+    if hasattr(os, "sched_setaffinity") and max_parallel > 1:
         cores = sorted(os.sched_getaffinity(0))
-        if len(cores) >= at_a_time:  # XLA takes a thread for each core that it sees
-            os.sched_setaffinity(process.pid, cores[slot::at_a_time])
+        if len(cores) >= max_parallel:  # XLA takes a thread for each core that it sees
+            os.sched_setaffinity(process.pid, cores[slot::max_parallel])
     return process
 
 
@@ -218,7 +218,7 @@ def _note(job: Job, folder: Path) -> str:
 
 def _fixed(flags: Sequence[str]) -> list[str]:
     """The flags that may not change between two starts."""
-    free = tuple(f"--config.{name}" for name in MAY_CHANGE)
+    free = tuple(f"--config.{name}" for name in OVERRIDABLE_ON_RESUME)
     return [each for each in flags if not each.startswith(free)]
 
 

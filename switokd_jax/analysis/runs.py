@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.errors import UserError
 from switokd_jax.methods import METHODS
-from switokd_jax.workdir.metric_writers import Line, read_metrics
-from switokd_jax.workdir.resume import MAY_CHANGE, flat
+from switokd_jax.workdir.metric_writers import MetricsRow, read_metrics
+from switokd_jax.workdir.resume import OVERRIDABLE_ON_RESUME, flatten
 
 LONGEST = 40  # characters of a label
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Finished:
+class Run:
     """Made by `read`.
 
     Attributes:
@@ -32,11 +32,11 @@ class Finished:
     summary: Mapping[str, Any]
 
     @functools.cached_property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[MetricsRow]:
         """The lines of its metrics.jsonl."""
         return read_metrics(self.folder / "metrics.jsonl")
 
-    def of_split(self, split: str) -> list[Line]:
+    def of_split(self, split: str) -> list[MetricsRow]:
         """Those of 'train', 'validation' or 'test'."""
         return [line for line in self.lines if line["split"] == split]
 
@@ -50,17 +50,17 @@ class Finished:
         """What makes it this experiment: the config by dotted names, without the seed, what may change between two
         starts, the blocks of other methods, and the files that networks begin with."""
         others = tuple(f"{name}." for name in METHODS if name != self.config["method"])
-        free = ("seed", *MAY_CHANGE)
+        free = ("seed", *OVERRIDABLE_ON_RESUME)
         return {
             name: value
-            for name, value in flat(self.config).items()
+            for name, value in flatten(self.config).items()
             if not name.startswith(others)
             and not name.endswith((".init_from", ".anchors"))
             and not any(name == each or name.startswith(f"{each}.") for each in free)
         }
 
 
-def read(folder: str | Path) -> Finished:
+def read(folder: str | Path) -> Run:
     """Reads a run.
 
     Raises:
@@ -73,13 +73,13 @@ def read(folder: str | Path) -> Finished:
             read[name] = json.loads((where / name).read_text())
         except OSError as error:
             what = "no run" if name == "config.json" else "a run that has not ended; start its command again"
-            raise ConfigError(f"{where} holds {what} ({name}: {error.strerror})") from None
+            raise UserError(f"{where} holds {what} ({name}: {error.strerror})") from None
         except ValueError:
-            raise ConfigError(f"{where / name} is not JSON; name a run's folder") from None
-    return Finished(where, read["config.json"], read["summary.json"])
+            raise UserError(f"{where / name} is not JSON; name a run's folder") from None
+    return Run(where, read["config.json"], read["summary.json"])
 
 
-def find_runs(folders: Sequence[str | Path]) -> list[Finished]:
+def find_runs(folders: Sequence[str | Path]) -> list[Run]:
     """Reads runs; a folder without one stands for all runs that have ended in the folders inside it.
 
     Raises:
@@ -92,10 +92,10 @@ def find_runs(folders: Sequence[str | Path]) -> list[Finished]:
     return found
 
 
-def group_by_settings(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
+def group_by_settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs of the same settings, which differ in their seeds, under a label that says what sets them apart: the method
     where that is enough, otherwise the settings that are not alike, or, were that too long, the folder's name."""
-    alike: list[list[Finished]] = []
+    alike: list[list[Run]] = []
     for run in runs:
         place = next((group for group in alike if group[0].settings == run.settings), None)
         if place is None:
@@ -108,14 +108,14 @@ def group_by_settings(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
     return dict(zip(labels, alike, strict=True))
 
 
-def differences(runs: Sequence[Finished]) -> dict[str, list[Any]]:
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """The settings that are not alike in all runs, by dotted name: a value for each run, None where it has none."""
     names = sorted({name for run in runs for name in run.settings})
     values = {name: [run.settings.get(name) for run in runs] for name in names}
     return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
 
 
-def _label(run: Finished, firsts: Sequence[Finished]) -> str:
+def _label(run: Run, firsts: Sequence[Run]) -> str:
     method = str(run.config["method"])
     if [first.config["method"] for first in firsts].count(method) == 1:
         return method

@@ -10,13 +10,13 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from switokd_jax.files import write_whole
+from switokd_jax.files import atomic_write
 
 MISSING = "-"
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
+class MeanStd:
     """Values of several seeds; `digits` behind the point."""
 
     values: tuple[float, ...]
@@ -40,7 +40,7 @@ class Spread:
         return mean if self.deviation is None else f"{mean} {plus_minus} {self.deviation:.{self.digits}f}"
 
 
-Cell = str | float | int | None | Spread
+Cell = str | float | int | None | MeanStd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def markdown(table: Table) -> str:
 
 def comma_separated(table: Table) -> str:
     """As CSV: a column of spreads becomes three, mean, deviation and number of seeds."""
-    spread = [any(isinstance(row[i], Spread) for row in table.rows) for i in range(len(table.head))]
+    spread = [any(isinstance(row[i], MeanStd) for row in table.rows) for i in range(len(table.head))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
@@ -81,7 +81,7 @@ def comma_separated(table: Table) -> str:
     for row in table.rows:
         cells: list[object] = []
         for i, cell in enumerate(row):
-            if isinstance(cell, Spread):
+            if isinstance(cell, MeanStd):
                 cells += [cell.mean if cell.values else "", cell.deviation, len(cell.values)]
             else:
                 cells += [cell, *(("", "") if spread[i] else ())]
@@ -118,7 +118,7 @@ def write(table: Table, stem: Path) -> list[Path]:
     made = []
     for suffix, form in FORMS.items():
         path, text = stem.with_name(stem.name + suffix), form(table)
-        write_whole(path, lambda p, text=text: p.write_text(text))  # type: ignore[misc]
+        atomic_write(path, lambda p, text=text: p.write_text(text))  # type: ignore[misc]
         made.append(path)
     return made
 
@@ -153,11 +153,11 @@ def aligned(rows: Sequence[Sequence[str]], names: int = 1) -> str:
 
 
 def _numbers(table: Table, column: int) -> bool:
-    return any(isinstance(row[column], Spread | float | int) for row in table.rows)
+    return any(isinstance(row[column], MeanStd | float | int) for row in table.rows)
 
 
 def _plain(cell: Cell) -> str:
-    if isinstance(cell, Spread):
+    if isinstance(cell, MeanStd):
         return cell.text()
     if isinstance(cell, float):
         return f"{cell:.2f}"
@@ -167,7 +167,7 @@ def _plain(cell: Cell) -> str:
 
 
 def _in_latex(cell: Cell) -> str:
-    if isinstance(cell, Spread) and cell.values:
+    if isinstance(cell, MeanStd) and cell.values:
         return "$" + cell.text(r"\pm") + "$"
     return _escaped(_plain(cell))
 

@@ -14,18 +14,18 @@ import numpy as np
 
 from switokd_jax import config as configs
 from switokd_jax import models
-from switokd_jax.config_fields import ConfigError, nearest
 from switokd_jax.data import resident, transforms
-from switokd_jax.data.dataset import load
-from switokd_jax.data.loader import feed
+from switokd_jax.data.dataset import load_dataset
+from switokd_jax.data.loader import make_loader
 from switokd_jax.data.normalization import Preprocess
-from switokd_jax.data.sampling import Share
-from switokd_jax.interop.stablehlo import Facts
+from switokd_jax.data.sampling import ProcessShard
+from switokd_jax.errors import UserError, did_you_mean
+from switokd_jax.interop.stablehlo import ModelInfo
 from switokd_jax.workdir import provenance, restore
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Trained:
+class TrainedNetwork:
     """Made by `read`.
 
     Attributes:
@@ -36,7 +36,7 @@ class Trained:
       resized: whether its images were cropped to their size (config.data.image_size), not that size by themselves.
     """
 
-    facts: Facts
+    facts: ModelInfo
     module: Any
     variables: Any
     preprocess: Preprocess
@@ -44,7 +44,7 @@ class Trained:
 
     def logits(self, images: Any) -> jax.Array:
         """Images [batch, height, width, channels] uint8 -> [batch, classes] float32; traceable."""
-        inputs = transforms.normalise(images, self.preprocess, self.module.dtype)
+        inputs = transforms.normalize(images, self.preprocess, self.module.dtype)
         made: jax.Array = self.module.apply(self.variables, inputs, train=False)
         return made.astype(jnp.float32)
 
@@ -60,10 +60,10 @@ def read_config(workdir: Path) -> configs.Config:
         return configs.parse(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"--workdir {workdir}: {path.name} cannot be read ({reason}); name a run's folder") from None
+        raise UserError(f"--workdir {workdir}: {path.name} cannot be read ({reason}); name a run's folder") from None
 
 
-def read(workdir: str | Path, network: str, which: str = "best") -> Trained:
+def read(workdir: str | Path, network: str, which: str = "best") -> TrainedNetwork:
     """Reads a network of a run.
 
     Args:
@@ -77,12 +77,12 @@ def read(workdir: str | Path, network: str, which: str = "best") -> Trained:
     folder = Path(workdir).expanduser()
     config = read_config(folder)
     if network not in config.networks:
-        raise ConfigError(f"--workdir {folder} has no network {network!r}; {nearest(network, config.networks)}")
-    spec, data = config.networks[network], provenance.data(folder)
-    facts = Facts(network, spec.model, tuple(data["classes"]), tuple(data["image_shape"]))
+        raise UserError(f"--workdir {folder} has no network {network!r}; {did_you_mean(network, config.networks)}")
+    spec, data = config.networks[network], provenance.read_dataset_info(folder)
+    facts = ModelInfo(network, spec.model, tuple(data["classes"]), tuple(data["image_shape"]))
     dtype = jnp.bfloat16 if config.dtype == "bfloat16" else jnp.float32
-    variables = restore.read_network(f"{folder}:{network}@{which}")
-    return Trained(
+    variables = restore.load_variables(f"{folder}:{network}@{which}")
+    return TrainedNetwork(
         facts=facts,
         module=models.create(spec.model, len(facts.classes), dtype=dtype, param_dtype=jnp.float32),
         variables=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables),
@@ -104,12 +104,14 @@ def test_images(config: configs.Config, places: Sequence[int]) -> tuple[np.ndarr
     Raises:
       ConfigError: if the data set cannot be read, or has no such place.
     """
-    dataset = load(config.data, config.seed)
+    dataset = load_dataset(config.data, config.seed)
     size = len(dataset.test)
     if beyond := [place for place in places if not 0 <= place < size]:
-        raise ConfigError(f"test image {beyond[0]} is none of 0 to {size - 1}")
+        raise UserError(f"test image {beyond[0]} is none of 0 to {size - 1}")
     spec = dataclasses.replace(config.data, workers=0)
-    fed = feed(dataset.test.take(np.asarray(places)), dataset.form, spec, config.seed, len(places), Share())
-    _, batch = next(fed.scoring())
-    images, labels = resident.look_up(fed.data, batch)
+    fed = make_loader(
+        dataset.test.take(np.asarray(places)), dataset.image_spec, spec, config.seed, len(places), ProcessShard()
+    )
+    _, batch = next(fed.eval_batches())
+    images, labels = resident.gather_batch(fed.data, batch)
     return np.asarray(images), np.asarray(labels)

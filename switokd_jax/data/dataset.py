@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from switokd_jax.config import Data
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.config import DataConfig
 from switokd_jax.data.folder import find_files, read_files
-from switokd_jax.data.image_records import Encoded, Form, Pixels, Records, size_of
-from switokd_jax.data.normalization import IMAGENET, KNOWN, NOT_MIRRORED, Preprocess, measured
+from switokd_jax.data.image_records import ArrayRecords, ImageSpec, Records, RecordSplit, size_of
+from switokd_jax.data.normalization import IMAGENET, NO_FLIP, PUBLISHED, Preprocess, measured
 from switokd_jax.data.tfds_source import open_tfds
+from switokd_jax.errors import UserError
 
 CHOICE_SEED = 0  # of the digits' test fifth and of `train_examples`, which are the same in every run
 
@@ -41,7 +41,7 @@ class Dataset:
     Attributes:
       name: as in the config.
       classes: the names of its labels.
-      form: (height, width, channels) of its images as networks see them, and how they get there.
+      image_spec: (height, width, channels) of its images as networks see them, and how they get there.
       train: in memory, or encoded where the pipeline is 'stream'; so are
       validation: held out of the training split, and
       test: the split that is reported.
@@ -50,20 +50,22 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    form: Form
-    train: Split | Encoded
-    validation: Split | Encoded
-    test: Split | Encoded
+    image_spec: ImageSpec
+    train: Split | RecordSplit
+    validation: Split | RecordSplit
+    test: Split | RecordSplit
     preprocess: Preprocess
 
     @property
-    def facts(self) -> Facts:
+    def info(self) -> DatasetInfo:
         """What a plan is made of."""
-        return Facts(len(self.classes), self.form.shape, len(self.train), self.preprocess, self.train.labels)
+        return DatasetInfo(
+            len(self.classes), self.image_spec.shape, len(self.train), self.preprocess, self.train.labels
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Facts:
+class DatasetInfo:
     """What a run has to know of a data set beforehand.
 
     Attributes:
@@ -81,7 +83,7 @@ class Facts:
     labels: np.ndarray | None = None
 
 
-def load(spec: Data, seed: int) -> Dataset:
+def load_dataset(spec: DataConfig, seed: int) -> Dataset:
     """Loads a data set, or finds its files where it is streamed, and holds out a share of its training split.
 
     The share is stratified where the labels are known: everywhere but in streams of TFDS.
@@ -94,41 +96,41 @@ def load(spec: Data, seed: int) -> Dataset:
       ConfigError: if there is no such set, it cannot be read or fetched, or its images do not fit.
     """
     if spec.image_size and spec.pipeline != "stream":
-        raise ConfigError(
+        raise UserError(
             f"config.data.image_size is {spec.image_size}, and config.data.pipeline 'resident' keeps images as they "
             "are; set it to 'stream'"
         )
     found = SOURCES.get(spec.name, _tfds)(spec)
     train = found.train
-    preprocess = KNOWN.get(spec.name) or (
-        measured(train.images, flip=spec.name.split(":")[0] not in NOT_MIRRORED)
+    preprocess = PUBLISHED.get(spec.name) or (
+        measured(train.images, flip=spec.name.split(":")[0] not in NO_FLIP)
         if isinstance(train, Split)
-        else dataclasses.replace(IMAGENET, padding=found.form.shape[0] // 8)
+        else dataclasses.replace(IMAGENET, padding=found.image_spec.shape[0] // 8)
     )
     if spec.train_examples > len(train):
-        raise ConfigError(
+        raise UserError(
             f"config.data.train_examples is {spec.train_examples}, and {spec.name!r} has {len(train)} training images"
         )
     if spec.train_examples:
         train = train.take(_part(train, spec.train_examples / len(train), CHOICE_SEED))
     held_out = _part(train, spec.validation_fraction, seed)
     if spec.validation_fraction and not 0 < held_out.sum() < len(train):
-        raise ConfigError(
+        raise UserError(
             f"config.data.validation_fraction is {spec.validation_fraction}, which is {held_out.sum()} of {len(train)} "
             "training images; hold out some and leave some, or set it to 0"
         )
     return Dataset(
         name=spec.name,
         classes=found.classes,
-        form=found.form,
+        image_spec=found.image_spec,
         train=train.take(~held_out) if held_out.any() else train,  # copies all images
         validation=train.take(held_out),
         test=found.test,
-        preprocess=dataclasses.replace(preprocess, padding=0, flip=False) if found.form.resized else preprocess,
+        preprocess=dataclasses.replace(preprocess, padding=0, flip=False) if found.image_spec.resized else preprocess,
     )
 
 
-def _part(split: Split | Encoded, fraction: float, seed: int) -> np.ndarray:
+def _part(split: Split | RecordSplit, fraction: float, seed: int) -> np.ndarray:
     """A mask of `stratified`; of one class for all where the labels are not known."""
     labels = np.zeros(len(split), np.int32) if split.labels is None else split.labels
     return stratified(labels, fraction, seed)
@@ -151,26 +153,26 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     return mask
 
 
-class Found(NamedTuple):
+class SourceData(NamedTuple):
     """What a source has of a data set.
 
     Attributes:
       train: whole.
       test: whole.
       classes: the names of the labels.
-      form: what the images are.
+      image_spec: what the images are.
     """
 
-    train: Split | Encoded
-    test: Split | Encoded
+    train: Split | RecordSplit
+    test: Split | RecordSplit
     classes: tuple[str, ...]
-    form: Form
+    image_spec: ImageSpec
 
 
-def in_memory(train: Split, test: Split, classes: Sequence[str]) -> Found:
+def in_memory(train: Split, test: Split, classes: Sequence[str]) -> SourceData:
     """A data set whose images are arrays."""
     height, width, channels = train.images.shape[1:]
-    return Found(train, test, tuple(classes), Form((height, width, channels), resized=False))
+    return SourceData(train, test, tuple(classes), ImageSpec((height, width, channels), resized=False))
 
 
 def _streamed(
@@ -179,17 +181,18 @@ def _streamed(
     labels: Sequence[np.ndarray | None],
     classes: Sequence[str],
     channels: int,
-    spec: Data,
-) -> Found:
+    spec: DataConfig,
+) -> SourceData:
     splits = [
-        Encoded(records, np.arange(len(records)), known) for records, known in zip((train, test), labels, strict=True)
+        RecordSplit(records, np.arange(len(records)), known)
+        for records, known in zip((train, test), labels, strict=True)
     ]
     size = spec.image_size
     height, width = (size, size) if size else size_of(train[0][0])
-    return Found(splits[0], splits[1], tuple(classes), Form((height, width, channels), resized=size > 0))
+    return SourceData(splits[0], splits[1], tuple(classes), ImageSpec((height, width, channels), resized=size > 0))
 
 
-def _digits(spec: Data) -> Found:
+def _digits(spec: DataConfig) -> SourceData:
     """scikit-learn's digits, 8x8 pixels; no download."""
     from sklearn.datasets import load_digits  # slow to import, and only this set needs it
 
@@ -200,14 +203,14 @@ def _digits(spec: Data) -> Found:
     classes = [*map(str, raw.target_names)]
     if spec.pipeline == "resident":
         return in_memory(train, test, classes)
-    first, second = (Pixels(split.images, split.labels) for split in (train, test))
+    first, second = (ArrayRecords(split.images, split.labels) for split in (train, test))
     return _streamed(first, second, [train.labels, test.labels], classes, 1, spec)
 
 
-def _folder(spec: Data) -> Found:
+def _folder(spec: DataConfig) -> SourceData:
     """Images in DIR/train/CLASS and DIR/test/CLASS; DIR is config.data.dir."""
     if not spec.dir:
-        raise ConfigError("config.data.dir is empty; data.name 'folder' reads DIR/train/CLASS and DIR/test/CLASS")
+        raise UserError("config.data.dir is empty; data.name 'folder' reads DIR/train/CLASS and DIR/test/CLASS")
     train, test, classes = find_files(Path(spec.dir).expanduser())
     if spec.pipeline == "stream":
         return _streamed(train, test, [train.labels, test.labels], classes, 3, spec)
@@ -215,7 +218,7 @@ def _folder(spec: Data) -> Found:
     return in_memory(Split(images[0], train.labels), Split(images[1], test.labels), classes)
 
 
-def _tfds(spec: Data) -> Found:
+def _tfds(spec: DataConfig) -> SourceData:
     prepared = open_tfds(spec.name, spec.dir)
     splits = ("train", prepared.test_split)
     if spec.pipeline == "stream":
@@ -226,4 +229,4 @@ def _tfds(spec: Data) -> Found:
 
 
 # By name; what is not here is a set of TFDS. A source takes the config's block of the data.
-SOURCES: dict[str, Callable[[Data], Found]] = {"digits": _digits, "folder": _folder}
+SOURCES: dict[str, Callable[[DataConfig], SourceData]] = {"digits": _digits, "folder": _folder}

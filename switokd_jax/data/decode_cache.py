@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from switokd_jax.files import user_cache, write_whole
+from switokd_jax.files import atomic_write, cache_dir
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -25,13 +25,13 @@ def decoded(title: str, shards: Sequence[Any], read: Callable[[], Arrays]) -> Ar
       shards: its files; known by path, size and time of the last change.
       read: reads and decodes them.
     """
-    kept = user_cache() / "decoded" / f"{_fingerprint(title, shards)}.npz"
+    kept = cache_dir() / "decoded" / f"{_fingerprint(title, shards)}.npz"
     if (arrays := _load(kept)) is not None:
         return arrays
     images, labels = read()
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, lambda path: np.savez(path, images=images, labels=labels))
+        atomic_write(kept, lambda path: np.savez(path, images=images, labels=labels))
     except OSError as error:
         logging.getLogger(__name__).warning("%s will be decoded again at the next start: %s", title, error)
     return images, labels

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -27,7 +27,7 @@ class Files:
     def __getitem__(self, place: int) -> tuple[bytes, int]:
         return self.paths[place].read_bytes(), int(self.labels[place])
 
-    def title(self, place: int) -> str:
+    def describe(self, place: int) -> str:
         """Its path."""
         return f"config.data.dir: {self.paths[place]}"
 
@@ -40,12 +40,12 @@ def find_files(root: Path) -> tuple[Files, Files, list[str]]:
     """
     for split in ("train", "test"):
         if not (root / split).is_dir():
-            raise ConfigError(f"config.data.dir: there is no folder {root / split}; it holds a folder for each class")
+            raise UserError(f"config.data.dir: there is no folder {root / split}; it holds a folder for each class")
     classes = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
     if not classes:
-        raise ConfigError(f"config.data.dir: {root / 'train'} holds no folders; make one for each class")
+        raise UserError(f"config.data.dir: {root / 'train'} holds no folders; make one for each class")
     if stray := sorted({path.name for path in (root / "test").iterdir() if path.is_dir()} - {*classes}):
-        raise ConfigError(f"config.data.dir: {root / 'test' / stray[0]} is a class that {root / 'train'} does not have")
+        raise UserError(f"config.data.dir: {root / 'test' / stray[0]} is a class that {root / 'train'} does not have")
     train, test = (_files(root / split, classes) for split in ("train", "test"))
     return train, test, classes
 
@@ -73,7 +73,7 @@ def _files(folder: Path, classes: list[str]) -> Files:
         if path.suffix.lower() in SUFFIXES
     ]
     if not found:
-        raise ConfigError(f"config.data.dir: {folder} holds no images ({', '.join(SUFFIXES)})")
+        raise UserError(f"config.data.dir: {folder} holds no images ({', '.join(SUFFIXES)})")
     return Files(tuple(path for path, _ in found), np.asarray([label for _, label in found], np.int32))
 
 
@@ -83,19 +83,19 @@ def _header(path: Path) -> tuple[str, tuple[int, int]]:
         with Image.open(path) as image:
             return image.mode, image.size
     except (UnidentifiedImageError, OSError) as error:
-        raise ConfigError(f"config.data.dir: {path} cannot be read as an image ({error})") from None
+        raise UserError(f"config.data.dir: {path} cannot be read as an image ({error})") from None
 
 
 def _read(path: Path, grey: bool, size: tuple[int, int]) -> np.ndarray:
     try:
         with Image.open(path) as image:
             if image.size != size:
-                raise ConfigError(
+                raise UserError(
                     f"{path} has {image.size[0]}x{image.size[1]} pixels, the first "
                     f"{size[0]}x{size[1]}; resize them, or set config.data.pipeline to 'stream' "
                     "and config.data.image_size"
                 )
             pixels = np.asarray(image.convert("L" if grey else "RGB"), np.uint8)
     except OSError as error:
-        raise ConfigError(f"config.data.dir: {path} cannot be read as an image ({error})") from None
+        raise UserError(f"config.data.dir: {path} cannot be read as an image ({error})") from None
     return pixels[..., None] if grey else pixels

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.errors import UserError
 
 
 class Records(Protocol):
@@ -22,13 +22,13 @@ class Records(Protocol):
         """The encoded image, or its uint8 pixels [height, width, channels]; and its label."""
         ...
 
-    def title(self, place: int) -> str:
+    def describe(self, place: int) -> str:
         """What to call an example in a message: its file, or its place."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pixels:
+class ArrayRecords:
     """Images in memory as records: [n, height, width, channels] uint8 and [n] int32."""
 
     images: np.ndarray
@@ -40,35 +40,37 @@ class Pixels:
     def __getitem__(self, place: int) -> tuple[np.ndarray, int]:
         return self.images[place], int(self.labels[place])
 
-    def title(self, place: int) -> str:
+    def describe(self, place: int) -> str:
         """Its place."""
         return f"image {place}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Encoded:
+class RecordSplit:
     """The examples of a split.
 
     Attributes:
       records: where they stand, with others perhaps.
-      places: [n], which of the records they are.
+      record_indices: [n], which of the records they are.
       labels: [n] int32, or None where they are known only once a record is read.
     """
 
     records: Records
-    places: np.ndarray
+    record_indices: np.ndarray
     labels: np.ndarray | None
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.record_indices)
 
-    def take(self, chosen: np.ndarray) -> Encoded:
+    def take(self, chosen: np.ndarray) -> RecordSplit:
         """The examples of these indices, or of this mask."""
-        return Encoded(self.records, self.places[chosen], None if self.labels is None else self.labels[chosen])
+        return RecordSplit(
+            self.records, self.record_indices[chosen], None if self.labels is None else self.labels[chosen]
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class ImageSpec:
     """What an encoded image becomes.
 
     Attributes:
@@ -81,7 +83,9 @@ class Form:
     resized: bool
 
 
-def read(split: Encoded, index: int, form: Form, rng: np.random.Generator | None) -> tuple[np.ndarray, int]:
+def load_example(
+    split: RecordSplit, index: int, form: ImageSpec, rng: np.random.Generator | None
+) -> tuple[np.ndarray, int]:
     """One example: uint8 pixels of `form.shape`, and its label.
 
     Args:
@@ -93,7 +97,7 @@ def read(split: Encoded, index: int, form: Form, rng: np.random.Generator | None
     Raises:
       ConfigError: naming the image, if it cannot be decoded or has another size.
     """
-    place = int(split.places[index])
+    place = int(split.record_indices[index])
     encoded, label = split.records[place]
     try:
         image = _open(encoded, form.shape[2])
@@ -101,10 +105,10 @@ def read(split: Encoded, index: int, form: Form, rng: np.random.Generator | None
             image = centre_crop(image, form.shape[0]) if rng is None else random_crop(image, form.shape[0], rng)
         pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, form.shape[2])
     except OSError as error:
-        raise ConfigError(f"{split.records.title(place)} cannot be decoded ({error}); mend or remove it") from None
+        raise UserError(f"{split.records.describe(place)} cannot be decoded ({error}); mend or remove it") from None
     if pixels.shape != form.shape:
-        raise ConfigError(
-            f"{split.records.title(place)} has {image.width}x{image.height} pixels, the first image "
+        raise UserError(
+            f"{split.records.describe(place)} has {image.width}x{image.height} pixels, the first image "
             f"{form.shape[1]}x{form.shape[0]}; set config.data.image_size to bring all to one size"
         )
     return pixels, label

@@ -6,32 +6,34 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from switokd_jax.config import Data
+from switokd_jax.config import DataConfig
 from switokd_jax.data import resident, stream
 from switokd_jax.data.dataset import Split
-from switokd_jax.data.image_records import Encoded, Form
-from switokd_jax.data.resident import Resident
-from switokd_jax.data.sampling import Reading, Share
+from switokd_jax.data.image_records import ImageSpec, RecordSplit
+from switokd_jax.data.resident import DeviceDataset
+from switokd_jax.data.sampling import BatchIterator, ProcessShard
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Feed:
-    """Made by `feed`.
+class Loader:
+    """Made by `make_loader`.
 
     Attributes:
       data: what is to be placed on the devices; None for a stream.
       size: number of examples.
-      training: (first global step, total steps) to the training batches in between.
-      scoring: the batches of an evaluation.
+      train_batches: (first global step, total steps) to the training batches in between.
+      eval_batches: the batches of an evaluation.
     """
 
-    data: Resident | None
+    data: DeviceDataset | None
     size: int
-    training: Callable[[int, int], Reading]
-    scoring: Callable[[], Reading]
+    train_batches: Callable[[int, int], BatchIterator]
+    eval_batches: Callable[[], BatchIterator]
 
 
-def feed(split: Split | Encoded, form: Form, spec: Data, seed: int, batch_size: int, share: Share) -> Feed:
+def make_loader(
+    split: Split | RecordSplit, form: ImageSpec, spec: DataConfig, seed: int, batch_size: int, share: ProcessShard
+) -> Loader:
     """The feed of a split.
 
     Args:
@@ -43,18 +45,18 @@ def feed(split: Split | Encoded, form: Form, spec: Data, seed: int, batch_size: 
       share: the part of this process.
     """
     if isinstance(split, Split):
-        return Feed(
-            Resident(split.images, split.labels),
+        return Loader(
+            DeviceDataset(split.images, split.labels),
             len(split),
-            functools.partial(resident.training, len(split), seed, batch_size, share),
-            functools.partial(resident.scoring, len(split), batch_size, share),
+            functools.partial(resident.train_batches, len(split), seed, batch_size, share),
+            functools.partial(resident.eval_batches, len(split), batch_size, share),
         )
 
-    def training(first: int, total: int) -> Reading:
+    def training(first: int, total: int) -> BatchIterator:
         source = stream.Training(split, form, spec.augment and form.resized, seed, batch_size, share, total)
         return stream.batches_of(source, spec.workers, first)
 
-    def scoring() -> Reading:
+    def scoring() -> BatchIterator:
         return stream.batches_of(stream.Scoring(split, form, batch_size, share), spec.workers)
 
-    return Feed(None, len(split), training, scoring)
+    return Loader(None, len(split), training, scoring)

@@ -29,7 +29,7 @@ class Preprocess:
 IMAGENET = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # The public SwitOKD code's. Other sets are measured on their training images, or take ImageNet's where these are not
 # in memory.
-KNOWN: dict[str, Preprocess] = {
+PUBLISHED: dict[str, Preprocess] = {
     "digits": Preprocess((0.0,), (1.0,), scale=16.0, padding=1, flip=False),
     "cifar10": Preprocess((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
     "cifar100": Preprocess((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
@@ -37,7 +37,7 @@ KNOWN: dict[str, Preprocess] = {
     "imagenet2012": IMAGENET,
 }
 # A mirrored digit or letter is another one, or none.
-NOT_MIRRORED = ("mnist", "emnist", "kmnist", "binarized_mnist", "svhn_cropped", "omniglot", "cmaterdb")
+NO_FLIP = ("mnist", "emnist", "kmnist", "binarized_mnist", "svhn_cropped", "omniglot", "cmaterdb")
 
 
 def measured(images: np.ndarray, *, flip: bool) -> Preprocess:

@@ -11,33 +11,35 @@ from flax import struct
 
 from switokd_jax.data import sampling, transforms
 from switokd_jax.data.normalization import Preprocess
-from switokd_jax.data.sampling import Examples, Reading, Share
+from switokd_jax.data.sampling import Batch, BatchIterator, ProcessShard
 
 
 @struct.dataclass
-class Resident:
+class DeviceDataset:
     """images: [n, height, width, channels] uint8; labels: [n] int32; both on every device."""
 
     images: jax.Array | np.ndarray
     labels: jax.Array | np.ndarray
 
 
-def training(examples: int, seed: int, batch_size: int, share: Share, first: int, total: int) -> Reading:
+def train_batches(
+    examples: int, seed: int, batch_size: int, share: ProcessShard, first: int, total: int
+) -> BatchIterator:
     """The batches of the global steps from `first` to the last before `total`."""
     for step in range(first, total):
-        index = sampling.training(step, seed, examples, batch_size)
-        yield len(index), Examples(index[share.rows(len(index))])
+        index = sampling.train_indices(step, seed, examples, batch_size)
+        yield len(index), Batch(index[share.rows(len(index))])
 
 
-def scoring(examples: int, batch_size: int, share: Share) -> Reading:
+def eval_batches(examples: int, batch_size: int, share: ProcessShard) -> BatchIterator:
     """Batches that cover the split once, padded and masked."""
     for step in range(sampling.steps_per_epoch(examples, batch_size)):
-        index, mask = sampling.scoring(step, examples, batch_size)
+        index, mask = sampling.eval_indices(step, examples, batch_size)
         rows = share.rows(batch_size)
-        yield batch_size, Examples(index[rows], mask[rows])
+        yield batch_size, Batch(index[rows], mask[rows])
 
 
-def look_up(data: Resident | None, batch: Examples) -> tuple[Any, Any]:
+def gather_batch(data: DeviceDataset | None, batch: Batch) -> tuple[Any, Any]:
     """Images [batch, height, width, channels] uint8 and labels [batch] of a batch, inside a step.
 
     Args:
@@ -51,16 +53,18 @@ def look_up(data: Resident | None, batch: Examples) -> tuple[Any, Any]:
 
 def train_inputs(
     preprocess: Preprocess, *, augmented: bool, steps_in_epoch: int, dtype: Any
-) -> Callable[[Resident | None, Examples, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+) -> Callable[[DeviceDataset | None, Batch, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """Makes (data, batch, run key, global step) -> (images, labels) for inside the step."""
     # Streams of images of any size are cropped and mirrored where they are decoded.
     augmented = augmented and (preprocess.padding > 0 or preprocess.flip)
 
-    def inputs(data: Resident | None, batch: Examples, rng: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        images, labels = look_up(data, batch)
+    def inputs(
+        data: DeviceDataset | None, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        images, labels = gather_batch(data, batch)
         if augmented:
             keys = transforms.example_keys(rng, step // steps_in_epoch, batch.index)
-            images = transforms.crop_and_flip(images, keys, preprocess)
-        return transforms.normalise(images, preprocess, dtype), labels
+            images = transforms.random_crop_and_flip(images, keys, preprocess)
+        return transforms.normalize(images, preprocess, dtype), labels
 
     return inputs

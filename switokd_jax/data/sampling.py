@@ -17,11 +17,11 @@ import numpy as np
 from flax import struct
 
 from switokd_jax.config import Config
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.errors import UserError
 
 
 @struct.dataclass
-class Examples:
+class Batch:
     """A batch as the host sends it: arrays of NumPy there and of JAX on the devices.
 
     Attributes:
@@ -37,14 +37,14 @@ class Examples:
     labels: Any = None
 
 
-Sized = tuple[int, Examples]
+SizedBatch = tuple[int, Batch]
 """The size of a global batch and the part of it that this process sends."""
-Reading = Generator[Sized, None, None]
+BatchIterator = Generator[SizedBatch, None, None]
 """Batches; to be closed."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack:
+class StackedBatches:
     """Batches of one size that follow one another, for one call of the devices.
 
     Attributes:
@@ -56,11 +56,11 @@ class Stack:
 
     size: int
     count: int
-    examples: Examples
+    examples: Batch
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class ProcessShard:
     """Which part of a global batch a process reads.
 
     Attributes:
@@ -86,7 +86,7 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return math.ceil(examples / batch_size)
 
 
-def check_parts(config: Config, examples: int, devices: int) -> None:
+def check_microbatches(config: Config, examples: int, devices: int) -> None:
     """What a device has of a batch has equal parts; what the devices do not divide, each has whole.
 
     Raises:
@@ -96,7 +96,7 @@ def check_parts(config: Config, examples: int, devices: int) -> None:
     for size in (config.batch_size, examples % config.batch_size):
         if (size if size % devices else size // devices) % parts:
             which = "a batch" if size == config.batch_size else "the last batch of an epoch"
-            raise ConfigError(
+            raise UserError(
                 f"config.gradient_accumulation is {parts}, which does not divide {which}, {size} examples on {devices} "
                 "device(s); change it or config.batch_size"
             )
@@ -110,21 +110,21 @@ def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
     return order
 
 
-def training(step: int, seed: int, examples: int, batch_size: int) -> np.ndarray:
+def train_indices(step: int, seed: int, examples: int, batch_size: int) -> np.ndarray:
     """The examples [batch] int32 of a global step; each epoch takes every example once."""
     epoch, within = divmod(step, steps_per_epoch(examples, batch_size))
     return epoch_order(seed, epoch, examples)[within * batch_size : (within + 1) * batch_size]
 
 
-def scoring(step: int, examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def eval_indices(step: int, examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """The examples [batch] of one step of an evaluation, and a mask that is 0 on the padding of the last one."""
     index = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int32)
     return np.minimum(index, examples - 1), (index < examples).astype(np.float32)
 
 
-def stacked(
-    batches: Iterable[Sized], most: int, first: int = 0, stops: Callable[[int], bool] = lambda step: False
-) -> Iterator[Stack]:
+def stack_batches(
+    batches: Iterable[SizedBatch], most: int, first: int = 0, stops: Callable[[int], bool] = lambda step: False
+) -> Iterator[StackedBatches]:
     """Stacks of up to `most` batches.
 
     Args:
@@ -133,7 +133,7 @@ def stacked(
       first: global steps before the first batch.
       stops: whether a stack has to end with this global step (counted from 1).
     """
-    waiting: list[Examples] = []
+    waiting: list[Batch] = []
     size = 0
     for step, (coming, examples) in enumerate(batches, first + 1):
         if waiting and coming != size:
@@ -148,11 +148,11 @@ def stacked(
         yield _stack(size, waiting, most)
 
 
-def _stack(size: int, batches: list[Examples], most: int) -> Stack:
+def _stack(size: int, batches: list[Batch], most: int) -> StackedBatches:
     def together(*rows: np.ndarray) -> np.ndarray:
         if most == 1 and batches[0].images is not None:
             return rows[0][None]  # a stream's images are large: no copy
         # Two rows at least: XLA reads a single one without a look-up, fuses more, and may round a metric otherwise.
         return np.stack([*rows, *[rows[-1]] * (max(most, 2) - len(rows))])
 
-    return Stack(size, len(batches), jax.tree.map(together, *batches))
+    return StackedBatches(size, len(batches), jax.tree.map(together, *batches))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from switokd_jax.config_fields import ConfigError, one_line
+from switokd_jax.errors import UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Shards:
         return self.paths[-1]
 
     def _refuse(self, path: str, reason: object) -> NoReturn:
-        raise ConfigError(
+        raise UserError(
             f"data shard {path} cannot be read ({one_line(reason)}); copy it again, or remove {Path(path).parent} and "
             f"run: {self.command}"
         )

@@ -22,8 +22,8 @@ import numpy as np
 from absl import flags
 
 from switokd_jax.data import sampling
-from switokd_jax.data.image_records import Encoded, Form, read
-from switokd_jax.data.sampling import Examples, Reading, Share
+from switokd_jax.data.image_records import ImageSpec, RecordSplit, load_example
+from switokd_jax.data.sampling import Batch, BatchIterator, ProcessShard
 
 AHEAD = 2  # finished batches that wait in each worker
 
@@ -32,19 +32,19 @@ AHEAD = 2  # finished batches that wait in each worker
 class Training:
     """The training batches as a random-access source of Grain's, by global step."""
 
-    split: Encoded
-    form: Form
+    split: RecordSplit
+    form: ImageSpec
     augmented: bool
     seed: int
     batch_size: int
-    share: Share
+    share: ProcessShard
     total: int
 
     def __len__(self) -> int:
         return self.total
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        index = sampling.training(step, self.seed, len(self.split), self.batch_size)
+        index = sampling.train_indices(step, self.seed, len(self.split), self.batch_size)
         epoch = step // sampling.steps_per_epoch(len(self.split), self.batch_size)
         mine = index[self.share.rows(len(index))]
         draws = [np.random.default_rng((self.seed, epoch, i)) if self.augmented else None for i in mine]
@@ -55,23 +55,23 @@ class Training:
 class Scoring:
     """The batches of an evaluation, padded and masked, likewise."""
 
-    split: Encoded
-    form: Form
+    split: RecordSplit
+    form: ImageSpec
     batch_size: int
-    share: Share
+    share: ProcessShard
 
     def __len__(self) -> int:
         return sampling.steps_per_epoch(len(self.split), self.batch_size)
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        index, mask = sampling.scoring(step, len(self.split), self.batch_size)
+        index, mask = sampling.eval_indices(step, len(self.split), self.batch_size)
         rows = self.share.rows(self.batch_size)
         mine = index[rows]
         seen = _read(self.split, mine, self.form, [None] * len(mine))
         return {"size": self.batch_size, "index": mine, "mask": mask[rows], **seen}
 
 
-def batches_of(source: Training | Scoring, workers: int, first: int = 0) -> Reading:
+def batches_of(source: Training | Scoring, workers: int, first: int = 0) -> BatchIterator:
     """The batches from step `first` on.
 
     Args:
@@ -97,7 +97,7 @@ def batches_of(source: Training | Scoring, workers: int, first: int = 0) -> Read
     iterator = iter(dataset)
     try:
         for batch in iterator:
-            yield batch.pop("size"), Examples(**batch)
+            yield batch.pop("size"), Batch(**batch)
     finally:
         iterator.close()
 
@@ -125,8 +125,8 @@ def _start_worker(parent: int, worker: int, workers: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _read(split: Encoded, index: np.ndarray, form: Form, draws: list[Any]) -> dict[str, np.ndarray]:
+def _read(split: RecordSplit, index: np.ndarray, form: ImageSpec, draws: list[Any]) -> dict[str, np.ndarray]:
     images, labels = np.empty((len(index), *form.shape), np.uint8), np.empty(len(index), np.int32)
     for row, (i, rng) in enumerate(zip(index, draws, strict=True)):
-        images[row], labels[row] = read(split, int(i), form, rng)
+        images[row], labels[row] = load_example(split, int(i), form, rng)
     return {"images": images, "labels": labels}

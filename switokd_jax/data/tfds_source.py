@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from switokd_jax.config_fields import ConfigError, nearest, one_line
 from switokd_jax.data.decode_cache import Arrays, decoded
 from switokd_jax.data.shards import Shards, shards_of
+from switokd_jax.errors import UserError, did_you_mean, one_line
 
 # Named in the message for an unknown set; TFDS has many more.
 COMMON = (
@@ -30,7 +30,7 @@ UNLABELLED_TEST = ("imagenet2012", "imagenet2012_subset")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prepared:
+class TfdsDataset:
     """A set that lies on disk.
 
     Attributes:
@@ -68,14 +68,14 @@ class Prepared:
           ConfigError: if there is no such split, or one of its files is missing, or they have no random access.
         """
         if split not in self.builder.info.splits:
-            raise ConfigError(
+            raise UserError(
                 f"config.data.name: {self.name!r} has no split {split!r}; it has {[*self.builder.info.splits]}"
             )
         self.shards(split).check()
         try:
             return self.builder.as_data_source(split=split, **options)
         except NotImplementedError:
-            raise ConfigError(
+            raise UserError(
                 f"{self.builder.data_dir} is not in a format with random access; prepare it again: {self.command}"
             ) from None
 
@@ -90,7 +90,7 @@ class Prepared:
           ConfigError: also if the images have several sizes.
         """
         if None in self.shape:
-            raise ConfigError(
+            raise UserError(
                 f"config.data.name: the images of {self.name!r} have many sizes; set config.data.pipeline = 'stream' "
                 "and config.data.image_size (224, say)"
             )
@@ -122,12 +122,12 @@ class TfdsRecords:
             example = self.source[place]
         return example["image"], int(example["label"])
 
-    def title(self, place: int) -> str:
+    def describe(self, place: int) -> str:
         """Its split and place."""
         return f"image {place} of {self.name}"
 
 
-def open_tfds(name: str, data_dir: str) -> Prepared:
+def open_tfds(name: str, data_dir: str) -> TfdsDataset:
     """A set by its TFDS name, prepared first where it is not.
 
     Args:
@@ -142,19 +142,21 @@ def open_tfds(name: str, data_dir: str) -> Prepared:
         import tensorflow_datasets as tfds  # imports TensorFlow only when it has to prepare a set
 
     if data_dir and not Path(data_dir).expanduser().is_dir():
-        raise ConfigError(f"config.data.dir {data_dir!r} is not a folder; set it to TFDS's data_dir or to ''")
+        raise UserError(f"config.data.dir {data_dir!r} is not a folder; set it to TFDS's data_dir or to ''")
     if name == "tiny_imagenet_200":
         importlib.import_module("switokd_jax.data.tiny_imagenet")  # makes it known to TFDS
     folder = str(Path(data_dir).expanduser()) if data_dir else None
     try:
         builder = tfds.builder(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError:
-        raise ConfigError(f"config.data.name: no data set {name!r}; {nearest(name, COMMON)}, and all of TFDS") from None
+        raise UserError(
+            f"config.data.name: no data set {name!r}; {did_you_mean(name, COMMON)}, and all of TFDS"
+        ) from None
     features = builder.info.features
     if not (isinstance(features, tfds.features.FeaturesDict) and {"image", "label"} <= {*features.keys()}):
-        raise ConfigError(f"config.data.name: {name!r} is not an image-classification set of TFDS")
+        raise UserError(f"config.data.name: {name!r} is not an image-classification set of TFDS")
     _prepare(builder, name, folder)
-    return Prepared(builder, name, _command(name, folder))
+    return TfdsDataset(builder, name, _command(name, folder))
 
 
 def _prepare(builder: Any, name: str, folder: str | None) -> None:
@@ -165,7 +167,7 @@ def _prepare(builder: Any, name: str, folder: str | None) -> None:
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # of the network, the disk or the archive: TFDS has no common type for them
         reason = one_line(error) or type(error).__name__
-        raise ConfigError(
+        raise UserError(
             f"data set {name!r} is not prepared and could not be fetched ({type(error).__name__}: {reason}); "
             f"{_remedy(builder, name, folder)}"
         ) from error
@@ -208,7 +210,7 @@ def _read(source: Any, title: str, shards: Shards) -> Arrays:
             labels.append(example["label"])
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
-        raise ConfigError(f"{title}: the images have {len(shapes)} sizes; config.data.pipeline 'resident' needs one")
+        raise UserError(f"{title}: the images have {len(shapes)} sizes; config.data.pipeline 'resident' needs one")
     return np.stack(images), np.asarray(labels, np.int32)
 
 

@@ -20,7 +20,7 @@ def example_keys(rng: jax.Array, epoch: jax.Array, indices: jax.Array) -> jax.Ar
     return jax.vmap(lambda index: jax.random.fold_in(of_epoch, index))(indices)
 
 
-def crop_and_flip(images: jax.Array | np.ndarray, keys: jax.Array, preprocess: Preprocess) -> jax.Array:
+def random_crop_and_flip(images: jax.Array | np.ndarray, keys: jax.Array, preprocess: Preprocess) -> jax.Array:
     """Random crop with black padding, then a random mirror image.
 
     Args:
@@ -49,7 +49,7 @@ def crop_and_flip(images: jax.Array | np.ndarray, keys: jax.Array, preprocess: P
     return jax.vmap(lambda image, r, c: image[r[:, None], c[None, :]])(padded, rows, columns)
 
 
-def normalise(images: jax.Array | np.ndarray, preprocess: Preprocess, dtype: Any) -> jax.Array:
+def normalize(images: jax.Array | np.ndarray, preprocess: Preprocess, dtype: Any) -> jax.Array:
     """uint8 [batch, height, width, channels] to (x / scale - mean) / std, computed in float32 at least."""
     wide = jnp.promote_types(dtype, jnp.float32)
     x = jnp.asarray(images, wide) / preprocess.scale

@@ -17,7 +17,7 @@ from switokd_jax.figures import draw_all, style
 
 def main() -> None:
     """Reads flags, draws."""
-    parser = cli.reader(__doc__, "python -m switokd_jax.figures")
+    parser = cli.make_parser(__doc__, "python -m switokd_jax.figures")
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR")
     parser.add_argument("--output", type=Path, help="a folder for the pictures (WORKDIR/figures)")
     parser.add_argument("--examples", nargs="*", type=int, default=[0, 1, 2, 3], help="test images for heat maps")
@@ -26,7 +26,7 @@ def main() -> None:
 
     def command() -> str:
         found = find_runs(given.workdirs)
-        looks = draw_all.look(group_by_settings(found), given.examples)
+        looks = draw_all.compute_heatmaps(group_by_settings(found), given.examples)
         with style.theme(given.theme):
             drawn = draw_all.draw(found, given.output or Path(given.workdirs[0]) / "figures", looks)
         return "\n".join(f"wrote {picture.path}" for picture in drawn)

@@ -13,13 +13,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from switokd_jax.analysis.runs import Finished
+from switokd_jax.analysis.runs import Run
 from switokd_jax.figures import style
 from switokd_jax.figures.curves import epoch_means
 from switokd_jax.figures.style import Picture
-from switokd_jax.models.flops import spent, unit
+from switokd_jax.models.flops import training_flops, unit
 
-Groups = Mapping[str, Sequence[Finished]]
+Groups = Mapping[str, Sequence[Run]]
 Curve = tuple[np.ndarray, np.ndarray]
 ACROSS, ACROSS_SMALL = 3, 4  # panels in a row
 
@@ -40,7 +40,7 @@ class Measure:
     caption: str
     xlabel: str
     ylabel: str
-    curve: Callable[[Finished, str], Curve | None]
+    curve: Callable[[Run, str], Curve | None]
     ends: bool = False
 
 
@@ -74,7 +74,7 @@ def draw_costs(groups: Groups, folder: Path) -> list[Picture]:
         return []
     name, size = unit(max(run.summary["training_flops"] for run in runs))
 
-    def curve(run: Finished, name: str) -> Curve | None:
+    def curve(run: Run, name: str) -> Curve | None:
         accuracy = _accuracy(run, name)
         return None if accuracy is None or "training_flops" not in run.summary else (costs(run) / size, accuracy[1])
 
@@ -83,7 +83,7 @@ def draw_costs(groups: Groups, folder: Path) -> list[Picture]:
     return _draw(groups, _all(run.networks for run in runs), measure, folder)
 
 
-def share(run: Finished, pair: str) -> Curve | None:
+def share(run: Run, pair: str) -> Curve | None:
     """Epochs, and the percentage of expert steps in each; None if the run does not know the pair."""
     if pair not in run.summary["switch"]:
         return None
@@ -91,17 +91,17 @@ def share(run: Finished, pair: str) -> Curve | None:
     return epochs, 100.0 * shares
 
 
-def costs(run: Finished) -> np.ndarray:
-    """Floating-point operations spent at each evaluation of the test split."""
+def costs(run: Run) -> np.ndarray:
+    """Floating-point operations training_flops at each evaluation of the test split."""
     per_epoch = run.summary["examples"] / run.summary["epochs"]
     made = []
     for line in run.of_split("test"):
         networks = {name: {**of, "updates": line[f"{name}/updates"]} for name, of in run.summary["networks"].items()}
-        made.append(spent(networks, line["step"], line["epoch"] * per_epoch))
+        made.append(training_flops(networks, line["step"], line["epoch"] * per_epoch))
     return np.asarray(made)
 
 
-def _accuracy(run: Finished, name: str) -> Curve | None:
+def _accuracy(run: Run, name: str) -> Curve | None:
     lines = run.of_split("test")
     if not lines or f"{name}/top1" not in lines[0]:
         return None

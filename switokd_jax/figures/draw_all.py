@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from switokd_jax.analysis import grad_cam, trained_network
-from switokd_jax.analysis.runs import Finished, group_by_settings
+from switokd_jax.analysis.runs import Run, group_by_settings
 from switokd_jax.figures import compare, heat
 from switokd_jax.figures.curves import draw_curves
 from switokd_jax.figures.style import Picture, slug
@@ -21,7 +21,7 @@ ACROSS = 6  # columns of a picture
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Looks:
+class HeatmapGrid:
     """What networks see in some images; made by `look`.
 
     Attributes:
@@ -34,10 +34,10 @@ class Looks:
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
-    columns: Mapping[str, Sequence[heat.Seen]]
+    columns: Mapping[str, Sequence[heat.HeatmapColumn]]
 
 
-def draw(runs: Sequence[Finished], folder: Path, looks: Looks | None = None) -> list[Picture]:
+def draw(runs: Sequence[Run], folder: Path, looks: HeatmapGrid | None = None) -> list[Picture]:
     """Draws what there is to draw.
 
     Args:
@@ -63,7 +63,7 @@ def draw(runs: Sequence[Finished], folder: Path, looks: Looks | None = None) -> 
     return made + (_heat_maps(looks, folder) if looks else [])
 
 
-def look(groups: compare.Groups, examples: Sequence[int]) -> Looks | None:
+def compute_heatmaps(groups: compare.Groups, examples: Sequence[int]) -> HeatmapGrid | None:
     """Grad-CAM of every network on images of the test split. The first run of each group is the one that is read;
     groups on other data than the first one are left out.
 
@@ -88,10 +88,10 @@ def look(groups: compare.Groups, examples: Sequence[int]) -> Looks | None:
     }
     if len(alike) == 1:
         by_network = {"": [dataclasses.replace(of[0], title=name) for name, of in by_network.items()]}
-    return Looks(images / read.preprocess.scale, labels, read.facts.classes, by_network)
+    return HeatmapGrid(images / read.preprocess.scale, labels, read.facts.classes, by_network)
 
 
-def _heat_maps(looks: Looks, folder: Path) -> list[Picture]:
+def _heat_maps(looks: HeatmapGrid, folder: Path) -> list[Picture]:
     """Of one experiment its networks side by side; of several, for each network, a column for each experiment."""
     made = []
     for name, of in looks.columns.items():
@@ -105,9 +105,9 @@ def _heat_maps(looks: Looks, folder: Path) -> list[Picture]:
     return made
 
 
-def _seen(run: Finished, name: str, images: np.ndarray, title: str) -> heat.Seen:
+def _seen(run: Run, name: str, images: np.ndarray, title: str) -> heat.HeatmapColumn:
     network = trained_network.read(run.folder, name)
-    maps, chosen = grad_cam.heat(network, images)
+    maps, chosen = grad_cam.grad_cam(network, images)
     # Not compiled: a handful of images, and as many networks as there are experiments.
     probabilities = np.asarray(jax.nn.softmax(network.logits(images))).max(axis=-1)
-    return heat.Seen(title, np.asarray(maps), np.asarray(chosen), probabilities)
+    return heat.HeatmapColumn(title, np.asarray(maps), np.asarray(chosen), probabilities)

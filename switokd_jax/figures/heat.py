@@ -24,7 +24,7 @@ FINE = 60  # places a side of a surface
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Seen:
+class HeatmapColumn:
     """What a network sees in images.
 
     Attributes:
@@ -41,7 +41,7 @@ class Seen:
 
 
 def draw_heat(
-    images: np.ndarray, labels: np.ndarray | None, columns: Sequence[Seen], classes: Sequence[str], path: Path
+    images: np.ndarray, labels: np.ndarray | None, columns: Sequence[HeatmapColumn], classes: Sequence[str], path: Path
 ) -> Path:
     """A row for each image: the image with its label, then each column's heat map over it, with the class that was
     chosen in green where it is right.
@@ -90,7 +90,7 @@ def draw_heat(
     return style.save(figure, path)
 
 
-def draw_surfaces(images: np.ndarray, columns: Sequence[Seen], path: Path) -> Path:
+def draw_surfaces(images: np.ndarray, columns: Sequence[HeatmapColumn], path: Path) -> Path:
     """The heat maps as surfaces over the image's plane: a row for each image, a column for each network, one scale.
 
     Args:
@@ -166,7 +166,7 @@ def _wrapped(title: str) -> str:
     return title.replace(", ", ",\n")
 
 
-def _heading(columns: Sequence[Seen]) -> float:
+def _heading(columns: Sequence[HeatmapColumn]) -> float:
     """Inches above the first row, for the title of most lines."""
     return 0.25 + LINE * max((_wrapped(column.title).count("\n") for column in columns), default=0)
 

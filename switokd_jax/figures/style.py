@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from switokd_jax.files import write_whole
+from switokd_jax.files import atomic_write
 
 Theme = Literal["light", "dark"]
 
@@ -104,5 +104,5 @@ def slug(text: str) -> str:
 def save(figure: Figure, path: Path) -> Path:
     """Writes a PNG at 200 dpi, whole or not at all."""
     FigureCanvasAgg(figure)
-    write_whole(path, lambda p: figure.savefig(p, dpi=200, format="png"))
+    atomic_write(path, lambda p: figure.savefig(p, dpi=200, format="png"))
     return path

@@ -18,8 +18,8 @@ import numpy as np
 from flax import traverse_util
 
 from switokd_jax import models
-from switokd_jax.config_fields import ConfigError, one_line
-from switokd_jax.files import write_whole
+from switokd_jax.errors import UserError, one_line
+from switokd_jax.files import atomic_write
 
 StateDict = Mapping[str, np.ndarray]
 _LEAVES = {
@@ -107,7 +107,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ConfigError(f"{path} is not a file")
+        raise UserError(f"{path} is not a file")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -115,9 +115,9 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ConfigError(f"{path} is not a whole safetensors file: {one_line(error)}") from None
+            raise UserError(f"{path} is not a whole safetensors file: {one_line(error)}") from None
         except (AttributeError, TypeError):
-            raise ConfigError(f"{path} {_NO_NUMPY}") from None
+            raise UserError(f"{path} {_NO_NUMPY}") from None
     return _read_torch(path)
 
 
@@ -128,11 +128,11 @@ def write(path: str | Path, flax_variables: Mapping[str, Any]) -> None:
         from safetensors.numpy import save
 
         content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
-        write_whole(path, lambda p: p.write_bytes(content))  # its own `save_file` lets nobody else read the file
+        atomic_write(path, lambda p: p.write_bytes(content))  # its own `save_file` lets nobody else read the file
         return
     torch = _torch(path)
     state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
-    write_whole(path, lambda p: torch.save({"state_dict": state}, p))
+    atomic_write(path, lambda p: torch.save({"state_dict": state}, p))
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -140,23 +140,23 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more
-        raise ConfigError(f"{path} was refused by torch.load(weights_only=True): {one_line(error)}") from None
+        raise UserError(f"{path} was refused by torch.load(weights_only=True): {one_line(error)}") from None
     for key in ("state_dict", "model", "net"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
-        raise ConfigError(f"{path} holds no state_dict (names to tensors)")
+        raise UserError(f"{path} holds no state_dict (names to tensors)")
     try:
         return {str(name): value.detach().numpy() for name, value in loaded.items()}
     except (RuntimeError, TypeError):  # bfloat16, quantized, sparse, without storage
-        raise ConfigError(f"{path} {_NO_NUMPY}") from None
+        raise UserError(f"{path} {_NO_NUMPY}") from None
 
 
 def _torch(path: Path) -> Any:
     try:
         import torch
     except ImportError:
-        raise ConfigError(f"{path} needs PyTorch; pip install 'switokd_jax[torch]' or use .safetensors") from None
+        raise UserError(f"{path} needs PyTorch; pip install 'switokd_jax[torch]' or use .safetensors") from None
     return torch
 
 

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from switokd_jax.config_fields import ConfigError, one_line
-from switokd_jax.files import write_whole
+from switokd_jax.errors import UserError, one_line
+from switokd_jax.files import atomic_write
 
 MAGIC = b"SwitOKD1"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -29,7 +29,7 @@ _TAIL = _LENGTH.size + hashlib.sha256().digest_size + len(MAGIC)
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class ModelInfo:
     """What a file says of its network.
 
     Attributes:
@@ -46,7 +46,7 @@ class Facts:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Artefact:
+class ExportedModel:
     """What a file holds.
 
     Attributes:
@@ -54,22 +54,22 @@ class Artefact:
       logits: images [batch, height, width, channels] uint8 -> [batch, classes] float32.
     """
 
-    facts: Facts
+    facts: ModelInfo
     logits: Callable[[Any], jax.Array]
 
 
-def write(path: Path, logits: Callable[[jax.Array], jax.Array], facts: Facts) -> None:
+def write(path: Path, logits: Callable[[jax.Array], jax.Array], facts: ModelInfo) -> None:
     """Writes a file that `read` opens.
 
     Args:
       path: of the file.
-      logits: as of an `Artefact`; traced for a batch of any size.
+      logits: as of an `ExportedModel`; traced for a batch of any size.
       facts: of its network.
     """
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *facts.image_shape), jnp.uint8)
     program = bytes(export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize())
-    write_whole(path, lambda p: p.write_bytes(sealed(program, json.dumps(dataclasses.asdict(facts)).encode())))
+    atomic_write(path, lambda p: p.write_bytes(sealed(program, json.dumps(dataclasses.asdict(facts)).encode())))
 
 
 def sealed(program: bytes, facts: bytes) -> bytes:
@@ -78,7 +78,7 @@ def sealed(program: bytes, facts: bytes) -> bytes:
     return content + hashlib.sha256(content).digest() + MAGIC
 
 
-def read(path: str | Path) -> Artefact:
+def read(path: str | Path) -> ExportedModel:
     """Opens a file of `write`.
 
     Raises:
@@ -88,37 +88,37 @@ def read(path: str | Path) -> Artefact:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
     program, facts = _opened(path, content)
     try:
         exported = export.deserialize(bytearray(program))
     except Exception as error:  # flatbuffers and JAX raise of all kinds for what is no such program
-        raise ConfigError(f"{path} holds no program of this JAX ({one_line(error)}); export it again") from None
+        raise UserError(f"{path} holds no program of this JAX ({one_line(error)}); export it again") from None
     taken, given = ([(x.shape[1:], x.dtype) for x in avals] for avals in (exported.in_avals, exported.out_avals))
     if taken != [(facts.image_shape, jnp.uint8)] or given != [((len(facts.classes),), jnp.float32)]:
-        raise ConfigError(f"{path}: its program takes or gives something else than its facts say; export it again")
-    return Artefact(facts, exported.call)
+        raise UserError(f"{path}: its program takes or gives something else than its facts say; export it again")
+    return ExportedModel(facts, exported.call)
 
 
-def _opened(path: Path, content: bytes) -> tuple[bytes, Facts]:
+def _opened(path: Path, content: bytes) -> tuple[bytes, ModelInfo]:
     """The program, and the facts behind it."""
     end = len(content) - _TAIL
     if end < 0 or not content.endswith(MAGIC):
-        raise ConfigError(
+        raise UserError(
             f"{path} is no whole file of `python -m switokd_jax.export --format=stablehlo`; export it again"
         )
     body, digest = content[: end + _LENGTH.size], content[end + _LENGTH.size : -len(MAGIC)]
     (length,) = _LENGTH.unpack(body[end:])
     if hashlib.sha256(body).digest() != digest or length > end:
-        raise ConfigError(f"{path} is damaged: its checksum is another; copy or export it again")
+        raise UserError(f"{path} is damaged: its checksum is another; copy or export it again")
     try:
         known = json.loads(content[end - length : end])
-        facts = Facts(
+        facts = ModelInfo(
             network=str(known["network"]),
             model=str(known["model"]),
             classes=tuple(map(str, known["classes"])),
             image_shape=tuple(map(int, known["image_shape"])),  # type: ignore[arg-type]
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{path}: what it says of its network cannot be read ({one_line(error)})") from None
+        raise UserError(f"{path}: what it says of its network cannot be read ({one_line(error)})") from None
     return content[: end - length], facts

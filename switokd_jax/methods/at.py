@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from switokd_jax import config_fields
-from switokd_jax.losses import at_least_float32
-from switokd_jax.methods.base import Decision, Outputs
+from switokd_jax.methods.base import MethodInputs, MethodOutput
+from switokd_jax.precision import promote_to_float32
 from switokd_jax.topology import Topology
 
 
@@ -33,7 +33,7 @@ class Hyperparameters:
     teacher: tuple[Any, ...] = config_fields.sequence(("stage1", "stage2", "stage3"))
 
 
-def at(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:
+def at(outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> MethodOutput:
     """L_i = CE + w * sum over edges from frozen j and stages of mean (a_i - a_j)^2.
 
     a is the mean over the channels of the squared features, flattened and scaled to length 1. Where one map is
@@ -48,12 +48,12 @@ def at(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters:
             pair = same_size(outputs.features[edge.learner][own], source)
             a, b = (attention(features) for features in pair)
             losses[edge.learner] += h.weight * edge.weight * jnp.mean((a - b) ** 2)
-    return Decision(losses)
+    return MethodOutput(losses)
 
 
 def attention(features: jax.Array) -> jax.Array:
     """[batch, height, width, channels] to attention [batch, height * width] of length 1."""
-    a = jnp.mean(at_least_float32(features) ** 2, axis=-1).reshape(features.shape[0], -1)
+    a = jnp.mean(promote_to_float32(features) ** 2, axis=-1).reshape(features.shape[0], -1)
     square = jnp.sum(a**2, axis=-1, keepdims=True)
     return a / jnp.sqrt(jnp.maximum(square, jnp.finfo(a.dtype).tiny))
 

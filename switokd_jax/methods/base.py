@@ -14,11 +14,11 @@ from flax import struct
 from switokd_jax.switching import Switch
 from switokd_jax.topology import Pair, Topology
 
-Adapt = Callable[[jax.Array, jax.Array], tuple[Any, Any]]
+AdapterFn = Callable[[jax.Array, jax.Array], tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
+class MemoryInputs:
     """What a method's memory is made of.
 
     Attributes:
@@ -33,7 +33,7 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outputs:
+class MethodInputs:
     """What the networks said of the GLOBAL batch.
 
     Attributes:
@@ -53,7 +53,7 @@ class Outputs:
     cross_entropy: Mapping[str, jax.Array]
     frozen: frozenset[str] = frozenset()
     features: Mapping[str, Mapping[str, jax.Array]] = dataclasses.field(default_factory=dict)
-    adapters: Mapping[str, Adapt] = dataclasses.field(default_factory=dict)
+    adapters: Mapping[str, AdapterFn] = dataclasses.field(default_factory=dict)
     indices: jax.Array = dataclasses.field(default_factory=lambda: jnp.zeros(0, jnp.int32))
     keys: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
     epoch: jax.Array | int = 1
@@ -61,12 +61,12 @@ class Outputs:
 
 
 @struct.dataclass
-class Decision:
+class MethodOutput:
     """What a method makes of it.
 
     Attributes:
       losses: scalar by network. It may depend on another network through stop_gradient only.
-      learn: a traced boolean for each network that can be paused; the others always learn, and their
+      should_update: a traced boolean for each network that can be paused; the others always learn, and their
         update needs no conditional.
       switches: the switch of each gated pair.
       adapter_stats: the moved running statistics of the adapters, by edge.
@@ -75,11 +75,11 @@ class Decision:
     """
 
     losses: Mapping[str, jax.Array]
-    learn: Mapping[str, jax.Array] = struct.field(default_factory=dict)
+    should_update: Mapping[str, jax.Array] = struct.field(default_factory=dict)
     switches: Mapping[Pair, Switch] = struct.field(default_factory=dict)
     adapter_stats: Mapping[str, Any] = struct.field(default_factory=dict)
     memory: Any = None
     freeze_paused_stats: bool = struct.field(default=False, pytree_node=False)
 
 
-MethodFn = Callable[[Outputs, jax.Array, Topology, Any], Decision]
+MethodFn = Callable[[MethodInputs, jax.Array, Topology, Any], MethodOutput]

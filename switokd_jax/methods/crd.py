@@ -16,8 +16,8 @@ from flax import linen as nn
 from flax import struct
 
 from switokd_jax import config_fields
-from switokd_jax.losses import at_least_float32
-from switokd_jax.methods.base import Decision, Outputs, Start
+from switokd_jax.methods.base import MemoryInputs, MethodInputs, MethodOutput
+from switokd_jax.precision import promote_to_float32
 from switokd_jax.topology import Topology
 
 EPSILON = 1e-7  # the public code's
@@ -87,12 +87,12 @@ class Embedding(nn.Module):
 
         def embed(name: str, x: jax.Array) -> jax.Array:
             layer = nn.Dense(self.size, kernel_init=uniform, dtype=self.dtype, param_dtype=self.param_dtype, name=name)
-            return _unit(at_least_float32(layer(x.reshape(len(x), -1))))
+            return _unit(promote_to_float32(layer(x.reshape(len(x), -1))))
 
         return embed("student", student), embed("teacher", teacher)
 
 
-def crd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:
+def crd(outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> MethodOutput:
     """L_i = CE + w * sum over edges from frozen j of [C(v_i, bank_j) + C(v_j, bank_i)], v the embeddings.
 
     For an embedding v and the bank of the other network, with K negatives among n images and Z the first batch's
@@ -119,10 +119,10 @@ def crd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters
             _remember(student, student_scale, views[0], outputs.indices, h.momentum),
             _remember(teacher, teacher_scale, views[1], outputs.indices, h.momentum),
         )
-    return Decision(losses, adapter_stats=stats, memory=outputs.memory.replace(banks=banks))
+    return MethodOutput(losses, adapter_stats=stats, memory=outputs.memory.replace(banks=banks))
 
 
-def start(hyperparameters: Hyperparameters, given: Start) -> Memory:
+def init_memory(hyperparameters: Hyperparameters, given: MemoryInputs) -> Memory:
     """Random embeddings of about unit length.
 
     Raises:

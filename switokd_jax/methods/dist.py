@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from switokd_jax import config_fields
-from switokd_jax.losses import at_least_float32
-from switokd_jax.methods.base import Decision, Outputs
+from switokd_jax.methods.base import MethodInputs, MethodOutput
+from switokd_jax.precision import promote_to_float32
 from switokd_jax.topology import Topology
 
 TINY = 1e-8  # of the public code, against a row without variance
@@ -33,7 +33,9 @@ class Hyperparameters:
     within: float = config_fields.number(2.0, low=0.0)
 
 
-def dist(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:
+def dist(
+    outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
+) -> MethodOutput:
     """L_i = CE + sum over edges from frozen j of weight T^2 [2 (1 - mean row Pearson) + 2 (1 - mean column Pearson)].
 
     Both Pearson correlations are of softmax(z_i / T) and softmax(z_j / T), [batch, classes].
@@ -43,12 +45,12 @@ def dist(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameter
     losses = dict(outputs.cross_entropy)
     for edge in topology.edges_from(outputs.frozen):
         p, q = (
-            jax.nn.softmax(at_least_float32(z) / h.temperature)
+            jax.nn.softmax(promote_to_float32(z) / h.temperature)
             for z in (jax.lax.stop_gradient(outputs.logits[edge.source]), outputs.logits[edge.learner])
         )
         between, within = 1.0 - jnp.mean(pearson(p, q)), 1.0 - jnp.mean(pearson(p.T, q.T))
         losses[edge.learner] += edge.weight * h.temperature**2 * (h.between * between + h.within * within)
-    return Decision(losses)
+    return MethodOutput(losses)
 
 
 def pearson(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from switokd_jax import config_fields
-from switokd_jax.losses import at_least_float32, kl_divergence
-from switokd_jax.methods.base import Decision, Outputs
+from switokd_jax.losses import kl_divergence
+from switokd_jax.methods.base import MethodInputs, MethodOutput
+from switokd_jax.precision import promote_to_float32
 from switokd_jax.topology import Topology
 
 # Added to the true class's softened logit, it takes that class out of the softmax (the public code's figure).
@@ -35,7 +36,7 @@ class Hyperparameters:
     warmup_epochs: float = config_fields.number(20.0, low=0.0)
 
 
-def dkd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:
+def dkd(outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> MethodOutput:
     """L_i = CE(z_i, y) + min(epoch / warm-up, 1) * sum over edges from frozen j of weight T^2 (a TCKD + b NCKD)."""
     h = hyperparameters
     grown = jnp.minimum(outputs.epoch / h.warmup_epochs, 1.0) if h.warmup_epochs else 1.0
@@ -44,7 +45,7 @@ def dkd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters
         parts = decoupled(outputs.logits[edge.source], outputs.logits[edge.learner], labels, h.temperature)
         target, others = (jnp.mean(part) for part in parts)
         losses[edge.learner] += grown * edge.weight * h.temperature**2 * (h.target * target + h.others * others)
-    return Decision(losses)
+    return MethodOutput(losses)
 
 
 def decoupled(
@@ -57,12 +58,12 @@ def decoupled(
     truth = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
 
     def two_classes(z: jax.Array) -> jax.Array:
-        log_p = jax.nn.log_softmax(at_least_float32(z) / temperature)
+        log_p = jax.nn.log_softmax(promote_to_float32(z) / temperature)
         ours = jnp.sum(jnp.where(truth, log_p, 0.0), axis=-1)
         return jnp.stack([ours, jax.nn.logsumexp(jnp.where(truth, -jnp.inf, log_p), axis=-1)], axis=-1)
 
     def others(z: jax.Array) -> jax.Array:
-        return at_least_float32(z) / temperature + jnp.where(truth, MASK, 0.0)
+        return promote_to_float32(z) / temperature + jnp.where(truth, MASK, 0.0)
 
     return (
         kl_divergence(two_classes(teacher_logits), two_classes(logits)),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from switokd_jax import config_fields
 from switokd_jax.losses import kl_divergence
-from switokd_jax.methods.base import Decision, Outputs
+from switokd_jax.methods.base import MethodInputs, MethodOutput
 from switokd_jax.topology import Topology
 
 
@@ -27,7 +27,7 @@ class Hyperparameters:
     temperature: float = config_fields.number(1.0, above=0.0)
 
 
-def dml(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:
+def dml(outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> MethodOutput:
     """L_i = CE(z_i, y) + tau^2 / (N - 1) * sum over j != i of KL(sg p_j || p_i)."""
     del labels
     tau = hyperparameters.temperature
@@ -37,4 +37,4 @@ def dml(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters
             if source != learner:
                 term = jnp.mean(kl_divergence(outputs.logits[source], outputs.logits[learner], tau))
                 losses[learner] += tau**2 / (len(topology.nodes) - 1) * term
-    return Decision(losses)
+    return MethodOutput(losses)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from switokd_jax import config_fields
-from switokd_jax.losses import at_least_float32
-from switokd_jax.methods.base import Decision, Outputs
+from switokd_jax.methods.base import MethodInputs, MethodOutput
+from switokd_jax.precision import promote_to_float32
 from switokd_jax.topology import Topology
 
 
@@ -33,16 +33,18 @@ class Hyperparameters:
     teacher: str = config_fields.text("stage2")
 
 
-def fitnet(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:
+def fitnet(
+    outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
+) -> MethodOutput:
     """L_i = CE + w * sum over edges from frozen j of mean (regressor(f_i) - f_j)^2; the regressor learns with i."""
     del labels
     h = hyperparameters
     losses, stats = dict(outputs.cross_entropy), {}
     for edge in topology.edges_from(outputs.frozen):
-        source = jax.lax.stop_gradient(at_least_float32(outputs.features[edge.source][h.teacher]))
+        source = jax.lax.stop_gradient(promote_to_float32(outputs.features[edge.source][h.teacher]))
         adapted, stats[str(edge)] = outputs.adapters[str(edge)](outputs.features[edge.learner][h.student], source)
-        losses[edge.learner] += h.weight * edge.weight * jnp.mean((at_least_float32(adapted) - source) ** 2)
-    return Decision(losses, adapter_stats=stats)
+        losses[edge.learner] += h.weight * edge.weight * jnp.mean((promote_to_float32(adapted) - source) ** 2)
+    return MethodOutput(losses, adapter_stats=stats)
 
 
 class Regressor(nn.Module):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from switokd_jax.methods.base import Outputs
+from switokd_jax.methods.base import MethodInputs
 from switokd_jax.switching import Switch
 from switokd_jax.topology import Pair, Topology
 
@@ -16,7 +16,7 @@ from switokd_jax.topology import Pair, Topology
 Decide = Callable[[jax.Array, jax.Array], Switch]
 
 
-def modes(outputs: Outputs, topology: Topology, decide: Decide, mode: str) -> dict[Pair, Switch]:
+def decide_modes(outputs: MethodInputs, topology: Topology, decide: Decide, mode: str) -> dict[Pair, Switch]:
     """The switch of each gated pair, from that pair's own logits.
 
     Args:
@@ -36,7 +36,7 @@ def modes(outputs: Outputs, topology: Topology, decide: Decide, mode: str) -> di
     return {pair: of(pair) for pair in topology.pairs}
 
 
-def learning(topology: Topology, switches: Mapping[Pair, Switch]) -> dict[str, jax.Array]:
+def update_mask(topology: Topology, switches: Mapping[Pair, Switch]) -> dict[str, jax.Array]:
     """Whether each network that can be paused takes its step: in at least one of its pairs it learns.
 
     Relay nodes and networks that teach in no gated pair always do, and have no entry.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from switokd_jax import config_fields
 from switokd_jax.losses import kl_divergence
-from switokd_jax.methods.base import Decision, Outputs
+from switokd_jax.methods.base import MethodInputs, MethodOutput
 from switokd_jax.topology import Topology
 
 
@@ -28,7 +28,7 @@ class Hyperparameters:
     weight: float = config_fields.number(0.9, low=0.0, high=1.0)
 
 
-def kd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:
+def kd(outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> MethodOutput:
     """L_i = (1 - w) CE(z_i, y) + w * sum over edges from frozen j of weight * T^2 KL(p_j || p_i)."""
     del labels
     t, w = hyperparameters.temperature, hyperparameters.weight
@@ -36,4 +36,4 @@ def kd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters:
     for edge in topology.edges_from(outputs.frozen):
         divergence = kl_divergence(outputs.logits[edge.source], outputs.logits[edge.learner], t)
         losses[edge.learner] += w * edge.weight * t**2 * jnp.mean(divergence)
-    return Decision(losses)
+    return MethodOutput(losses)

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import optax
 
 from switokd_jax import config_fields
-from switokd_jax.losses import at_least_float32, cross_entropy, kl_divergence
-from switokd_jax.methods.base import Decision, Outputs, Start
+from switokd_jax.losses import cross_entropy, kl_divergence
+from switokd_jax.methods.base import MemoryInputs, MethodInputs, MethodOutput
+from switokd_jax.precision import promote_to_float32
 from switokd_jax.topology import Topology
 
 
@@ -39,10 +40,12 @@ class Hyperparameters:
     steps: int = config_fields.integer(50, low=1)
 
 
-def kdcl(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:
+def kdcl(
+    outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
+) -> MethodOutput:
     """L_i = CE(z_i, y) + tau^2 KL(sg softmax(target / tau) || p_i)."""
     tau = hyperparameters.temperature
-    z = jnp.stack([at_least_float32(jax.lax.stop_gradient(outputs.logits[node])) for node in topology.nodes])
+    z = jnp.stack([promote_to_float32(jax.lax.stop_gradient(outputs.logits[node])) for node in topology.nodes])
     if hyperparameters.target == "naive":
         target = naive(z, labels)
     elif hyperparameters.target == "linear":
@@ -54,7 +57,7 @@ def kdcl(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameter
     losses = dict(outputs.cross_entropy)
     for node in topology.nodes:
         losses[node] += tau**2 * jnp.mean(kl_divergence(target, outputs.logits[node], tau))
-    return Decision(losses)
+    return MethodOutput(losses)
 
 
 def naive(z: jax.Array, labels: jax.Array) -> jax.Array:
@@ -94,13 +97,13 @@ def linear(z: jax.Array, labels: jax.Array, steps: int) -> jax.Array:
     return jax.vmap(solve)(u)
 
 
-def start(hyperparameters: Hyperparameters, given: Start) -> jax.Array | None:
+def init_memory(hyperparameters: Hyperparameters, given: MemoryInputs) -> jax.Array | None:
     """The weights of 'general' before the first look at held-out data: [n] float32, all equal."""
     count = len(given.nodes)
     return jnp.full(count, 1.0 / count, jnp.float32) if hyperparameters.target == "general" else None
 
 
-def refresh(hyperparameters: Hyperparameters) -> Callable[[jax.Array], jax.Array] | None:
+def update_memory_at_eval(hyperparameters: Hyperparameters) -> Callable[[jax.Array], jax.Array] | None:
     """'general' takes new weights at each evaluation."""
     return general_weights if hyperparameters.target == "general" else None
 

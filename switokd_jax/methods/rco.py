@@ -13,7 +13,7 @@ import jax
 
 from switokd_jax import config_fields
 from switokd_jax.methods import kd
-from switokd_jax.methods.base import Decision, Outputs
+from switokd_jax.methods.base import MethodInputs, MethodOutput
 from switokd_jax.topology import Topology
 
 
@@ -34,13 +34,13 @@ class Hyperparameters:
     every: int = config_fields.integer(10, low=1)
 
 
-def rco(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:
+def rco(outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> MethodOutput:
     """KD's loss; which teacher speaks is `anchor`'s business."""
     of_kd = kd.Hyperparameters(hyperparameters.temperature, hyperparameters.weight)
     return kd.kd(outputs, labels, topology, of_kd)
 
 
-def anchor(hyperparameters: Hyperparameters, epoch: int) -> str | None:
+def teacher_at_epoch(hyperparameters: Hyperparameters, epoch: int) -> str | None:
     """The checkpoint that the teacher becomes after so many whole epochs, or None if it stays."""
     turn, rest = divmod(epoch, hyperparameters.every)
     return hyperparameters.anchors[turn - 1] if not rest and 1 <= turn <= len(hyperparameters.anchors) else None

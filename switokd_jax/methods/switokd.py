@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from switokd_jax import config_fields
 from switokd_jax.losses import kl_divergence
-from switokd_jax.methods.base import Decision, Outputs
-from switokd_jax.methods.gating import learning, modes
+from switokd_jax.methods.base import MethodInputs, MethodOutput
+from switokd_jax.methods.gating import decide_modes, update_mask
 from switokd_jax.switching import Switch, switch
 from switokd_jax.topology import Topology
 
@@ -42,7 +42,9 @@ class Hyperparameters:
     paused_batch_stats: str = config_fields.choice("update", "update", "freeze")
 
 
-def switokd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:
+def switokd(
+    outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
+) -> MethodOutput:
     """L_i = CE(z_i, y) + sum over edges into i of weight * tau^2 * KL(sg p_j || p_i) * [its gate learns].
 
     The teacher of gated pairs takes its step while at least one of them is in learning mode; every other
@@ -53,11 +55,11 @@ def switokd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparame
     def decide(student: jax.Array, teacher: jax.Array) -> Switch:
         return switch(student, teacher, labels, temperature=tau, epsilon=h.epsilon, threshold=h.threshold)
 
-    switches = modes(outputs, topology, decide, h.mode)
+    switches = decide_modes(outputs, topology, decide, h.mode)
     losses = dict(outputs.cross_entropy)
     for edge in topology.edges:
         divergence = kl_divergence(outputs.logits[edge.source], outputs.logits[edge.learner], tau)
         term = edge.weight * tau**2 * jnp.mean(divergence)
         losses[edge.learner] += term if edge.gate is None else jnp.where(switches[edge.gate].expert, 0.0, term)
     freeze = h.paused_batch_stats == "freeze"
-    return Decision(losses, learning(topology, switches), switches, freeze_paused_stats=freeze)
+    return MethodOutput(losses, update_mask(topology, switches), switches, freeze_paused_stats=freeze)

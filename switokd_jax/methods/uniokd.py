@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from switokd_jax import config_fields
-from switokd_jax.losses import correct, kl_divergence
-from switokd_jax.methods.base import Decision, Outputs
-from switokd_jax.methods.gating import learning, modes
+from switokd_jax.losses import kl_divergence
+from switokd_jax.methods.base import MethodInputs, MethodOutput
+from switokd_jax.methods.gating import decide_modes, update_mask
+from switokd_jax.metrics import top_k_correct
 from switokd_jax.switching import Switch, adaptive_epsilon, switch
 from switokd_jax.topology import Edge, Topology
 
@@ -44,7 +45,9 @@ def epsilon(student_distance: jax.Array, teacher_distance: jax.Array) -> jax.Arr
     return adaptive_epsilon(student_distance, teacher_distance) ** (2.0 - teacher_distance)
 
 
-def uniokd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:
+def uniokd(
+    outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
+) -> MethodOutput:
     """L_i = CE(z_i, y) + sum over edges into i of weight * tau^2 * mean of m * KL(sg p_j || p_i).
 
     Learning mode: tau = 2 and m = 1 on both edges of the pair. Expert mode: the teacher's edge is silent, and on
@@ -59,15 +62,15 @@ def uniokd(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparamet
         divergence = kl_divergence(outputs.logits[edge.source], outputs.logits[edge.learner], tau)
         return edge.weight * tau**2 * jnp.mean(weights * divergence)
 
-    switches = modes(outputs, topology, decide, h.mode)
+    switches = decide_modes(outputs, topology, decide, h.mode)
     losses = dict(outputs.cross_entropy)
     for edge in topology.edges:
         added = term(edge, h.learning_temperature)
         if edge.gate:
             added = jnp.where(switches[edge.gate].expert, 0.0, added)
         elif decision := switches.get((edge.source, edge.learner)):
-            right = correct(outputs.logits[edge.source], labels)
+            right = top_k_correct(outputs.logits[edge.source], labels)
             masked = term(edge, h.expert_temperature, right + (1.0 - right) * decision.teacher_distance / 2.0)
             added = jnp.where(decision.expert, masked, added)
         losses[edge.learner] += added
-    return Decision(losses, learning(topology, switches), switches)
+    return MethodOutput(losses, update_mask(topology, switches), switches)

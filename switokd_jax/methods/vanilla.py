@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from switokd_jax.methods.base import Decision, Outputs
+from switokd_jax.methods.base import MethodInputs, MethodOutput
 from switokd_jax.topology import Topology
 
 
@@ -15,7 +15,9 @@ class Hyperparameters:
     """None."""
 
 
-def vanilla(outputs: Outputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> Decision:
+def vanilla(
+    outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
+) -> MethodOutput:
     """L_i = CE(z_i, y)."""
     del labels, topology, hyperparameters
-    return Decision(outputs.cross_entropy)
+    return MethodOutput(outputs.cross_entropy)

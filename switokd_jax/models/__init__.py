@@ -9,7 +9,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from switokd_jax.config_fields import nearest
+from switokd_jax.errors import did_you_mean
 from switokd_jax.models.densenet import DenseNet
 from switokd_jax.models.imagenet_resnet import DEPTHS, FORMS, ImageNetResNet
 from switokd_jax.models.mobilenet import MobileNet, MobileNetV2, MobileNetV2Tiny
@@ -63,4 +63,4 @@ def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
         if int(16 * float(match[2])) < 1:
             raise ValueError(f"model {name!r}: the width must leave at least one channel (1/16 or more)")
         return MODELS[f"{match[1]}_W"](float(match[2]), num_classes, **overrides)
-    raise ValueError(f"model {name!r} is unknown; {nearest(name, MODELS)}")
+    raise ValueError(f"model {name!r} is unknown; {did_you_mean(name, MODELS)}")

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from switokd_jax.state import Tree, draw_variables
+from switokd_jax.state import Tree, init_variables
 
 Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class FlopCount:
     """Floating-point operations of convolutions and matrix products for one image; a product and its addition are two.
 
     Attributes:
@@ -28,7 +28,7 @@ class Cost:
     backward: float
 
 
-def per_image(module: Any, image_shape: tuple[int, ...]) -> Cost:
+def count_flops_per_image(module: Any, image_shape: tuple[int, ...]) -> FlopCount:
     """Counts the convolutions and matrix products of the traced passes; nothing is compiled or computed.
 
     Every convolution is counted as `lax` has it, whatever form a backend likes, so the number does not depend on the
@@ -49,7 +49,7 @@ def per_image(module: Any, image_shape: tuple[int, ...]) -> Cost:
     # A user's network may do without some of these.
     plain = module.clone(**{name: value for name, value in plainest.items() if hasattr(module, name)})
     key = jax.random.PRNGKey(0)
-    variables = jax.eval_shape(lambda: draw_variables(plain, key, image_shape))
+    variables = jax.eval_shape(lambda: init_variables(plain, key, image_shape))
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
 
     def forward(params: Tree, batch_stats: Tree, image: jax.Array) -> tuple[jax.Array, Tree]:
@@ -70,7 +70,7 @@ def per_image(module: Any, image_shape: tuple[int, ...]) -> Cost:
         _operations(jax.make_jaxpr(passes)(variables["params"], variables["batch_stats"], image).jaxpr)
         for passes in (forward, both)
     ]
-    return Cost(forward=counts[0], backward=counts[1] - counts[0])
+    return FlopCount(forward=counts[0], backward=counts[1] - counts[0])
 
 
 def _operations(jaxpr: Any) -> float:
@@ -117,7 +117,7 @@ def unit(most: float) -> tuple[str, float]:
     return next(((name, size) for name, size in units if most >= size), units[-1])
 
 
-def spent(networks: Mapping[str, Mapping[str, Any]], steps: int, examples: float) -> float:
+def training_flops(networks: Mapping[str, Mapping[str, Any]], steps: int, examples: float) -> float:
     """Floating-point operations of a run so far: all networks look at every image, and a network's backward pass runs
     in the steps that it takes. Optimizers, losses and adapters, which are small beside that, are left out.
 

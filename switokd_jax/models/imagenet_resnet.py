@@ -25,7 +25,7 @@ DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class Variant:
     """What the published forms differ in; names are torch's with '_' before an index."""
 
     large_stem: bool
@@ -38,16 +38,16 @@ class Form:
 
 
 _PLAIN: Any = functools.partial(
-    Form,
+    Variant,
     stem=("conv1", "bn1"),
     convs=("conv1", "conv2", "conv3"),
     norms=("bn1", "bn2", "bn3"),
     kernel_init=layers.kaiming_normal_fan_out,
 )
-FORMS: dict[str, Form] = {
+FORMS: dict[str, Variant] = {
     "": _PLAIN(large_stem=True, shortcut="downsample", head="fc"),
     "cifar": _PLAIN(large_stem=False, shortcut="shortcut", head="linear"),
-    "tiny": Form(
+    "tiny": Variant(
         large_stem=False,
         stem=("conv1_0", "conv1_1"),
         convs=("left_0", "left_3"),
@@ -65,7 +65,7 @@ class ResidualBlock(nn.Module):
     features: int
     stride: int
     bottleneck: bool
-    form: Form
+    form: Variant
     conv: Any
     norm: Any
 
@@ -99,7 +99,7 @@ class ImageNetResNet(nn.Module):
     """
 
     depth: int
-    form: Form
+    form: Variant
     num_classes: int
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers as init
 
-from switokd_jax.losses import at_least_float32
 from switokd_jax.models.ops.batch_norm import BatchNorm
 from switokd_jax.models.ops.convolution import convolution
+from switokd_jax.precision import promote_to_float32
 
 
 def conv(
@@ -131,7 +131,7 @@ def pooled(module: nn.Module, x: jax.Array) -> jax.Array:
 
 def classifier(module: nn.Module, x: jax.Array, num_classes: int, **options: Any) -> jax.Array:
     """`pooled` and `linear`: [b, h, w, c] to logits [b, classes], float32 at least."""
-    return at_least_float32(linear(pooled(module, x), num_classes, **options))
+    return promote_to_float32(linear(pooled(module, x), num_classes, **options))
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float, *, train: bool) -> jax.Array:

@@ -223,4 +223,4 @@ class MobileNetV2Tiny(nn.Module):
         x = layers.pooled(self, nn.relu6(norm(name=f"features_{index}_1")(x)))
         x = layers.dropout(self, x, 0.2, train=train)
         head = layers.linear(x, self.num_classes, name="classifier_1", kernel_init=layers.inverse_fan_in, **kinds)
-        return layers.at_least_float32(head)
+        return layers.promote_to_float32(head)

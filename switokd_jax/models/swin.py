@@ -77,7 +77,7 @@ class Attention(nn.Module):
         shape = ((2 * window - 1) ** 2, self.heads)
         table = self.param("relative_position_bias_table", _narrow, shape, self.param_dtype)
         # Not jax.nn.dot_product_attention: its softmax is float32 in float64 runs too.
-        logits = layers.at_least_float32(jnp.einsum("bwqhd,bwkhd->bwhqk", query, key)) * (width / self.heads) ** -0.5
+        logits = layers.promote_to_float32(jnp.einsum("bwqhd,bwkhd->bwhqk", query, key)) * (width / self.heads) ** -0.5
         # Not table[offsets]: on GPUs the gradient of that may be added up in any order.
         places = np.eye(shape[0], dtype=bool)[offsets(window)]
         logits += jnp.einsum("qkr,rh->hqk", places.astype(table.dtype), table, precision="highest")
@@ -206,4 +206,4 @@ class SwinTransformer(nn.Module):
             x = Stage(depth, heads, stage > 0, *parts, name=f"layers_{stage}")(x)
             x = layers.tap(self, f"stage{stage + 1}", x)
         x = layers.pooled(self, norm(name="norm")(x))
-        return layers.at_least_float32(Head(self.num_classes, linear, name="head")(x))
+        return layers.promote_to_float32(Head(self.num_classes, linear, name="head")(x))

@@ -62,7 +62,7 @@ class VGG(nn.Module):
         )
         x = layers.pooled(self, x)
         if self.depth < 16:
-            return layers.at_least_float32(head(x, self.num_classes, name="classifier"))
+            return layers.promote_to_float32(head(x, self.num_classes, name="classifier"))
         for index in (1, 4):
             x = nn.relu(head(layers.dropout(self, x, 0.5, train=train), 512, name=f"classifier_{index}"))
-        return layers.at_least_float32(head(x, self.num_classes, name="classifier_6"))
+        return layers.promote_to_float32(head(x, self.num_classes, name="classifier_6"))

@@ -36,7 +36,7 @@ class Attention(nn.Module):
         qkv = self.linear(3 * width, name="qkv")(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = jnp.moveaxis(qkv, 2, 0)
         # Not jax.nn.dot_product_attention: its softmax is float32 in float64 runs too.
-        logits = layers.at_least_float32(jnp.einsum("bqhd,bkhd->bhqk", query, key)) * (width / self.heads) ** -0.5
+        logits = layers.promote_to_float32(jnp.einsum("bqhd,bkhd->bhqk", query, key)) * (width / self.heads) ** -0.5
         mixed = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(logits).astype(value.dtype), value)
         return self.linear(width, name="proj")(mixed.reshape(x.shape))
 
@@ -126,4 +126,4 @@ class VisionTransformer(nn.Module):
                 if moved is not grid:  # the same in training, where cutting and joining would cost the backward pass
                     x = jnp.concatenate([x[:, :1], moved.reshape(-1, PATCHES**2, width)], axis=1)
         x = layers.tap(self, "pooled", norm(name="norm")(x)[:, 0])
-        return layers.at_least_float32(linear(self.num_classes, name="head")(x))
+        return layers.promote_to_float32(linear(self.num_classes, name="head")(x))

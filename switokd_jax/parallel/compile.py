@@ -12,14 +12,14 @@ from switokd_jax.state import Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class Batches:
+class DeviceBatches:
     """Global batches on the devices, for one call.
 
     Attributes:
       size: examples in each.
       count: steps to take.
       split: whether each device has a part of every batch, or all of it.
-      examples: `data.batches.Examples` of arrays [most, batch, ...].
+      examples: `data.batches.Batch` of arrays [most, batch, ...].
     """
 
     size: int
@@ -29,34 +29,34 @@ class Batches:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
+class CompiledStep:
     """A step, compiled for each shape of data and batches when it first meets them.
 
     Attributes:
       variants: the jitted functions behind it, by whether the batch is split over the devices.
       options: of XLA.
-      meet: waits for the other processes.
-      programs: compiled so far, by the batch size and the shapes of data and batches.
+      barrier: waits for the other processes.
+      executables: compiled so far, by the batch size and the shapes of data and batches.
     """
 
     variants: dict[bool, Any]
     options: Mapping[str, Any]
-    meet: Callable[[], None]
-    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    barrier: Callable[[], None]
+    executables: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
-    def call(self, tree: Tree, data: Tree, batches: Batches) -> Any:
+    def call(self, tree: Tree, data: Tree, batches: DeviceBatches) -> Any:
         """Takes the steps: the state or variables, the placed data and batches to results, still on the devices.
 
         Returns:
-          What `calls.in_turn` says.
+          What `calls.multi_step` says.
         """
-        return self.program(tree, data, batches)(tree, data, batches.examples, batches.count)
+        return self.executable(tree, data, batches)(tree, data, batches.examples, batches.count)
 
-    def program(self, tree: Tree, data: Tree, batches: Batches) -> Any:
+    def executable(self, tree: Tree, data: Tree, batches: DeviceBatches) -> Any:
         """What these arguments of `call` run: compiled when their shapes first come, by all processes."""
         key = (batches.size, *(x.shape for x in jax.tree.leaves((data, batches.examples))))
-        if key not in self.programs:
+        if key not in self.executables:
             lowered = self.variants[batches.split].lower(tree, data, batches.examples, batches.count)
-            self.programs[key] = lowered.compile(dict(self.options))
-            self.meet()
-        return self.programs[key]
+            self.executables[key] = lowered.compile(dict(self.options))
+            self.barrier()
+        return self.executables[key]

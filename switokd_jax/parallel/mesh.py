@@ -1,6 +1,6 @@
 """The only part that knows devices: one step under `jax.jit` over a mesh, or under `jax.pmap`.
 
-The step sees its devices through `step.Across`. Under jit the arrays are global and XLA splits the work. Each device
+The step sees its devices through `Collectives`. Under jit the arrays are global and XLA splits the work. Each device
 has the whole state, or ('fsdp') its part of every network's parameters and optimizer state: a network is put together
 for its forward and backward pass, and its gradient comes back in parts. Under pmap each device has its share of the
 batch: see `per_device`. A last batch that the device count does not divide is computed whole by every device, so shards
@@ -21,19 +21,19 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
-from switokd_jax.config_fields import ConfigError
-from switokd_jax.data.sampling import Share, Stack
-from switokd_jax.parallel.compile import Batches, Compiled
-from switokd_jax.parallel.multi_step import compiler_options, in_turn
+from switokd_jax.data.sampling import ProcessShard, StackedBatches
+from switokd_jax.errors import UserError
+from switokd_jax.parallel.collectives import Collectives
+from switokd_jax.parallel.compile import CompiledStep, DeviceBatches
+from switokd_jax.parallel.multi_step import compiler_options, multi_step
 from switokd_jax.parallel.pmap import across
-from switokd_jax.parallel.sharding import AXIS, Placement
+from switokd_jax.parallel.sharding import AXIS, ShardingStrategy
 from switokd_jax.state import Tree
-from switokd_jax.step import Across
 
 PATIENCE = 3600  # seconds that a process waits for another one to compile
 AHEAD = 2  # stacks of batches that are on their way to the devices while a call runs
 # Makes the function (state or variables, data, batch) for one way of working together.
-MakeStep = Callable[[Across], Callable[..., Any]]
+MakeStep = Callable[[Collectives], Callable[..., Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Distribution:
     parallelism: str
     local_norm: bool
     deterministic: bool
-    placement: Placement
+    placement: ShardingStrategy
     meetings: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
     @property
@@ -70,7 +70,7 @@ class Distribution:
         return str(self.mesh.devices.flat[0].platform)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def device_info(self) -> dict[str, Any]:
         """Which devices these are."""
         first = self.mesh.devices.flat[0]
         return {
@@ -87,22 +87,22 @@ class Distribution:
         return max(each["peak_bytes_in_use"] for each in stats) if all(stats) else None
 
     @property
-    def alone(self) -> bool:
+    def single_device_program(self) -> bool:
         """Whether a compiled program sees the images of one device only."""
         return self.device_count == 1 or self.parallelism == "pmap"
 
     @property
-    def norm_axis(self) -> str | None:
+    def batch_norm_axis_name(self) -> str | None:
         """The axis_name of BatchNorm: under jit its batch is the global one already."""
         return AXIS if self.parallelism == "pmap" and not self.local_norm else None
 
-    def place(self, tree: Tree) -> Tree:
+    def device_put(self, tree: Tree) -> Tree:
         """Puts a tree of arrays, the same in every process, on every device; of a split state each its part."""
         if self.parallelism == "pmap":
             return jax.tree.map(lambda x: self._mapped(np.broadcast_to(x, (self._here, *np.shape(x)))), tree)
         return self.placement.put(tree)
 
-    def one(self, tree: Tree) -> Tree:
+    def unreplicate(self, tree: Tree) -> Tree:
         """The inverse of `place`: the single value behind equal copies."""
         if self.parallelism == "jit":
             return tree
@@ -111,45 +111,45 @@ class Distribution:
             return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
         return jax.tree.map(self._joined, tree)
 
-    def template(self, tree: Tree) -> Tree:
+    def abstract_state(self, tree: Tree) -> Tree:
         """Shape, dtype and placement of single values, for reading them from a checkpoint."""
         places = self.placement.of(tree)
         return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, places)
 
-    def bytes_of_each(self, tree: Tree) -> int:
+    def bytes_per_device(self, tree: Tree) -> int:
         """Bytes that each device holds of a tree once it is placed."""
-        return self.placement.bytes_of_each(tree)
+        return self.placement.bytes_per_device(tree)
 
-    def compile(self, make: MakeStep, *, carried: bool) -> Compiled:
+    def compile(self, make: MakeStep, *, has_state: bool) -> CompiledStep:
         """Compiles a step for batches that are split over the devices and for those that are not.
 
         Args:
-          make: makes the step for an `Across`.
-          carried: as in `calls.in_turn`; the memory of a tree that is carried on is reused.
+          make: makes the step for an `Collectives`.
+          carried: as in `calls.multi_step`; the memory of a tree that is carried on is reused.
         """
-        donated = (0,) if carried else ()
+        donated = (0,) if has_state else ()
         options = compiler_options(self.platform, deterministic=self.deterministic)
         if self.parallelism == "jit":
             if self.placement.fsdp:
-                parts = Across(whole=self.placement.gathered, total=self.placement.parted)
-                call = in_turn(make(parts), carried=carried)
+                parts = Collectives(all_gather_params=self.placement.gathered, psum=self.placement.parted)
+                call = multi_step(make(parts), has_state=has_state)
                 together = jax.jit(
                     lambda *arguments: self.placement.constrain(call(*arguments)), donate_argnums=donated
                 )
             else:
-                call = in_turn(make(Across()), carried=carried)
+                call = multi_step(make(Collectives()), has_state=has_state)
                 together = jax.jit(call, out_shardings=self.placement.along(), donate_argnums=donated)
-            return Compiled({True: together, False: together}, options, self.meet)
+            return CompiledStep({True: together, False: together}, options, self.barrier)
 
         def per_device(split: bool) -> Any:
             way = across(AXIS, self.device_count, split=split, local_norm=self.local_norm)
-            call = in_turn(make(way), carried=carried)
+            call = multi_step(make(way), has_state=has_state)
             devices = list(self.mesh.devices)
             return jax.pmap(call, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=donated, devices=devices)
 
-        return Compiled({split: per_device(split) for split in (True, False)}, options, self.meet)
+        return CompiledStep({split: per_device(split) for split in (True, False)}, options, self.barrier)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Waits for the other processes, before they first need each other: who is ready first would wait in a message,
         and Gloo gives up after 30 seconds. Through JAX's coordination service, so without a message between devices.
         """
@@ -158,21 +158,21 @@ class Distribution:
             wait(key=f"switokd_jax/{next(self.meetings)}", timeout_ms=PATIENCE * 1000)
 
     @property
-    def share(self) -> Share:
+    def process_shard(self) -> ProcessShard:
         """The part of each global batch that this process reads."""
-        return Share(jax.process_index(), jax.process_count(), self.device_count)
+        return ProcessShard(jax.process_index(), jax.process_count(), self.device_count)
 
-    def batches(self, stack: Stack) -> Batches:
+    def put_batches(self, stack: StackedBatches) -> DeviceBatches:
         """Places a stack of batches, this process's share of them."""
         split = stack.size % self.device_count == 0
         placed = jax.tree.map(lambda x: self._place_rows(x, stack.size, split), stack.examples)
-        return Batches(stack.size, stack.count, split, placed)
+        return DeviceBatches(stack.size, stack.count, split, placed)
 
-    def ahead(self, stacks: Iterable[Stack]) -> Iterator[Batches]:
+    def prefetch_to_device(self, stacks: Iterable[StackedBatches]) -> Iterator[DeviceBatches]:
         """Places batches before they are wanted: the copy to the devices runs beside the steps."""
-        waiting: collections.deque[Batches] = collections.deque()
+        waiting: collections.deque[DeviceBatches] = collections.deque()
         for stack in stacks:
-            waiting.append(self.batches(stack))
+            waiting.append(self.put_batches(stack))
             if len(waiting) > AHEAD:
                 yield waiting.popleft()
         yield from waiting
@@ -219,13 +219,13 @@ def create(
     devices = jax.devices() if devices is None else list(devices)
     if batch_size % len(devices):
         near = max(batch_size // len(devices), 1) * len(devices)
-        raise ConfigError(
+        raise UserError(
             f"config.batch_size is {batch_size}, which {len(devices)} devices do not divide; use {near}, say"
         )
-    # Process by process, as `Share` counts the rows of a batch.
+    # Process by process, as `ProcessShard` counts the rows of a batch.
     devices = sorted(devices, key=lambda device: device.process_index)
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
-    return Distribution(parallelism, batch_norm == "local", deterministic, Placement(mesh, sharding == "fsdp"))
+    return Distribution(parallelism, batch_norm == "local", deterministic, ShardingStrategy(mesh, sharding == "fsdp"))
 
 
 def is_main_process() -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from switokd_jax.data.sampling import Examples
+from switokd_jax.data.sampling import Batch
 from switokd_jax.state import Tree
 
 # XLA:CPU sends matrix products and convolutions to YNNPACK unless told otherwise. Products and sums are faster there,
@@ -17,7 +17,7 @@ from switokd_jax.state import Tree
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 
 
-def in_turn(step: Callable[..., Any], *, carried: bool) -> Callable[..., Any]:
+def multi_step(step: Callable[..., Any], *, has_state: bool) -> Callable[..., Any]:
     """Makes (tree, data, batches [most, batch, ...], count) -> results of a step of one batch.
 
     The steps run in one loop whose length is traced: one compiled function takes any count up to `most`.
@@ -33,12 +33,12 @@ def in_turn(step: Callable[..., Any], *, carried: bool) -> Callable[..., Any]:
 
     # As a function of its own it is traced once: for the outputs' shapes, and again from the cache for the loop.
     @jax.jit
-    def one(tree: Tree, data: Tree, batch: Examples) -> tuple[Tree, Tree]:
+    def one(tree: Tree, data: Tree, batch: Batch) -> tuple[Tree, Tree]:
         result = step(tree, data, batch)
-        return result if carried else (tree, result)
+        return result if has_state else (tree, result)
 
-    def call(tree: Tree, data: Tree, batches: Examples, count: jax.Array | int) -> Any:
-        def batch(i: jax.Array | int) -> Examples:
+    def call(tree: Tree, data: Tree, batches: Batch, count: jax.Array | int) -> Any:
+        def batch(i: jax.Array | int) -> Batch:
             return jax.tree.map(lambda x: x[i], batches)
 
         def body(i: jax.Array, before: tuple[Tree, Tree]) -> tuple[Tree, Tree]:
@@ -50,7 +50,7 @@ def in_turn(step: Callable[..., Any], *, carried: bool) -> Callable[..., Any]:
         _, shapes = jax.eval_shape(one, tree, data, batch(0))
         outputs = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
         tree, outputs = jax.lax.fori_loop(0, count, body, (tree, outputs))
-        return (tree, outputs) if carried else outputs
+        return (tree, outputs) if has_state else outputs
 
     return call
 

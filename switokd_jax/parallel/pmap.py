@@ -11,11 +11,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from switokd_jax.parallel.collectives import Collectives
 from switokd_jax.state import Tree
-from switokd_jax.step import Across
 
 
-def across(axis: str, devices: int, *, split: bool, local_norm: bool) -> Across:
+def across(axis: str, devices: int, *, split: bool, local_norm: bool) -> Collectives:
     """The functions of a step.
 
     Args:
@@ -26,21 +26,21 @@ def across(axis: str, devices: int, *, split: bool, local_norm: bool) -> Across:
     """
     average = functools.partial(_mean, axis) if local_norm else (lambda tree: tree)
     if not split:
-        return Across(average=average)
+        return Collectives(pmean_batch_stats=average)
 
     def first(size: int) -> jax.Array:
         return jax.lax.axis_index(axis) * size
 
-    def scatter(x: jax.Array) -> jax.Array:
+    def local_shard(x: jax.Array) -> jax.Array:
         size = x.shape[0] // devices
         return jax.lax.dynamic_slice_in_dim(x, first(size), size)
 
-    return Across(
-        gather=functools.partial(_gather, axis),
-        scatter=scatter,
-        total=functools.partial(_sum, axis),
-        average=average,
-        first=first,
+    return Collectives(
+        all_gather=functools.partial(_gather, axis),
+        local_shard=local_shard,
+        psum=functools.partial(_sum, axis),
+        pmean_batch_stats=average,
+        shard_offset=first,
     )
 
 

@@ -18,7 +18,7 @@ SMALLEST = 1024  # elements of an array that is worth splitting: of less, the me
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
+class ShardingStrategy:
     """Attributes:
 
     mesh: one axis over all devices.
@@ -49,7 +49,7 @@ class Placement:
         """Places a tree that is the same in every process."""
         return jax.tree.map(jax.device_put if jax.process_count() == 1 else _put, tree, self.of(tree))
 
-    def bytes_of_each(self, tree: Tree) -> int:
+    def bytes_per_device(self, tree: Tree) -> int:
         """Bytes that each device holds of a tree."""
         shapes = jax.tree.map(lambda x, where: where.shard_shape(x.shape), tree, self.of(tree))
         sizes = jax.tree.map(lambda x, shape: math.prod(shape) * x.dtype.itemsize, tree, shapes)

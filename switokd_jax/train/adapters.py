@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from switokd_jax.config_fields import ConfigError, nearest
-from switokd_jax.forward import Network
-from switokd_jax.methods import FeatureUse
+from switokd_jax.errors import UserError, did_you_mean
+from switokd_jax.forward import NetworkSpec
+from switokd_jax.methods import FeatureSpec
 from switokd_jax.state import NetworkState, fold_in_name, network_state
 from switokd_jax.topology import Edge
 
@@ -32,8 +32,8 @@ def tapped(module: Any, image_shape: tuple[int, ...]) -> Shapes:
 
 
 def with_features(
-    networks: Mapping[str, Network], use: FeatureUse, edges: tuple[Edge, ...], image_shape: tuple[int, ...]
-) -> dict[str, Network]:
+    networks: Mapping[str, NetworkSpec], use: FeatureSpec, edges: tuple[Edge, ...], image_shape: tuple[int, ...]
+) -> dict[str, NetworkSpec]:
     """The networks, told which features to give; unchanged for methods that take none.
 
     Raises:
@@ -44,7 +44,7 @@ def with_features(
         wanted[edge.learner] |= dict.fromkeys(use.learner)
         wanted[edge.source] |= dict.fromkeys(use.source)
     if len(use.learner) != len(use.source):
-        raise ConfigError(
+        raise UserError(
             f"config: {len(use.learner)} features of the student and {len(use.source)} of the teacher are named; "
             "each needs its counterpart"
         )
@@ -52,26 +52,26 @@ def with_features(
         try:
             known = tapped(networks[name].module, image_shape) if features else {}
         except ValueError as error:  # images that the model cannot take
-            raise ConfigError(f"network {name!r}: {error}") from None
+            raise UserError(f"network {name!r}: {error}") from None
         for feature in features:
             if feature not in known:
-                raise ConfigError(f"network {name!r} has no feature {feature!r}; {nearest(str(feature), known)}")
+                raise UserError(f"network {name!r} has no feature {feature!r}; {did_you_mean(str(feature), known)}")
     return {name: dataclasses.replace(network, features=tuple(wanted[name])) for name, network in networks.items()}
 
 
 def make_adapters(
-    networks: Mapping[str, Network],
-    use: FeatureUse,
+    networks: Mapping[str, NetworkSpec],
+    use: FeatureSpec,
     edges: tuple[Edge, ...],
     image_shape: tuple[int, ...],
     **kinds: Any,
-) -> dict[str, Network]:
+) -> dict[str, NetworkSpec]:
     """The method's adapters by edge; each learns with the optimizer and rate of its edge's learner.
 
     Raises:
       ConfigError: if two features cannot be brought together.
     """
-    made: dict[str, Network] = {}
+    made: dict[str, NetworkSpec] = {}
     if use.adapter is None:
         return made
     for edge in edges:
@@ -80,13 +80,13 @@ def make_adapters(
         try:
             module = use.adapter(*shapes, **kinds)
         except ValueError as error:
-            raise ConfigError(f"edge {edge}: {error}") from None
+            raise UserError(f"edge {edge}: {error}") from None
         made[str(edge)] = dataclasses.replace(learner, module=module, ema=0.0, features=())
     return made
 
 
 def initial_adapters(
-    adapters: Mapping[str, Network], networks: Mapping[str, Network], image_shape: tuple[int, ...], seed: int
+    adapters: Mapping[str, NetworkSpec], networks: Mapping[str, NetworkSpec], image_shape: tuple[int, ...], seed: int
 ) -> dict[str, NetworkState]:
     """Their states before the first step; the key is the seed folded with the edge's name."""
     states = {}

@@ -11,42 +11,43 @@ import numpy as np
 
 from switokd_jax.data import transforms
 from switokd_jax.data.normalization import Preprocess
-from switokd_jax.data.resident import Resident, look_up
-from switokd_jax.data.sampling import Examples
-from switokd_jax.losses import correct, cross_entropy
-from switokd_jax.step import Across
+from switokd_jax.data.resident import DeviceDataset, gather_batch
+from switokd_jax.data.sampling import Batch
+from switokd_jax.losses import cross_entropy
+from switokd_jax.metrics import top_k_correct
+from switokd_jax.parallel.collectives import Collectives
 
 Sums = dict[str, dict[str, jax.Array]]
 
 
 def score_step(
     modules: Mapping[str, Any], preprocess: Preprocess, num_classes: int, dtype: Any
-) -> Callable[[Across], Callable[..., Sums]]:
+) -> Callable[[Collectives], Callable[..., Sums]]:
     """Makes the step that scores all networks on one padded batch.
 
     The step takes (variables by name, data, batch) and returns, by network, sums
     over the global batch: loss and top1, top5 (counts), count, and per class class_top1 and class_count.
     """
 
-    def make(across: Across) -> Callable[..., Sums]:
-        def step(variables: Mapping[str, Any], data: Resident | None, batch: Examples) -> Sums:
-            raw, labels = look_up(data, batch)
-            images, mask = transforms.normalise(raw, preprocess, dtype), jnp.asarray(batch.mask)
+    def make(across: Collectives) -> Callable[..., Sums]:
+        def step(variables: Mapping[str, Any], data: DeviceDataset | None, batch: Batch) -> Sums:
+            raw, labels = gather_batch(data, batch)
+            images, mask = transforms.normalize(raw, preprocess, dtype), jnp.asarray(batch.mask)
             classes = jax.nn.one_hot(labels, num_classes, dtype=mask.dtype)
 
             def score(name: str) -> dict[str, jax.Array]:
-                logits = modules[name].apply(across.whole(variables[name]), images, train=False)
-                top1 = correct(logits, labels) * mask
+                logits = modules[name].apply(across.all_gather_params(variables[name]), images, train=False)
+                top1 = top_k_correct(logits, labels) * mask
                 return {
                     "loss": jnp.sum(cross_entropy(logits, labels) * mask),
                     "top1": jnp.sum(top1),
-                    "top5": jnp.sum(correct(logits, labels, 5) * mask),
+                    "top5": jnp.sum(top_k_correct(logits, labels, 5) * mask),
                     "count": jnp.sum(mask),
                     "class_top1": top1 @ classes,
                     "class_count": mask @ classes,
                 }
 
-            return across.total({name: score(name) for name in modules})
+            return across.psum({name: score(name) for name in modules})
 
         return step
 
@@ -55,21 +56,23 @@ def score_step(
 
 def correlation_step(
     modules: Mapping[str, Any], preprocess: Preprocess, num_classes: int, dtype: Any
-) -> Callable[[Across], Callable[..., jax.Array]]:
+) -> Callable[[Collectives], Callable[..., jax.Array]]:
     """Makes the step that sums how the networks' errors go together over one padded batch.
 
     With errors e_i = softmax(z_i) - onehot(y), the step takes what `score_step`'s does and returns the sum over
     the global batch of e_i . e_j, [networks, networks].
     """
 
-    def make(across: Across) -> Callable[..., jax.Array]:
-        def step(variables: Mapping[str, Any], data: Resident | None, batch: Examples) -> jax.Array:
-            raw, labels = look_up(data, batch)
-            images, mask = transforms.normalise(raw, preprocess, dtype), jnp.asarray(batch.mask)
+    def make(across: Collectives) -> Callable[..., jax.Array]:
+        def step(variables: Mapping[str, Any], data: DeviceDataset | None, batch: Batch) -> jax.Array:
+            raw, labels = gather_batch(data, batch)
+            images, mask = transforms.normalize(raw, preprocess, dtype), jnp.asarray(batch.mask)
             truth = jax.nn.one_hot(labels, num_classes)
-            logits = [modules[name].apply(across.whole(variables[name]), images, train=False) for name in modules]
+            logits = [
+                modules[name].apply(across.all_gather_params(variables[name]), images, train=False) for name in modules
+            ]
             errors = jnp.stack([jax.nn.softmax(z) - truth.astype(z.dtype) for z in logits])
-            return across.total(jnp.einsum("ibc,jbc,b->ij", errors, errors, mask.astype(errors.dtype)))
+            return across.psum(jnp.einsum("ibc,jbc,b->ij", errors, errors, mask.astype(errors.dtype)))
 
         return step
 
@@ -88,7 +91,7 @@ def score(
 
     Args:
       call: the compiled score steps.
-      one: takes equal copies on devices to the single value (`Distribution.one`).
+      one: takes equal copies on devices to the single value (`Distribution.unreplicate`).
       variables: by network, placed on the devices.
       data: what of the split lies on the devices, or None.
       batches: stacks of padded and masked batches, placed.

@@ -8,18 +8,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.errors import UserError
 from switokd_jax.interop import pytorch
-from switokd_jax.methods import Start
-from switokd_jax.state import TrainState, Tree, draw_variables, fold_in_name, initial_state, initial_variables
+from switokd_jax.methods import MemoryInputs
+from switokd_jax.state import TrainState, Tree, fold_in_name, init_variables, init_variables_jit, initial_state
 from switokd_jax.train.adapters import initial_adapters
-from switokd_jax.train.run_spec import Plan
+from switokd_jax.train.run_spec import RunSpec
 from switokd_jax.workdir import restore
 
-Draw = Callable[[Any, jax.Array, tuple[int, ...]], dict[str, Tree]]
+InitFn = Callable[[Any, jax.Array, tuple[int, ...]], dict[str, Tree]]
 
 
-def initial(plan: Plan, draw: Draw = initial_variables) -> TrainState:
+def initial(plan: RunSpec, draw: InitFn = init_variables_jit) -> TrainState:
     """The state before the first step.
 
     Args:
@@ -34,29 +34,29 @@ def initial(plan: Plan, draw: Draw = initial_variables) -> TrainState:
         spec = plan.config.networks[name]
         try:
             key = fold_in_name(jax.random.PRNGKey(plan.config.seed), name)
-            made[name] = draw(network.module, key, plan.data.image_shape)
+            made[name] = draw(network.module, key, plan.dataset_info.image_shape)
         except ValueError as error:  # images that the model cannot take
-            raise ConfigError(f"config.networks.{name}.model {spec.model!r}: {error}") from None
+            raise UserError(f"config.networks.{name}.model {spec.model!r}: {error}") from None
         if spec.init_from:
             field = f"config.networks.{name}.init_from"
             made[name] = read_network(plan, name, spec.init_from, made[name], field)
-        for source in plan.turns.values() if network.frozen else ():
+        for source in plan.teacher_schedule.values() if network.frozen else ():
             read_anchor(plan, name, source, made[name])  # tried now: days may pass before its turn
-    adapting = initial_adapters(plan.adapters, plan.networks, plan.data.image_shape, plan.config.seed)
+    adapting = initial_adapters(plan.adapters, plan.networks, plan.dataset_info.image_shape, plan.config.seed)
     return initial_state(plan.networks, made, plan.pairs, plan.config.seed, initial_memory(plan), adapting)
 
 
-def shapes(plan: Plan) -> TrainState:
+def shapes(plan: RunSpec) -> TrainState:
     """The state before the first step as shapes and dtypes, traced alone; files are read and judged all the same.
 
     Raises:
       ConfigError: as `initial`.
     """
-    made: TrainState = jax.eval_shape(lambda: initial(plan, draw_variables))
+    made: TrainState = jax.eval_shape(lambda: initial(plan, init_variables))
     return made
 
 
-def initial_memory(plan: Plan) -> Any:
+def initial_memory(plan: RunSpec) -> Any:
     """What the method keeps between steps, before the first one.
 
     Raises:
@@ -65,33 +65,35 @@ def initial_memory(plan: Plan) -> Any:
     key = fold_in_name(jax.random.PRNGKey(plan.config.seed), plan.config.method)
     keys = {edge: fold_in_name(key, edge) for edge in plan.adapters}
     try:
-        return plan.method.start(plan.config.hyperparameters, Start(plan.topology.nodes, plan.data.labels, keys))
+        return plan.method.init_memory(
+            plan.config.hyperparameters, MemoryInputs(plan.topology.nodes, plan.dataset_info.labels, keys)
+        )
     except ValueError as error:
-        raise ConfigError(f"config.method {plan.config.method!r}: {error}") from None
+        raise UserError(f"config.method {plan.config.method!r}: {error}") from None
 
 
-def read_anchor(plan: Plan, name: str, source: str, like: dict[str, Any]) -> dict[str, Any]:
+def read_anchor(plan: RunSpec, name: str, source: str, like: dict[str, Any]) -> dict[str, Any]:
     """Variables of a frozen network at another checkpoint; as `read_network`."""
     return read_network(plan, name, source, like, f"config.{plan.config.method}.anchors")
 
 
-def read_network(plan: Plan, name: str, source: str, like: dict[str, Any], field: str) -> dict[str, Any]:
+def read_network(plan: RunSpec, name: str, source: str, like: dict[str, Any], field: str) -> dict[str, Any]:
     """Variables of a network from a checkpoint of ours or of PyTorch, in the form of `like`.
 
     Raises:
       ConfigError: naming the field that gave the source, and the file, if it cannot be used.
     """
     try:
-        return _read(source, plan.config.networks[name].model, plan.data.num_classes, like)
+        return _read(source, plan.config.networks[name].model, plan.dataset_info.num_classes, like)
     except ValueError as error:
-        raise ConfigError(f"{field}: {error}") from None
+        raise UserError(f"{field}: {error}") from None
 
 
 def _read(source: str, model: str, num_classes: int, like: dict[str, Any]) -> dict[str, Any]:
     if source.endswith((*pytorch.TORCH_SUFFIXES, ".safetensors")):
         read = pytorch.variables(model, pytorch.read(source), num_classes)
     else:
-        read = restore.read_network(source)
+        read = restore.load_variables(source)
     if str(jax.tree.structure(read)) != str(jax.tree.structure(like)):
         raise ValueError(f"{source!r} holds another network than {model}")
     for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(read), strict=True):

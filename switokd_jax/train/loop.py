@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 
 from switokd_jax import config as configs
 from switokd_jax import figures
-from switokd_jax.data.dataset import Dataset, load
+from switokd_jax.data.dataset import Dataset, load_dataset
 from switokd_jax.files import write_json
+from switokd_jax.metrics import expert_share
 from switokd_jax.parallel import mesh
 from switokd_jax.state import TrainState
 from switokd_jax.train import evaluator, init_state, preemption, progress, run_spec, summary
@@ -62,8 +63,8 @@ def train_and_evaluate(
                 return _train(session, start, notice)
         except NonFiniteError as error:
             error.add_note(
-                f"the newest checkpoint is that of step {session.checkpoints.newest}, before it; go on from there with "
-                f"--config.on_nonfinite=skip, or in another workdir with a lower config.networks.{error.network}."
+                f"the newest checkpoint is that of step {session.checkpoints.latest_step}, before it; go on from there "
+                f"with --config.on_nonfinite=skip, or in another workdir with a lower config.networks.{error.network}."
                 "learning_rate or a clip_norm"
             )
             raise
@@ -84,34 +85,34 @@ def numerics(parsed: configs.Config) -> Iterator[None]:
         yield
 
 
-def prepare(parsed: configs.Config, devices: Sequence[jax.Device] | None = None) -> tuple[Dataset, run_spec.Plan]:
+def prepare(parsed: configs.Config, devices: Sequence[jax.Device] | None = None) -> tuple[Dataset, run_spec.RunSpec]:
     """Loads the data set and builds the plan; nothing is written or compiled."""
     run_spec.make_topology(parsed)  # before the data is read: it is the likelier mistake
-    dataset = load(parsed.data, parsed.seed)
-    return dataset, run_spec.make(parsed, dataset.facts, devices)
+    dataset = load_dataset(parsed.data, parsed.seed)
+    return dataset, run_spec.make(parsed, dataset.info, devices)
 
 
-def _train(run: Session, host: TrainState, notice: preemption.Notice) -> dict[str, Any]:
-    config, devices, total = run.plan.config, run.plan.devices, run.plan.total_steps
+def _train(run: Session, host: TrainState, notice: preemption.StopSignal) -> dict[str, Any]:
+    config, devices, total = run.plan.config, run.plan.distribution, run.plan.total_steps
     clock, best = progress.Clock(), Best()
-    if restored := run.checkpoints.restore(host, devices.template(serialization.to_state_dict(host))):
+    if restored := run.checkpoints.restore(host, devices.abstract_state(serialization.to_state_dict(host))):
         host, saved_progress = restored
         clock, best = progress.Clock(saved_progress["seconds"], saved_progress["examples"]), saved_progress["best"]
     first = int(host.step)
     main = mesh.is_main_process()
     if main:
-        metric_writers.drop_beyond(run.folder / "metrics.jsonl", first)
-        provenance.note(run.folder, run.record, first)
+        metric_writers.truncate_after(run.folder / "metrics.jsonl", first)
+        provenance.append_start(run.folder, run.record, first)
     bar = progress.Progress(total, first, run.plan.epoch(total), shown=config.log.progress and main)
     bar.say(summary.describe(run.plan, run.dataset, host))
     if first:
         bar.say(f"resuming {run.folder} at step {first} of {total}")
     bar.head(run.plan.topology.nodes)
-    reading = run.train.training(first, total)
+    reading = run.train.train_batches(first, total)
     happenings = events(run.plan, first)
     stops = {event.step for event in happenings} | ({first + TRACED} if config.log.profile else set())
     call = timed(run.step, clock, run.folder / "profile" if config.log.profile else None)
-    state = devices.place(host)
+    state = devices.device_put(host)
     with contextlib.ExitStack() as open_until_then:
         for each in (bar, run.writer, run.checkpoints, reading):
             open_until_then.callback(each.close)
@@ -129,17 +130,17 @@ def _train(run: Session, host: TrainState, notice: preemption.Notice) -> dict[st
             if first == stop and anchor:
                 state = _turn(run, state, anchor)
             if (save or notice.asked) and not run.write([]):  # a checkpoint never knows more than metrics.jsonl
-                run.checkpoints.skip("lines of metrics.jsonl wait for room")
+                run.checkpoints.report_failed_save("lines of metrics.jsonl wait for room")
             elif save or notice.asked:
                 saved_progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best}
-                run.checkpoints.save_latest(first, devices.one(state), saved_progress)
+                run.checkpoints.save_latest(first, devices.unreplicate(state), saved_progress)
             if notice.asked:
                 break
     if notice.asked and first < total:
         raise preemption.Stopped(notice.asked, first, total, run.folder)
     if unsaved := [name for name in run.plan.topology.nodes if name not in best]:
         raise SaveError(f"network {unsaved[0]!r} was never saved; start the same command again in another --workdir")
-    result = summary.summarise(run.plan, devices.one(state), run.selected_on, best, clock, run.folder)
+    result = summary.summarise(run.plan, devices.unreplicate(state), run.selected_on, best, clock, run.folder)
     result["record"] = dict(run.record)
     if main:
         try:
@@ -155,17 +156,17 @@ def _steps(
     run: Session,
     call: Callable[..., Any],
     state: TrainState,
-    coming: Iterator[mesh.Batches],
+    coming: Iterator[mesh.DeviceBatches],
     done: int,
     stop: int,
-    notice: preemption.Notice,
-) -> Iterator[tuple[TrainState, list[metric_writers.Line]]]:
+    notice: preemption.StopSignal,
+) -> Iterator[tuple[TrainState, list[metric_writers.MetricsRow]]]:
     """Takes the steps after `done` up to `stop` unless asked to stop; yields at each log interval, with its lines."""
     waiting: list[tuple[range, Any]] = []
     while done < stop:
         batches = next(coming)
         state, metrics = call(state, run.train.data, batches)
-        waiting.append((range(done + 1, done + batches.count + 1), run.plan.devices.one(metrics)))
+        waiting.append((range(done + 1, done + batches.count + 1), run.plan.distribution.unreplicate(metrics)))
         done += batches.count
         if len(waiting) > AHEAD:
             # No further ahead of the devices: who asks to stop waits for all that has been sent to them.
@@ -183,11 +184,11 @@ def _evaluate(
     run: Session, state: TrainState, step: int, best: Best, bar: progress.Progress, clock: progress.Clock
 ) -> Best:
     """Scores all networks on all splits, writes the lines and saves each network that is better than before."""
-    one, names = run.plan.devices.one, run.plan.topology.nodes
+    one, names = run.plan.distribution.unreplicate, run.plan.topology.nodes
     variables = {name: state.networks[name].evaluated for name in names}
     scores = {
-        split: evaluator.score(run.score.call, one, variables, feed.data, run.scoring(feed))
-        for split, feed in run.scored.items()
+        split: evaluator.score(run.score.call, one, variables, make_loader.data, run.scoring(make_loader))
+        for split, make_loader in run.scored.items()
     }
     updates = {f"{name}/updates": int(one(state.networks[name].updates)) for name in names}
     scored = [
@@ -195,7 +196,7 @@ def _evaluate(
         for split, by_name in scores.items()
     ]
     run.write(scored)
-    shares = [*metric_writers.expert_shares(jax.device_get(one(state.expert_steps)), step).values()]
+    shares = [*expert_share(jax.device_get(one(state.expert_steps)), step).values()]
     for line in scored:
         bar.evaluated(line, run.pace(clock, step, float(np.mean(shares)) if shares else None))
     better = {
@@ -209,21 +210,21 @@ def _evaluate(
 
 def _refresh(run: Session, state: TrainState) -> TrainState:
     """Gives a method that weighs the networks on held-out data its new weights."""
-    refresh = run.plan.method.refresh(run.plan.config.hyperparameters)
+    refresh = run.plan.method.update_memory_at_eval(run.plan.config.hyperparameters)
     if run.correlate is None or refresh is None:
         return state
     held_out = run.scored["validation"]
     variables = {name: state.networks[name].evaluated for name in run.plan.topology.nodes}
     correlation = evaluator.error_correlation(
         run.correlate.call,
-        run.plan.devices.one,
+        run.plan.distribution.unreplicate,
         variables,
         held_out.data,
         run.scoring(held_out),
         held_out.size,
     )
     memory = refresh(jax.numpy.asarray(correlation))
-    return dataclasses.replace(state, memory=run.plan.devices.place(memory))
+    return dataclasses.replace(state, memory=run.plan.distribution.device_put(memory))
 
 
 def _turn(run: Session, state: TrainState, anchor: str) -> TrainState:
@@ -231,7 +232,7 @@ def _turn(run: Session, state: TrainState, anchor: str) -> TrainState:
     networks = dict(state.networks)
     for name, network in run.plan.networks.items():
         if network.frozen:
-            like = run.plan.devices.one(networks[name].evaluated)
+            like = run.plan.distribution.unreplicate(networks[name].evaluated)
             read = init_state.read_anchor(run.plan, name, anchor, like)
-            networks[name] = dataclasses.replace(networks[name], **run.plan.devices.place(read))
+            networks[name] = dataclasses.replace(networks[name], **run.plan.distribution.device_put(read))
     return dataclasses.replace(state, networks=networks)

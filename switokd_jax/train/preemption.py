@@ -35,7 +35,7 @@ class Stopped(Exception):
         self.status = STATUS[asked]
 
 
-class Notice:
+class StopSignal:
     """Whether the run has been asked to stop. Made by `listening`."""
 
     def __init__(self) -> None:
@@ -68,12 +68,12 @@ class Notice:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Notice]:
+def listening() -> Iterator[StopSignal]:
     """Hears SIGINT and SIGTERM while the context lasts, unless it runs in another thread than the main one.
 
     Among several processes SIGTERM is JAX's: its handler tells the other processes.
     """
-    notice = Notice()
+    notice = StopSignal()
     heard = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
     if threading.current_thread() is not threading.main_thread():
         heard = []

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from switokd_jax.workdir.metric_writers import Line
+from switokd_jax.workdir.metric_writers import MetricsRow
 
 LABELS = {"train": "now", "validation": "val", "test": "test"}
 
@@ -47,7 +47,7 @@ class Clock:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pace:
+class ProgressStats:
     """rate: images per second; left: seconds of training to go; expert: share of expert steps, or None."""
 
     rate: float
@@ -83,14 +83,14 @@ class Progress:
         """Prints the head of the table."""
         self.say(f"{'':4} {'epoch':>7}{''.join(f' {name[:11]:>11}' for name in names)} exp%  img/s    left")
 
-    def step(self, line: Line, pace: Pace) -> None:
+    def step(self, line: MetricsRow, pace: ProgressStats) -> None:
         """Moves the live row: the latest training losses and top-1 of the batch."""
         if self._bar is not None:
             self._bar.set_description_str(self._row(line, pace), refresh=False)
             self._bar.n = line["step"]
             self._bar.refresh()
 
-    def evaluated(self, line: Line, pace: Pace) -> None:
+    def evaluated(self, line: MetricsRow, pace: ProgressStats) -> None:
         """Prints the row of an evaluation."""
         self.say(self._row(line, pace))
 
@@ -106,7 +106,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def _row(self, line: Line, pace: Pace) -> str:
+    def _row(self, line: MetricsRow, pace: ProgressStats) -> str:
         names = [key.removesuffix("/loss") for key in line if key.endswith("/loss")]
         scores = "".join(f" {short(line[f'{name}/loss'])} {line[f'{name}/top1']:5.1f}" for name in names)
         expert = "   -" if pace.expert is None else f"{100 * pace.expert:4.0f}"

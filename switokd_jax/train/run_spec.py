@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from switokd_jax import models, optim, topology
-from switokd_jax.config import Config, ConfigError
+from switokd_jax.config import Config
 from switokd_jax.data import dataset, resident, sampling
-from switokd_jax.forward import Network
+from switokd_jax.errors import UserError
+from switokd_jax.forward import NetworkSpec
 from switokd_jax.methods import METHODS, Method
 from switokd_jax.models.ops import convolution
 from switokd_jax.parallel import mesh
-from switokd_jax.step import Across, train_step
+from switokd_jax.parallel.collectives import Collectives
+from switokd_jax.step import train_step
 from switokd_jax.topology import Pair, Topology
 from switokd_jax.train import adapters, evaluator
 
@@ -26,7 +28,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class RunSpec:
     """All that a run is, before its first step.
 
     Attributes:
@@ -43,11 +45,11 @@ class Plan:
 
     config: Config
     topology: Topology
-    networks: Mapping[str, Network]
+    networks: Mapping[str, NetworkSpec]
     method: Method
-    adapters: Mapping[str, Network]
-    devices: mesh.Distribution
-    data: dataset.Facts
+    adapters: Mapping[str, NetworkSpec]
+    distribution: mesh.Distribution
+    dataset_info: dataset.DatasetInfo
     steps_per_epoch: int
     total_steps: int
 
@@ -57,10 +59,10 @@ class Plan:
         return self.topology.pairs if self.method.switches else ()
 
     @property
-    def turns(self) -> dict[int, str]:
+    def teacher_schedule(self) -> dict[int, str]:
         """The checkpoints that frozen networks become on the way, by global step."""
         epochs = range(1, self.total_steps // self.steps_per_epoch + 1)
-        found = {epoch: self.method.anchor(self.config.hyperparameters, epoch) for epoch in epochs}
+        found = {epoch: self.method.teacher_at_epoch(self.config.hyperparameters, epoch) for epoch in epochs}
         return {epoch * self.steps_per_epoch: source for epoch, source in found.items() if source}
 
     def epoch(self, step: int) -> float:
@@ -79,14 +81,14 @@ def make_topology(config: Config) -> Topology:
     try:
         made = _topology(spec, [*config.networks], weights)
     except ValueError as error:
-        raise ConfigError(f"config.topology: {error}") from None
+        raise UserError(f"config.topology: {error}") from None
     if unknown := [name for name in made.nodes if name not in config.networks]:
-        raise ConfigError(
+        raise UserError(
             f"config.topology names the unknown network {unknown[0]!r}; config.networks has "
             f"{', '.join(config.networks)}"
         )
     if unused := [name for name in config.networks if name not in made.nodes]:
-        raise ConfigError(f"config.networks.{unused[0]} takes no part in config.topology; remove it or name it there")
+        raise UserError(f"config.networks.{unused[0]} takes no part in config.topology; remove it or name it there")
     return made
 
 
@@ -104,7 +106,7 @@ def _topology(spec: Any, names: list[str], weights: dict[str, float]) -> Topolog
     return topology.custom(spec.names or names, spec.edges, relay=spec.relay)
 
 
-def make(config: Config, data: dataset.Facts, devices: Sequence[jax.Device] | None = None) -> Plan:
+def make(config: Config, data: dataset.DatasetInfo, devices: Sequence[jax.Device] | None = None) -> RunSpec:
     """Builds the plan for a data set, on the given devices or all.
 
     Raises:
@@ -113,14 +115,14 @@ def make(config: Config, data: dataset.Facts, devices: Sequence[jax.Device] | No
     graph = make_topology(config)
     way = (config.parallelism, config.sharding, config.batch_norm)
     together = mesh.create(*way, config.batch_size, devices, deterministic=config.deterministic)
-    sampling.check_parts(config, data.train_examples, together.device_count)
+    sampling.check_microbatches(config, data.train_examples, together.device_count)
     per_epoch = sampling.steps_per_epoch(data.train_examples, config.batch_size)
     total = config.steps or max(round(config.epochs * per_epoch), 1)
     create = functools.partial(
         models.create,
         num_classes=data.num_classes,
-        axis_name=together.norm_axis,
-        convolution=convolution.for_devices(together.platform, alone=together.alone),
+        axis_name=together.batch_norm_axis_name,
+        convolution=convolution.for_devices(together.platform, alone=together.single_device_program),
         **_kinds(config),
     )
     networks = {name: _network(config, name, create, per_epoch, total) for name in graph.nodes}
@@ -130,14 +132,14 @@ def make(config: Config, data: dataset.Facts, devices: Sequence[jax.Device] | No
     edges = graph.edges_from(_frozen(config, graph)) if method.offline else ()
     networks = adapters.with_features(networks, use, edges, data.image_shape)
     adapting = adapters.make_adapters(networks, use, edges, data.image_shape, **_kinds(config))
-    return Plan(
+    return RunSpec(
         config=config,
         topology=graph,
         networks=networks,
         method=method,
         adapters=adapting,
-        devices=together,
-        data=data,
+        distribution=together,
+        dataset_info=data,
         steps_per_epoch=per_epoch,
         total_steps=total,
     )
@@ -162,39 +164,39 @@ def _check_method(config: Config, method: Method, graph: Topology) -> None:
     frozen = _frozen(config, graph)
     for name in frozen:
         if not config.networks[name].init_from:
-            raise ConfigError(
+            raise UserError(
                 f"config.networks.{name} is frozen and has no init_from: it would stay as it was drawn; "
                 "name a checkpoint there"
             )
         if config.networks[name].ema:
-            raise ConfigError(f"config.networks.{name} is frozen, so there is nothing to average; set its ema to 0")
+            raise UserError(f"config.networks.{name} is frozen, so there is nothing to average; set its ema to 0")
     if method.offline and not graph.edges_from(frozen):
-        raise ConfigError(
+        raise UserError(
             f"config.method {config.method!r} learns from frozen networks and finds none to learn from; set "
             f"config.networks.{graph.nodes[0]}.frozen = True and its init_from"
         )
     if frozen and len(frozen) == len(graph.nodes):
-        raise ConfigError("config.networks: all networks are frozen, so none would learn")
-    if method.refresh(config.hyperparameters) and config.data.validation_fraction == 0:
-        raise ConfigError(
+        raise UserError("config.networks: all networks are frozen, so none would learn")
+    if method.update_memory_at_eval(config.hyperparameters) and config.data.validation_fraction == 0:
+        raise UserError(
             f"config.data.validation_fraction is 0, and this form of {config.method!r} weighs the networks on "
             "held-out images; set it to 0.1, say"
         )
 
 
-def _network(config: Config, name: str, create: Callable[[str], Any], per_epoch: int, total: int) -> Network:
+def _network(config: Config, name: str, create: Callable[[str], Any], per_epoch: int, total: int) -> NetworkSpec:
     spec = config.networks[name]
     try:
         module = create(spec.model)
     except ValueError as error:
-        raise ConfigError(f"config.networks.{name}.model: {error}") from None
+        raise UserError(f"config.networks.{name}.model: {error}") from None
     if spec.remat:
         if not hasattr(module, "remat"):
-            raise ConfigError(
+            raise UserError(
                 f"config.networks.{name}.remat: {spec.model!r} has no blocks to compute again; set it to False"
             )
         module = module.clone(remat=True)
-    return Network(
+    return NetworkSpec(
         module=module,
         optimizer=optim.optimizer(spec),
         schedule=optim.schedule(spec, per_epoch, total),
@@ -204,17 +206,17 @@ def _network(config: Config, name: str, create: Callable[[str], Any], per_epoch:
     )
 
 
-def make_step(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
+def make_step(plan: RunSpec) -> Callable[[Collectives], Callable[..., Any]]:
     """The train step of a plan, for `Distribution.compile`, carried: (state, data, batch) -> (state, metrics)."""
     inputs = resident.train_inputs(
-        plan.data.preprocess,
+        plan.dataset_info.preprocess,
         augmented=plan.config.data.augment,
         steps_in_epoch=plan.steps_per_epoch,
         dtype=DTYPES[plan.config.dtype],
     )
 
-    def for_devices(across: Across) -> Callable[..., Any]:
-        def step(state: Any, data: resident.Resident | None, batch: sampling.Examples) -> Any:
+    def for_devices(across: Collectives) -> Callable[..., Any]:
+        def step(state: Any, data: resident.DeviceDataset | None, batch: sampling.Batch) -> Any:
             images, labels = inputs(data, batch, state.rng, state.step)
             return train_step(
                 state,
@@ -237,13 +239,17 @@ def make_step(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
     return for_devices
 
 
-def make_correlation(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
+def make_correlation(plan: RunSpec) -> Callable[[Collectives], Callable[..., Any]]:
     """The step behind `evaluator.error_correlation`, for `Distribution.compile`."""
     modules = {name: network.module for name, network in plan.networks.items()}
-    return evaluator.correlation_step(modules, plan.data.preprocess, plan.data.num_classes, DTYPES[plan.config.dtype])
+    return evaluator.correlation_step(
+        modules, plan.dataset_info.preprocess, plan.dataset_info.num_classes, DTYPES[plan.config.dtype]
+    )
 
 
-def make_score(plan: Plan) -> Callable[[Across], Callable[..., Any]]:
+def make_score(plan: RunSpec) -> Callable[[Collectives], Callable[..., Any]]:
     """The scoring step of a plan, for `Distribution.compile`: (variables, data, batch) -> sums."""
     modules = {name: network.module for name, network in plan.networks.items()}
-    return evaluator.score_step(modules, plan.data.preprocess, plan.data.num_classes, DTYPES[plan.config.dtype])
+    return evaluator.score_step(
+        modules, plan.dataset_info.preprocess, plan.dataset_info.num_classes, DTYPES[plan.config.dtype]
+    )

@@ -14,8 +14,8 @@ import numpy as np
 from switokd_jax.config import Config
 from switokd_jax.data import resident, sampling
 from switokd_jax.data.dataset import Dataset, Split
-from switokd_jax.data.image_records import Encoded
-from switokd_jax.data.loader import Feed, feed
+from switokd_jax.data.image_records import RecordSplit
+from switokd_jax.data.loader import Loader, make_loader
 from switokd_jax.parallel import mesh
 from switokd_jax.state import TrainState, pair_name
 from switokd_jax.train import progress, run_spec
@@ -40,16 +40,16 @@ class Session:
       writer: of metrics.
     """
 
-    plan: run_spec.Plan
+    plan: run_spec.RunSpec
     dataset: Dataset
     folder: Path
     record: Mapping[str, Any]
-    step: mesh.Compiled
-    score: mesh.Compiled
-    correlate: mesh.Compiled | None
-    train: Feed
-    scored: Mapping[str, Feed]
-    checkpoints: checkpointer.Checkpoints
+    step: mesh.CompiledStep
+    score: mesh.CompiledStep
+    correlate: mesh.CompiledStep | None
+    train: Loader
+    scored: Mapping[str, Loader]
+    checkpoints: checkpointer.Checkpointer
     writer: metric_writers.Writer
 
     @property
@@ -63,22 +63,24 @@ class Session:
         config = self.plan.config
         return config.steps_per_call if config.data.pipeline == "resident" else 1  # a stream's images are large
 
-    def training(self, reading: sampling.Reading, first: int, stops: Container[int] = ()) -> Iterator[mesh.Batches]:
+    def training(
+        self, reading: sampling.BatchIterator, first: int, stops: Container[int] = ()
+    ) -> Iterator[mesh.DeviceBatches]:
         """The batches after the step `first` on the devices, no call over a log interval or one of `stops`."""
         every = self.plan.config.log.every
-        stacks = sampling.stacked(reading, self.most, first, lambda step: step % every == 0 or step in stops)
-        return self.plan.devices.ahead(stacks)
+        stacks = sampling.stack_batches(reading, self.most, first, lambda step: step % every == 0 or step in stops)
+        return self.plan.distribution.prefetch_to_device(stacks)
 
-    def scoring(self, split: Feed) -> Iterator[mesh.Batches]:
+    def scoring(self, split: Loader) -> Iterator[mesh.DeviceBatches]:
         """The batches of a split on the devices."""
-        return self.plan.devices.ahead(sampling.stacked(split.scoring(), self.most))
+        return self.plan.distribution.prefetch_to_device(sampling.stack_batches(split.eval_batches(), self.most))
 
-    def write(self, lines: list[metric_writers.Line]) -> bool:
+    def write(self, lines: list[metric_writers.MetricsRow]) -> bool:
         """Writes lines of metrics, in one process only; whether the run may be saved, as none waits for room."""
         written = not mesh.is_main_process() or self.writer.write(lines)
-        return written or self.plan.devices.share.processes > 1  # of several processes all save, or none
+        return written or self.plan.distribution.process_shard.processes > 1  # of several processes all save, or none
 
-    def show(self, bar: progress.Progress, clock: progress.Clock, seen: list[metric_writers.Line]) -> None:
+    def show(self, bar: progress.Progress, clock: progress.Clock, seen: list[metric_writers.MetricsRow]) -> None:
         """Moves the live row of the console to the last of some training steps."""
         trained = [line for line in seen if line["split"] == "train"]
         if trained:
@@ -86,42 +88,44 @@ class Session:
             expert = float(np.mean([[line[key] for key in keys] for line in trained])) if keys else None
             bar.step(trained[-1], self.pace(clock, trained[-1]["step"], expert))
 
-    def pace(self, clock: progress.Clock, step: int, expert: float | None) -> progress.Pace:
+    def pace(self, clock: progress.Clock, step: int, expert: float | None) -> progress.ProgressStats:
         """For the table on the console."""
         examples = (self.plan.total_steps - step) * self.train.size / self.plan.steps_per_epoch
-        return progress.Pace(clock.rate, examples / clock.rate if clock.rate else 0.0, expert)
+        return progress.ProgressStats(clock.rate, examples / clock.rate if clock.rate else 0.0, expert)
 
 
-def open_session(run: run_spec.Plan, dataset: Dataset, folder: Path) -> Session:
+def open_session(run: run_spec.RunSpec, dataset: Dataset, folder: Path) -> Session:
     """Places the data and opens the workdir's files; compiles nothing yet.
 
     Raises:
       ConfigError: if the folder's run has seen other data.
     """
-    this = provenance.of_run(run, dataset)
+    this = provenance.collect(run, dataset)
     provenance.check(folder, this)
-    config, devices = run.config, run.devices
+    config, devices = run.config, run.distribution
     splits = {"validation": dataset.validation, "test": dataset.test}
-    refreshes = run.method.refresh(config.hyperparameters) is not None
+    refreshes = run.method.update_memory_at_eval(config.hyperparameters) is not None
 
-    def open_feed(split: Split | Encoded) -> Feed:
-        made = feed(split, dataset.form, config.data, config.seed, config.batch_size, devices.share)
-        return dataclasses.replace(made, data=devices.place(made.data))
+    def open_feed(split: Split | RecordSplit) -> Loader:
+        made = make_loader(
+            split, dataset.image_spec, config.data, config.seed, config.batch_size, devices.process_shard
+        )
+        return dataclasses.replace(made, data=devices.device_put(made.data))
 
     train = open_feed(dataset.train)
     scored = {name: open_feed(split) for name, split in splits.items() if len(split)}
-    devices.meet()  # Orbax sends a first message when it opens a folder
+    devices.barrier()  # Orbax sends a first message when it opens a folder
     return Session(
         plan=run,
         dataset=dataset,
         folder=folder,
         record=this,
-        step=devices.compile(run_spec.make_step(run), carried=True),
-        score=devices.compile(run_spec.make_score(run), carried=False),
-        correlate=devices.compile(run_spec.make_correlation(run), carried=False) if refreshes else None,
+        step=devices.compile(run_spec.make_step(run), has_state=True),
+        score=devices.compile(run_spec.make_score(run), has_state=False),
+        correlate=devices.compile(run_spec.make_correlation(run), has_state=False) if refreshes else None,
         train=train,
         scored=scored,
-        checkpoints=checkpointer.open_checkpoints(folder, run.topology.nodes, config.checkpoint, run.steps_per_epoch),
+        checkpoints=checkpointer.open_checkpointer(folder, run.topology.nodes, config.checkpoint, run.steps_per_epoch),
         writer=_open_writer(folder, config),
     )
 
@@ -133,20 +137,20 @@ def _open_writer(folder: Path, config: Config) -> metric_writers.Writer:
     return metric_writers.open_writer(folder, main and config.log.tensorboard, config.log.wandb if main else "", facts)
 
 
-def timed(step: mesh.Compiled, clock: progress.Clock, profile: Path | None) -> Callable[..., Any]:
+def timed(step: mesh.CompiledStep, clock: progress.Clock, profile: Path | None) -> Callable[..., Any]:
     """The steps with their examples counted and their time taken; compiling is not.
 
     The first call that does not compile is traced into the folder `profile`, if there is one.
     """
     compiled: set[int] = set()
 
-    def call(state: TrainState, data: resident.Resident | None, coming: mesh.Batches) -> Any:
+    def call(state: TrainState, data: resident.DeviceDataset | None, coming: mesh.DeviceBatches) -> Any:
         traced = profile is not None and not compiled
         if coming.size not in compiled:
             jax.block_until_ready(state)
             clock.stop()
             compiled.add(coming.size)
-            step.program(state, data, coming)
+            step.executable(state, data, coming)
         clock.start()
         clock.examples += coming.size * coming.count
         if traced:
@@ -168,12 +172,12 @@ class Event(NamedTuple):
     save: bool
 
 
-def events(run: run_spec.Plan, first: int) -> list[Event]:
+def events(run: run_spec.RunSpec, first: int) -> list[Event]:
     """What happens after the step `first`, in order; the last step evaluates and saves."""
     per_epoch, total = run.steps_per_epoch, run.total_steps
     evaluations = _marks(run.config.eval_every * per_epoch, total)
     saves = _marks(run.config.checkpoint.every * per_epoch, total)
-    turns = run.turns
+    turns = run.teacher_schedule
     steps = sorted(evaluations | saves | {*turns})
     return [Event(step, step in evaluations, turns.get(step), step in saves) for step in steps if step > first]
 
@@ -184,12 +188,12 @@ def _marks(every: float, total: int) -> set[int]:
     return {min(max(round(i * every), 1), total) for i in multiples} | {total}
 
 
-def head(split: str, run: run_spec.Plan, step: int) -> metric_writers.Line:
+def head(split: str, run: run_spec.RunSpec, step: int) -> metric_writers.MetricsRow:
     """How a line of metrics begins."""
     return {"split": split, "epoch": round(run.epoch(step), 6), "step": step}
 
 
-def lines(run: run_spec.Plan, steps: range, metrics: Mapping[str, np.ndarray]) -> list[metric_writers.Line]:
+def lines(run: run_spec.RunSpec, steps: range, metrics: Mapping[str, np.ndarray]) -> list[metric_writers.MetricsRow]:
     """Metrics [most] of the calls' steps as JSON values, a line for each step, network by network in the topology's
     order (JAX sorts by name).
 
@@ -217,7 +221,7 @@ def lines(run: run_spec.Plan, steps: range, metrics: Mapping[str, np.ndarray]) -
     return made
 
 
-def _cause(bad: list[str], line: metric_writers.Line) -> str:
+def _cause(bad: list[str], line: metric_writers.MetricsRow) -> str:
     """Of the networks that are not finite one that is so by itself, not for what it hears of the others."""
     return next((name for name in bad if not np.isfinite(line[f"{name}/cross_entropy"])), bad[0])
 

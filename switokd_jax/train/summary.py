@@ -10,11 +10,12 @@ import jax
 from clu import parameter_overview
 
 from switokd_jax.data.dataset import Dataset, Split
+from switokd_jax.metrics import expert_share
 from switokd_jax.models import flops
 from switokd_jax.state import TrainState, pair_name
 from switokd_jax.train.progress import Clock
-from switokd_jax.train.run_spec import Plan
-from switokd_jax.workdir.metric_writers import expert_shares, read_metrics
+from switokd_jax.train.run_spec import RunSpec
+from switokd_jax.workdir.metric_writers import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +32,12 @@ def count(params: Any) -> int:
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def describe(plan: Plan, dataset: Dataset, state: TrainState) -> str:
+def describe(plan: RunSpec, dataset: Dataset, state: TrainState) -> str:
     """The run plan: data, devices, steps, who learns from whom, parameters and memory."""
     config = plan.config
-    height, width, channels = dataset.form.shape
+    height, width, channels = dataset.image_spec.shape
     sizes = f"{len(dataset.train)} train, {len(dataset.validation)} validation, {len(dataset.test)} test"
-    devices = f"{plan.devices.device_count} x {plan.devices.platform}"
+    devices = f"{plan.distribution.device_count} x {plan.distribution.platform}"
     rows = [
         ("data", f"{dataset.name}: {sizes}"),
         ("", f"{height}x{width}x{channels} pixels, {len(dataset.classes)} classes"),
@@ -50,7 +51,7 @@ def describe(plan: Plan, dataset: Dataset, state: TrainState) -> str:
     for edge in plan.topology.edges if plan.method.switches else ():
         gate = ", in learning mode" if edge.gate else ""
         rows.append(("edge", f"{edge.learner} learns from {edge.source}, weight {edge.weight:g}{gate}"))
-    memory = plan.devices.bytes_of_each(state) / 2**20
+    memory = plan.distribution.bytes_per_device(state) / 2**20
     splits = (dataset.train, dataset.validation, dataset.test)
     images = sum(split.images.nbytes for split in splits if isinstance(split, Split)) / 2**20
     rows.append(("memory", f"{memory:.1f} MiB state and {images:.1f} MiB images on each device"))
@@ -58,7 +59,7 @@ def describe(plan: Plan, dataset: Dataset, state: TrainState) -> str:
     return "\n".join([table, *(_parameters(name, plan, state.networks[name].params) for name in plan.topology.nodes)])
 
 
-def _parameters(name: str, plan: Plan, params: Any) -> str:
+def _parameters(name: str, plan: RunSpec, params: Any) -> str:
     # One row for each top-level module: a row for each array would run over several screens.
     rows = [_Row(module, len(jax.tree.leaves(tree)), count(tree)) for module, tree in params.items()]
     table = parameter_overview.make_table(rows)
@@ -66,30 +67,30 @@ def _parameters(name: str, plan: Plan, params: Any) -> str:
 
 
 def summarise(
-    plan: Plan, final: TrainState, selected_on: str, best: dict[str, Any], clock: Clock, folder: Path
+    plan: RunSpec, final: TrainState, selected_on: str, best: dict[str, Any], clock: Clock, folder: Path
 ) -> dict[str, Any]:
     """What summary.json holds; see the README for its fields."""
     last = [line for line in read_metrics(folder / "metrics.jsonl") if line["split"] == "test"][-1]
     steps = int(final.step)
-    shares = expert_shares(final.expert_steps, steps)
+    shares = expert_share(final.expert_steps, steps)
     networks = {name: _network(name, plan, final, last, best[name]) for name in plan.topology.nodes}
-    examples = plan.epoch(steps) * plan.data.train_examples
+    examples = plan.epoch(steps) * plan.dataset_info.train_examples
     return {
         "steps": steps,
         "epochs": round(plan.epoch(steps), 6),
         "seconds": round(clock.seconds, 3),
         "examples_per_second": round(clock.rate, 1),
-        "peak_bytes_per_device": plan.devices.peak_bytes,
+        "peak_bytes_per_device": plan.distribution.peak_bytes,
         "best_selected_on": selected_on,
         "examples": round(examples),
-        "training_flops": flops.spent(networks, steps, examples),
+        "training_flops": flops.training_flops(networks, steps, examples),
         "networks": networks,
         "switch": {pair: {"expert_fraction": shares[pair]} for pair in map(pair_name, plan.pairs)},
     }
 
 
-def _network(name: str, plan: Plan, final: TrainState, last: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
-    counted = flops.per_image(plan.networks[name].module, plan.data.image_shape)
+def _network(name: str, plan: RunSpec, final: TrainState, last: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
+    counted = flops.count_flops_per_image(plan.networks[name].module, plan.dataset_info.image_shape)
     return {
         "model": plan.config.networks[name].model,
         "parameters": count(final.networks[name].params),

@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from flax import serialization
 
-from switokd_jax.config import Checkpoint
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.config import CheckpointConfig
+from switokd_jax.errors import UserError, one_line
 from switokd_jax.parallel.mesh import is_main_process
 from switokd_jax.state import TrainState, Tree
 from switokd_jax.workdir import checksums
@@ -30,7 +30,7 @@ UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a save under way
 # Asks for shape, dtype and placement of each array that is read.
 Template = Any
 # What Orbax and TensorStore raise for files that they cannot write or read.
-FAILURES = (OSError, ValueError, RuntimeError, KeyError)
+IO_ERRORS = (OSError, ValueError, RuntimeError, KeyError)
 
 
 class SaveError(Exception):
@@ -38,7 +38,7 @@ class SaveError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoints:
+class Checkpointer:
     """The managers behind the folder `root`; close it. `failed` has what went wrong since the last good save."""
 
     root: Path
@@ -58,7 +58,7 @@ class Checkpoints:
         return {name: manager for name, manager in self.managers.items() if name is not None}
 
     @property
-    def newest(self) -> int:
+    def latest_step(self) -> int:
         """The step of the newest whole state, or 0."""
         return int(self.latest.latest_step() or 0)
 
@@ -80,7 +80,7 @@ class Checkpoints:
         items = ocp.args.Composite(state=ocp.args.StandardSave(tree), progress=ocp.args.JsonSave(dict(progress)))
         try:
             self.latest.save(step, args=items)
-        except FAILURES as error:
+        except IO_ERRORS as error:
             self._report(None, error)
 
     def save_best(self, name: str, step: int, variables: Tree) -> bool:
@@ -94,7 +94,7 @@ class Checkpoints:
         try:
             manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(dict(variables))))
             manager.wait_until_finished()
-        except FAILURES as error:
+        except IO_ERRORS as error:
             self._report(name, error)
             return False
         return True
@@ -114,7 +114,7 @@ class Checkpoints:
             damage, restored = self._read(step, template)
             if restored is None:
                 if self.on_corrupt == "stop" or step == steps[-1]:
-                    raise ConfigError(
+                    raise UserError(
                         f"{damage}; remove {self.root / 'latest' / str(step)}, set config.checkpoint.on_corrupt to "
                         "'fallback' to go on from an older one, or choose another --workdir"
                     )
@@ -137,39 +137,39 @@ class Checkpoints:
         for name, manager in self.managers.items():
             try:
                 manager.close()
-            except FAILURES as error:
+            except IO_ERRORS as error:
                 self._report(name, error)
         if self.failed:
             raise SaveError(
-                f"{self.failed[0]}; the newest checkpoint is that of step {self.newest}: make room "
+                f"{self.failed[0]}; the newest checkpoint is that of step {self.latest_step}: make room "
                 "and start the same command again"
             )
 
     def _read(self, step: int, template: Template) -> tuple[str, Any]:
         """What is wrong with a checkpoint, or what is in it."""
         folder = self.root / "latest" / str(step)
-        if damage := checksums.damage(folder):
+        if damage := checksums.verify(folder):
             return f"the checkpoint of step {step} is damaged: {damage}", None
         items = ocp.args.Composite(state=ocp.args.StandardRestore(template), progress=ocp.args.JsonRestore())
         try:
             return "", self.latest.restore(step, args=items)
-        except FAILURES as error:
-            return f"the checkpoint {folder} cannot be read ({first_line(error)})", None
+        except IO_ERRORS as error:
+            return f"the checkpoint {folder} cannot be read ({one_line(error)})", None
 
     def _settle(self) -> None:
         """Waits for the save under way."""
         try:
             self.latest.wait_until_finished()
-        except FAILURES as error:
+        except IO_ERRORS as error:
             self._report(None, error)
 
-    def skip(self, reason: str) -> None:
+    def report_failed_save(self, reason: str) -> None:
         """Reports a save that fails."""
         self.failed.append(f"no checkpoint could be written: {reason}")
         logging.warning("%s; training goes on, and the next save tries again", self.failed[-1])
 
     def _report(self, name: str | None, error: BaseException) -> None:
-        self.skip(first_line(error))
+        self.report_failed_save(one_line(error))
         clear(Path(self.managers[name].directory))
         self.managers[name] = self.open(name)  # the old one counts what it has begun, and its threads may have ended
 
@@ -179,13 +179,13 @@ class Checkpoints:
         try:
             free = shutil.disk_usage(self.root).free
         except OSError as error:
-            self.skip(f"{self.root}: {error.strerror}")
+            self.report_failed_save(f"{self.root}: {error.strerror}")
             return False
         if not os.access(self.root, os.W_OK):
-            self.skip(f"{self.root} may not be written")
+            self.report_failed_save(f"{self.root} may not be written")
             return False
         if jax.process_count() == 1 and free < needed:  # of several processes all save, or none
-            self.skip(f"{self.root} has {free / 2**20:.1f} MiB left, and one takes {needed / 2**20:.1f}")
+            self.report_failed_save(f"{self.root} has {free / 2**20:.1f} MiB left, and one takes {needed / 2**20:.1f}")
             return False
         return True
 
@@ -197,7 +197,9 @@ class Checkpoints:
                 manager.delete(older)
 
 
-def open_checkpoints(workdir: Path, networks: tuple[str, ...], spec: Checkpoint, steps_per_epoch: int) -> Checkpoints:
+def open_checkpointer(
+    workdir: Path, networks: tuple[str, ...], spec: CheckpointConfig, steps_per_epoch: int
+) -> Checkpointer:
     """Opens `workdir/checkpoints`, and clears it of saves that a kill cut short."""
     root = workdir.resolve() / "checkpoints"
     clear(root)
@@ -209,7 +211,7 @@ def open_checkpoints(workdir: Path, networks: tuple[str, ...], spec: Checkpoint,
         noting = ocp.options.AsyncOptions(post_finalization_callback=lambda: _note_checksums(folder))
         return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(async_options=noting, **kept))
 
-    return Checkpoints(root, manager, {name: manager(name) for name in (None, *networks)}, spec.on_corrupt)
+    return Checkpointer(root, manager, {name: manager(name) for name in (None, *networks)}, spec.on_corrupt)
 
 
 def clear(root: Path) -> None:
@@ -222,9 +224,3 @@ def _note_checksums(folder: Path) -> None:
     """In the save that is about to get its name: Orbax calls this when all its files are there."""
     for unfinished in folder.glob(f"*{UNFINISHED}*") if is_main_process() else ():
         checksums.write(unfinished)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, short enough for one line."""
-    line = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return line if len(line) <= 200 else f"{line[:200]} ..."

@@ -17,7 +17,7 @@ def write(folder: Path) -> None:
     write_json(folder / NAME, {str(path.relative_to(folder)): _sum(path) for path in _files(folder)})
 
 
-def damage(folder: Path) -> str | None:
+def verify(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None. One without checksums, of an earlier version, is taken as it is."""
     try:
         noted = json.loads((folder / NAME).read_text())

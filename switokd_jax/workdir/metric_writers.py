@@ -15,29 +15,29 @@ from typing import Any
 
 from absl import logging
 
-from switokd_jax.config_fields import ConfigError
-from switokd_jax.files import write_whole
+from switokd_jax.errors import UserError
+from switokd_jax.files import atomic_write
 
-Line = dict[str, Any]
+MetricsRow = dict[str, Any]
 
 
-def read_metrics(path: Path) -> list[Line]:
+def read_metrics(path: Path) -> list[MetricsRow]:
     """The whole lines of a metrics.jsonl; a last line that a kill cut short is left out."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def drop_beyond(path: Path, step: int) -> None:
+def truncate_after(path: Path, step: int) -> None:
     """Removes the lines after a global step, as a resumed run writes them again."""
     if not path.exists():
         return
     kept = [line for line in read_metrics(path) if line["step"] <= step]
     text = "".join(json.dumps(line) + "\n" for line in kept)
-    write_whole(path, lambda p: p.write_text(text))
+    atomic_write(path, lambda p: p.write_text(text))
 
 
-def append_metrics(path: Path, lines: Sequence[Line]) -> None:
+def append_metrics(path: Path, lines: Sequence[MetricsRow]) -> None:
     """Appends lines: all of them or, where the disk is full, none.
 
     Raises:
@@ -65,7 +65,7 @@ class TensorBoard:
         self._thread = ThreadPoolExecutor(1, "tensorboard")
         self._waiting: list[Future[None]] = []
 
-    def write(self, lines: Sequence[Line]) -> None:
+    def write(self, lines: Sequence[MetricsRow]) -> None:
         """Writes means by split, at the step of its last line; says what an earlier write has met."""
         self._settle(done for done in self._waiting if done.done())
         for step, values in means(lines):
@@ -97,7 +97,7 @@ class TensorBoard:
                 )
 
 
-def means(lines: Sequence[Line]) -> list[tuple[int, dict[str, float]]]:
+def means(lines: Sequence[MetricsRow]) -> list[tuple[int, dict[str, float]]]:
     """For each split the step of its last line, and the means of its numbers as SPLIT/NAME."""
     made = []
     for split in sorted({line["split"] for line in lines} - {"skipped"}):
@@ -123,7 +123,7 @@ class WeightsAndBiases:
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
-    def write(self, lines: Sequence[Line]) -> None:
+    def write(self, lines: Sequence[MetricsRow]) -> None:
         """Writes means by split; what goes wrong is a warning."""
         try:
             for step, values in means(lines):
@@ -141,7 +141,7 @@ def _run_id(workdir: Path) -> str:
     path = workdir / "wandb" / "run_id"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        write_whole(path, lambda p: p.write_text(uuid.uuid4().hex[:16]))
+        atomic_write(path, lambda p: p.write_text(uuid.uuid4().hex[:16]))
     return path.read_text()
 
 
@@ -151,9 +151,9 @@ class Writer:
 
     path: Path
     others: tuple[TensorBoard | WeightsAndBiases, ...] = ()
-    waiting: list[Line] = dataclasses.field(default_factory=list)
+    waiting: list[MetricsRow] = dataclasses.field(default_factory=list)
 
-    def write(self, lines: Sequence[Line]) -> bool:
+    def write(self, lines: Sequence[MetricsRow]) -> bool:
         """Appends lines {'split', 'epoch', 'step', metrics ...}; whether none waits now."""
         self.waiting.extend(lines)
         try:
@@ -186,21 +186,14 @@ def open_writer(workdir: Path, tensorboard: bool, wandb: str = "", config: Mappi
     others: list[TensorBoard | WeightsAndBiases] = []
     if tensorboard:
         if importlib.util.find_spec("tensorflow") is None:
-            raise ConfigError("config.log.tensorboard needs TensorFlow: install tensorflow-cpu, or set it to False")
+            raise UserError("config.log.tensorboard needs TensorFlow: install tensorflow-cpu, or set it to False")
         others.append(TensorBoard(workdir))
     if wandb:
         try:
             others.append(WeightsAndBiases(workdir, wandb, config or {}))
         except ImportError:
-            raise ConfigError("config.log.wandb needs Weights & Biases: pip install wandb, or set it to ''") from None
+            raise UserError("config.log.wandb needs Weights & Biases: pip install wandb, or set it to ''") from None
         except Exception as error:
             reason = " ".join(str(error).split())
-            raise ConfigError(
-                f"config.log.wandb {wandb!r} does not start ({reason}); log in, or set it to ''"
-            ) from error
+            raise UserError(f"config.log.wandb {wandb!r} does not start ({reason}); log in, or set it to ''") from error
     return Writer(workdir / "metrics.jsonl", tuple(others))
-
-
-def expert_shares(expert_steps: Mapping[str, Any], steps: int) -> dict[str, float]:
-    """Share of the steps so far in expert mode, by pair, from their counts."""
-    return {pair: int(count) / max(steps, 1) for pair, count in expert_steps.items()}

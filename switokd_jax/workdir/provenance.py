@@ -15,32 +15,32 @@ from typing import Any
 import numpy as np
 
 import switokd_jax
-from switokd_jax.config_fields import ConfigError
 from switokd_jax.data.dataset import Dataset, Split
-from switokd_jax.data.image_records import Encoded
+from switokd_jax.data.image_records import RecordSplit
+from switokd_jax.errors import UserError
 from switokd_jax.files import write_json
-from switokd_jax.train.run_spec import Plan
+from switokd_jax.train.run_spec import RunSpec
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "grain")
 NAME = "record.json"
 SAMPLED = 32  # records of an encoded split that its fingerprint reads
 
 
-def of_run(run: Plan, dataset: Dataset) -> dict[str, Any]:
+def collect(run: RunSpec, dataset: Dataset) -> dict[str, Any]:
     """JSON values: 'versions' by package (None where pip knows none), 'python', 'devices', 'commit' (None outside a git
     checkout; ends in '+' where files have changed since), 'seed', 'data': its name and fingerprint, and what a trained
     network needs of it."""
     return {
         "versions": {"switokd_jax": switokd_jax.__version__, **{name: version(name) for name in PACKAGES}},
         "python": platform.python_version(),
-        "devices": run.devices.facts,
+        "devices": run.distribution.device_info,
         "commit": commit(),
         "seed": run.config.seed,
         "data": {
             "name": dataset.name,
             "fingerprint": fingerprint(dataset),
             "classes": [*dataset.classes],
-            "image_shape": [*dataset.form.shape],
+            "image_shape": [*dataset.image_spec.shape],
             "preprocess": json.loads(json.dumps(dataclasses.asdict(dataset.preprocess))),
         },
     }
@@ -54,18 +54,18 @@ def check(folder: Path, start: Mapping[str, Any]) -> None:
     """
     for earlier in _starts(folder)[-1:]:
         if earlier["data"]["fingerprint"] != start["data"]["fingerprint"]:
-            raise ConfigError(
+            raise UserError(
                 f"--workdir {folder} holds a run on other images or labels of {earlier['data']['name']!r} than config."
                 "data finds now; mend config.data.dir, or choose another folder"
             )
 
 
-def note(folder: Path, start: Mapping[str, Any], step: int) -> None:
+def append_start(folder: Path, start: Mapping[str, Any], step: int) -> None:
     """Adds a start, and the step that it went on from, to the workdir's record.json."""
     write_json(folder / NAME, {"starts": [*_starts(folder), {"step": step, **start}]})
 
 
-def data(folder: Path) -> dict[str, Any]:
+def read_dataset_info(folder: Path) -> dict[str, Any]:
     """What 'data' was at the last start.
 
     Raises:
@@ -73,7 +73,7 @@ def data(folder: Path) -> dict[str, Any]:
     """
     starts = _starts(folder)
     if not starts or "classes" not in starts[-1]["data"]:
-        raise ConfigError(
+        raise UserError(
             f"{folder / NAME} does not say what the classes and images of its run are; start the run's command again, "
             "which adds that"
         )
@@ -87,7 +87,7 @@ def _starts(folder: Path) -> list[dict[str, Any]]:
     try:
         starts: list[dict[str, Any]] = json.loads(path.read_text())["starts"] if path.exists() else []
     except (ValueError, KeyError) as error:
-        raise ConfigError(f"{path} is not what this program writes; remove it, or choose another --workdir") from error
+        raise UserError(f"{path} is not what this program writes; remove it, or choose another --workdir") from error
     return starts
 
 
@@ -126,10 +126,10 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _arrays(split: Split | Encoded) -> list[Any]:
+def _arrays(split: Split | RecordSplit) -> list[Any]:
     if isinstance(split, Split):
         return [split.images, split.labels]
-    places = split.places[np.linspace(0, len(split) - 1, min(SAMPLED, len(split)), dtype=int)]
+    places = split.record_indices[np.linspace(0, len(split) - 1, min(SAMPLED, len(split)), dtype=int)]
     records = [split.records[int(place)] for place in places]
     images = [np.frombuffer(image, np.uint8) if isinstance(image, bytes) else image for image, _ in records]
-    return [split.places, *images, np.array([label for _, label in records], np.int32)]
+    return [split.record_indices, *images, np.array([label for _, label in records], np.int32)]

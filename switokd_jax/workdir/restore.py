@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.errors import UserError, one_line
 from switokd_jax.state import Tree
 from switokd_jax.workdir import checksums
-from switokd_jax.workdir.checkpointer import FAILURES, first_line
+from switokd_jax.workdir.checkpointer import IO_ERRORS
 
 
-def read_network(source: str) -> dict[str, Tree]:
+def load_variables(source: str) -> dict[str, Tree]:
     """Variables of one network from 'WORKDIR:NAME@best', 'WORKDIR:NAME@latest' or 'WORKDIR:NAME@STEP'.
 
     Returns:
@@ -28,18 +28,18 @@ def read_network(source: str) -> dict[str, Tree]:
     name, _, which = rest.partition("@")
     which = which or "best"
     if which not in ("best", "latest") and not which.isdigit():
-        raise ConfigError(f"{source!r}: after '@' stands 'best', 'latest' or a saved step, not {which!r}")
+        raise UserError(f"{source!r}: after '@' stands 'best', 'latest' or a saved step, not {which!r}")
     run = Path(workdir).expanduser().resolve()
     if which == "best":
         return dict(_newest(run / "checkpoints" / "best" / name, "variables", source, which))
     networks = _newest(run / "checkpoints" / "latest", "state", source, which)["networks"]
     if name not in networks:
-        raise ConfigError(f"{source!r}: that run has the networks {', '.join(networks)}")
+        raise UserError(f"{source!r}: that run has the networks {', '.join(networks)}")
     network = networks[name]
     return {"params": network["ema"] or network["params"], "batch_stats": network["batch_stats"]}
 
 
-def read_state(workdir: Path) -> dict[str, Tree]:
+def load_state(workdir: Path) -> dict[str, Tree]:
     """The newest whole state of a run as a nested dict of NumPy arrays.
 
     Raises:
@@ -52,16 +52,16 @@ def _newest(folder: Path, item: str, source: str, which: str) -> Any:
     # Saves that a kill cut short have longer names.
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     if not steps:
-        raise ConfigError(f"{source!r}: {folder} holds no finished checkpoint; train it first or mend the path")
+        raise UserError(f"{source!r}: {folder} holds no finished checkpoint; train it first or mend the path")
     if which.isdigit() and int(which) not in steps:
-        raise ConfigError(f"{source!r}: {folder} holds the steps {', '.join(map(str, sorted(steps)))}, not {which}")
+        raise UserError(f"{source!r}: {folder} holds the steps {', '.join(map(str, sorted(steps)))}, not {which}")
     path = folder / (which if which.isdigit() else str(max(steps))) / item
-    if damage := checksums.damage(path.parent):
-        raise ConfigError(f"{source!r}: {damage}; name another checkpoint")
+    if damage := checksums.verify(path.parent):
+        raise UserError(f"{source!r}: {damage}; name another checkpoint")
     handler = ocp.PyTreeCheckpointHandler()
     try:
         # As NumPy: the devices that wrote it need not be here.
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)
         return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    except FAILURES as error:
-        raise ConfigError(f"{source!r}: {path} cannot be read ({first_line(error)}); name another one") from error
+    except IO_ERRORS as error:
+        raise UserError(f"{source!r}: {path} cannot be read ({one_line(error)}); name another one") from error

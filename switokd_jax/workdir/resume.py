@@ -9,11 +9,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.errors import UserError
 from switokd_jax.files import write_json
 
 # A run may go on with other values of these; anything else would make it another run.
-MAY_CHANGE = (
+OVERRIDABLE_ON_RESUME = (
     "log",
     "checkpoint",
     "data.dir",
@@ -35,19 +35,19 @@ def check_workdir(folder: Path, config: ConfigDict) -> None:
     path = folder / "config.json"
     try:
         if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"--workdir {folder} is a file; choose a folder")
+            raise UserError(f"--workdir {folder} is a file; choose a folder")
         old = json.loads(path.read_text()) if path.exists() else None
         if old is None and (folder / "checkpoints").exists():
-            raise ConfigError(
+            raise UserError(
                 f"--workdir {folder} holds checkpoints and no config.json, so nobody knows of which run; "
                 "choose another folder"
             )
     except json.JSONDecodeError:
-        raise ConfigError(f"{path} is not JSON; choose another --workdir or remove that file") from None
+        raise UserError(f"{path} is not JSON; choose another --workdir or remove that file") from None
     except OSError as error:
-        raise ConfigError(f"--workdir {folder} cannot be read ({error.strerror}); choose another folder") from None
+        raise UserError(f"--workdir {folder} cannot be read ({error.strerror}); choose another folder") from None
     if old is not None:
-        _check_same(flat(old), flat(_as_json(config)), folder)
+        _check_same(flatten(old), flatten(_as_json(config)), folder)
 
 
 def open_workdir(folder: Path, config: ConfigDict) -> None:
@@ -60,7 +60,7 @@ def open_workdir(folder: Path, config: ConfigDict) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", _as_json(config))
     except OSError as error:
-        raise ConfigError(f"--workdir {folder} cannot be written ({error.strerror}); choose another folder") from None
+        raise UserError(f"--workdir {folder} cannot be written ({error.strerror}); choose another folder") from None
 
 
 def _as_json(config: ConfigDict) -> Any:
@@ -69,17 +69,19 @@ def _as_json(config: ConfigDict) -> Any:
 
 def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     for name in sorted(old.keys() | new.keys()):
-        if any(name == free or name.startswith(f"{free}.") for free in MAY_CHANGE) or old.get(name) == new.get(name):
+        if any(name == free or name.startswith(f"{free}.") for free in OVERRIDABLE_ON_RESUME) or old.get(
+            name
+        ) == new.get(name):
             continue
-        raise ConfigError(
+        raise UserError(
             f"--workdir {folder} holds a run with config.{name} = {old.get(name)!r}, not {new.get(name)!r}; "
             "choose another folder, or that value to go on with the run"
         )
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested dict as one with dotted names."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
-        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return out

@@ -37,7 +37,7 @@ def _mean_of(sums: jax.Array, x: jax.Array, axis_name: str | None) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def normalise(
+def normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises by the batch's own statistics.
@@ -79,7 +79,7 @@ def _backward(
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
-normalise.defvjp(_forward, _backward)
+normalize.defvjp(_forward, _backward)
 
 
 class BatchNorm(nn.Module):
@@ -114,7 +114,7 @@ class BatchNorm(nn.Module):
             factor = lax.rsqrt(variance.value + self.epsilon) * scale
             return ((x - mean.value) * factor + bias).astype(self.dtype)
         axis_name = None if self.is_initializing() else self.axis_name
-        y, batch_mean, batch_variance = normalise(x, scale, bias, self.epsilon, axis_name)
+        y, batch_mean, batch_variance = normalize(x, scale, bias, self.epsilon, axis_name)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1.0 - self.momentum) * batch_mean
             variance.value = self.momentum * variance.value + (1.0 - self.momentum) * batch_variance

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from switokd_jax.losses import at_least_float32
+from switokd_jax.precision import promote_to_float32
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 PLAIN = ("NHWC", "HWIO", "NHWC")
@@ -109,10 +109,10 @@ def _windows(x: jax.Array, size: tuple[int, int], stride: tuple[int, int], pads:
 
 def _shifted_sum(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> jax.Array:
     seen = _windows(x, (kernel.shape[0], kernel.shape[1]), stride, pads)
-    weights = at_least_float32(kernel.reshape(len(seen), -1))
-    total = at_least_float32(seen[0]) * weights[0]
+    weights = promote_to_float32(kernel.reshape(len(seen), -1))
+    total = promote_to_float32(seen[0]) * weights[0]
     for window, weight in zip(seen[1:], weights[1:], strict=True):
-        total = total + at_least_float32(window) * weight
+        total = total + promote_to_float32(window) * weight
     return total.astype(x.dtype)
 
 
@@ -140,7 +140,7 @@ def _image_by_image(x: jax.Array, g: jax.Array, windows: Callable[[jax.Array], l
 
 def _at_once(x: jax.Array, g: jax.Array, windows: Callable[[jax.Array], list[jax.Array]]) -> jax.Array:
     """One reduction for all places: two kernels on a GPU, which sums of their own make 15."""
-    return jnp.sum(at_least_float32(jnp.stack(windows(x))) * at_least_float32(g), (1, 2, 3))
+    return jnp.sum(promote_to_float32(jnp.stack(windows(x))) * promote_to_float32(g), (1, 2, 3))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

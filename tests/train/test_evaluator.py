@@ -14,7 +14,7 @@ from switokd_jax.train import evaluator, init_state, run_spec
 
 
 def test_padding_covers_once() -> None:
-    seen = [examples for _, examples in resident.scoring(7, 3, sampling.Share())]
+    seen = [examples for _, examples in resident.eval_batches(7, 3, sampling.ProcessShard())]
     indices, mask = (np.stack([getattr(examples, field) for examples in seen]) for field in ("index", "mask"))
     assert indices.shape == mask.shape == (3, 3)
     np.testing.assert_array_equal(indices[mask > 0], np.arange(7))
@@ -28,12 +28,14 @@ def test_counts_are_numpys(parallelism: str, devices: int) -> None:
     run = tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=16, parallelism=parallelism), len(split), devices)
     start = init_state.initial(run)
     variables = {name: network.evaluated for name, network in start.networks.items()}
-    call = run.devices.compile(run_spec.make_score(run), carried=False).call
-    reading = resident.scoring(len(split), 16, run.devices.share)
-    coming = run.devices.ahead(sampling.stacked(reading, 3))
-    scores = evaluator.score(call, run.devices.one, run.devices.place(variables), tiny_runs.place(run, split), coming)
+    call = run.distribution.compile(run_spec.make_score(run), has_state=False).call
+    reading = resident.eval_batches(len(split), 16, run.distribution.process_shard)
+    coming = run.distribution.prefetch_to_device(sampling.stack_batches(reading, 3))
+    scores = evaluator.score(
+        call, run.distribution.unreplicate, run.distribution.device_put(variables), tiny_runs.place(run, split), coming
+    )
     for name, network in run.networks.items():
-        images = transforms.normalise(split.images, run.data.preprocess, np.float32)
+        images = transforms.normalize(split.images, run.dataset_info.preprocess, np.float32)
         module = network.module.clone(axis_name=None)
         apply = jax.jit(functools.partial(module.apply, train=False))
         logits = np.asarray(apply(variables[name], images), np.float64)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Notes each call, says that the slice is there, and has a run end with the next of $STATUSES.
 GCLOUD = """#!/bin/bash
 echo "$*" >> "$CALLS"

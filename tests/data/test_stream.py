@@ -17,40 +17,45 @@ import pytest
 from PIL import Image
 
 import tiny_runs
-from switokd_jax import config, config_fields
+from switokd_jax import config
 from switokd_jax.data import dataset, image_records, loader, sampling, tfds_source
+from switokd_jax.errors import UserError
 from switokd_jax.parallel import mesh
 from switokd_jax.train import loop
 from switokd_jax.workdir import restore
 
-DIGITS = config.Data(name="digits", pipeline="stream", workers=0)
-ALL = sampling.Share()
+DIGITS = config.DataConfig(name="digits", pipeline="stream", workers=0)
+ALL = sampling.ProcessShard()
 
 
-def folder(root: Path, count: int = 12) -> config.Data:
+def folder(root: Path, count: int = 12) -> config.DataConfig:
     tiny_runs.photographs(root, count)
-    return config.Data(name="folder", dir=str(root), pipeline="stream", image_size=16, workers=0)
+    return config.DataConfig(name="folder", dir=str(root), pipeline="stream", image_size=16, workers=0)
 
 
-def taken(spec: config.Data, first: int, total: int, share: sampling.Share = ALL, batch: int = 5) -> list[Any]:
-    data = dataset.load(spec, 0)
-    return [*loader.feed(data.train, data.form, spec, 3, batch, share).training(first, total)]
+def taken(
+    spec: config.DataConfig, first: int, total: int, share: sampling.ProcessShard = ALL, batch: int = 5
+) -> list[Any]:
+    data = dataset.load_dataset(spec, 0)
+    return [*loader.make_loader(data.train, data.image_spec, spec, 3, batch, share).train_batches(first, total)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_same_batches_as_resident(workers: int) -> None:
     """Two epochs and a bit of digits, from step 3 on, and an evaluation: index, image and label."""
-    spec = config.Data(name="digits", pipeline="stream", workers=workers)
-    train, _, test = tiny_runs.resident_splits(config.Data(name="digits"))
+    spec = config.DataConfig(name="digits", pipeline="stream", workers=workers)
+    train, _, test = tiny_runs.resident_splits(config.DataConfig(name="digits"))
     seen = taken(spec, 3, 17, batch=200)
     assert [size for size, _ in seen] == ([200] * 7 + [37])[3:] + [200] * 7 + [37] + [200]
     for step, (_, examples) in enumerate(seen, 3):
-        index = sampling.training(step, 3, len(train), 200)
+        index = sampling.train_indices(step, 3, len(train), 200)
         np.testing.assert_array_equal(examples.index, index)
         np.testing.assert_array_equal(examples.images, train.images[index])
         np.testing.assert_array_equal(examples.labels, train.labels[index])
-    data = dataset.load(spec, 0)
-    scored = [examples for _, examples in loader.feed(data.test, data.form, spec, 0, 100, ALL).scoring()]
+    data = dataset.load_dataset(spec, 0)
+    scored = [
+        examples for _, examples in loader.make_loader(data.test, data.image_spec, spec, 0, 100, ALL).eval_batches()
+    ]
     mask = np.concatenate([examples.mask for examples in scored]) > 0
     assert (len(scored), mask.sum()) == (4, 360)
     np.testing.assert_array_equal(np.concatenate([e.images for e in scored])[mask], test.images)
@@ -63,7 +68,7 @@ def test_a_streamed_run_is_the_resident_run(tmp_path: Path) -> None:
         c = tiny_runs.tiny_config(batch_size=160, epochs=1.0)
         c.data.pipeline, c.data.workers, c.data.train_examples = pipeline, 0, 480
         loop.train_and_evaluate(c, tmp_path / pipeline, jax.devices()[:1])
-    tiny_runs.assert_same_bits(*(restore.read_state(tmp_path / pipeline) for pipeline in ("resident", "stream")))
+    tiny_runs.assert_same_bits(*(restore.load_state(tmp_path / pipeline) for pipeline in ("resident", "stream")))
 
 
 @pytest.mark.parametrize("augment", [True, False])
@@ -89,7 +94,7 @@ def test_processes_share_a_batch(processes: int) -> None:
     """Parts in order make the global batch; one that the devices do not divide is read whole by everybody."""
     devices = 2 * processes
     whole = taken(DIGITS, 0, 15, batch=96)
-    parts = [taken(DIGITS, 0, 15, sampling.Share(p, processes, devices), batch=96) for p in range(processes)]
+    parts = [taken(DIGITS, 0, 15, sampling.ProcessShard(p, processes, devices), batch=96) for p in range(processes)]
     for (size, examples), *shares in zip(whole, *parts, strict=True):
         got = [part.images for _, part in shares]
         assert [n for n, _ in shares] == [size] * processes
@@ -106,7 +111,7 @@ def test_processes_share_a_batch(processes: int) -> None:
 def test_a_batch_on_eight_devices(parallelism: str, size: int) -> None:
     """Split over the devices where they divide it, else whole on each; two batches are under way before they run."""
     devices = mesh.create(parallelism, "replicated", "global", 16)
-    assert devices.share == sampling.Share(0, 1, 8)
+    assert devices.process_shard == sampling.ProcessShard(0, 1, 8)
     images = np.arange(size * 4, dtype=np.uint8).reshape(size, 2, 2, 1)
     drawn = []
 
@@ -115,10 +120,10 @@ def test_a_batch_on_eight_devices(parallelism: str, size: int) -> None:
             drawn.append(number)
             yield (
                 size,
-                sampling.Examples(np.arange(size, dtype=np.int32) + number, images=images, labels=images[:, 0, 0]),
+                sampling.Batch(np.arange(size, dtype=np.int32) + number, images=images, labels=images[:, 0, 0]),
             )
 
-    coming = devices.ahead(sampling.stacked(reading(), 1))
+    coming = devices.prefetch_to_device(sampling.stack_batches(reading(), 1))
     for number in range(4):
         placed = next(coming)
         assert len(drawn) == min(number + 1 + mesh.AHEAD, 4)
@@ -198,28 +203,26 @@ def test_a_broken_image_is_named(workers: int, tmp_path: Path) -> None:
     broken = tmp_path / "train" / "a" / "004.png"
     broken.write_bytes(broken.read_bytes()[:100])
     spec = dataclasses.replace(spec, workers=workers)
-    with pytest.raises(config_fields.ConfigError, match=r"train/a/004.png cannot be decoded \(.*\); mend or remove it"):
+    with pytest.raises(UserError, match=r"train/a/004.png cannot be decoded \(.*\); mend or remove it"):
         taken(spec, 0, 3)
 
 
 def test_images_of_many_sizes_want_a_size(tmp_path: Path) -> None:
     spec = dataclasses.replace(folder(tmp_path), image_size=0)
-    with pytest.raises(config_fields.ConfigError, match=r"has \d+x\d+ pixels, the first image 30x20; set config.data"):
+    with pytest.raises(UserError, match=r"has \d+x\d+ pixels, the first image 30x20; set config.data"):
         taken(spec, 0, 3)
-    resident = config.Data(name="folder", dir=str(tmp_path), image_size=16)
-    with pytest.raises(
-        config_fields.ConfigError, match=r"config.data.image_size is 16, and config.data.pipeline 'resident'"
-    ):
-        dataset.load(resident, 0)
+    resident = config.DataConfig(name="folder", dir=str(tmp_path), image_size=16)
+    with pytest.raises(UserError, match=r"config.data.image_size is 16, and config.data.pipeline 'resident'"):
+        dataset.load_dataset(resident, 0)
 
 
 def test_validation_and_a_part_of_a_stream(tmp_path: Path) -> None:
     spec = dataclasses.replace(folder(tmp_path, 80), train_examples=40, validation_fraction=0.25)
-    data = dataset.load(spec, 0)
+    data = dataset.load_dataset(spec, 0)
     assert (len(data.train), len(data.validation), len(data.test)) == (30, 10, 10)
-    assert isinstance(data.train, image_records.Encoded)
-    assert isinstance(data.validation, image_records.Encoded)
-    assert not {*data.train.places} & {*data.validation.places}
+    assert isinstance(data.train, image_records.RecordSplit)
+    assert isinstance(data.validation, image_records.RecordSplit)
+    assert not {*data.train.record_indices} & {*data.validation.record_indices}
     # Preprocessing of photographs, already cropped and mirrored.
     assert (data.preprocess.mean, data.preprocess.padding, data.preprocess.flip) == (dataset.IMAGENET.mean, 0, False)
 
@@ -258,22 +261,20 @@ def test_imagenet_through_tfds(tmp_path: Path) -> None:
         for number in range(1, 6):
             add(archive, f"ILSVRC2012_val_{number:08}.JPEG", jpeg(number))
 
-    spec = config.Data(name="imagenet2012", dir=str(tmp_path), pipeline="stream", image_size=32, workers=0)
-    data = dataset.load(spec, 0)
+    spec = config.DataConfig(name="imagenet2012", dir=str(tmp_path), pipeline="stream", image_size=32, workers=0)
+    data = dataset.load_dataset(spec, 0)
     assert (len(data.train), len(data.test), len(data.classes)) == (9, 5, 1000)
-    assert data.form.shape == (32, 32, 3)
+    assert data.image_spec.shape == (32, 32, 3)
     assert data.preprocess.std == (0.229, 0.224, 0.225)
-    assert data.facts.labels is None
+    assert data.info.labels is None
     seen = taken(spec, 0, 2)
     labels = np.concatenate([examples.labels for _, examples in seen])
     assert sorted(labels) == [0, 0, 0, 1, 1, 1, 999, 999, 999]
     assert seen[0][1].images.shape == (5, 32, 32, 3)
-    with pytest.raises(config_fields.ConfigError, match=r"of 'imagenet2012' have many sizes; set config.data.pip"):
-        dataset.load(config.Data(name="imagenet2012", dir=str(tmp_path)), 0)
+    with pytest.raises(UserError, match=r"of 'imagenet2012' have many sizes; set config.data.pip"):
+        dataset.load_dataset(config.DataConfig(name="imagenet2012", dir=str(tmp_path)), 0)
 
 
 def test_imagenet_without_its_archives(tmp_path: Path) -> None:
-    with pytest.raises(
-        config_fields.ConfigError, match=r"manual_dir is \S+downloads/manual: manual_dir should contain two"
-    ):
+    with pytest.raises(UserError, match=r"manual_dir is \S+downloads/manual: manual_dir should contain two"):
         tfds_source.open_tfds("imagenet2012", str(tmp_path))

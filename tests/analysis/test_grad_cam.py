@@ -15,30 +15,33 @@ from jax.interpreters import partial_eval
 from matplotlib import image as images_of
 
 import tiny_runs
-from switokd_jax import config_fields, models
+from switokd_jax import models
 from switokd_jax.analysis import grad_cam, trained_network
+from switokd_jax.errors import UserError
 from switokd_jax.figures import heat
-from switokd_jax.interop.stablehlo import Facts
+from switokd_jax.interop.stablehlo import ModelInfo
 from switokd_jax.models import layers
-from switokd_jax.state import draw_variables
+from switokd_jax.state import init_variables
 
 LABELS = np.array([3, 1, 4])
 
 
-def network(model: str = "two_layers", shape: tuple[int, int, int] = tiny_runs.SHAPE) -> trained_network.Trained:
+def network(model: str = "two_layers", shape: tuple[int, int, int] = tiny_runs.SHAPE) -> trained_network.TrainedNetwork:
     """An untrained network, its running statistics and BatchNorm parameters drawn too."""
     module = models.create(model, 10)
     # Zeros where only shapes matter: to draw some of the networks takes many seconds.
-    shapes = jax.eval_shape(lambda key: draw_variables(module, key, shape), jax.random.PRNGKey(0))
+    shapes = jax.eval_shape(lambda key: init_variables(module, key, shape), jax.random.PRNGKey(0))
     variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     if model == "two_layers":
-        variables = draw_variables(module, jax.random.PRNGKey(0), shape)
+        variables = init_variables(module, jax.random.PRNGKey(0), shape)
     rng = np.random.default_rng(1)
     drawn = jax.tree.map(
         lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), x.dtype) if x.ndim == 1 else x, variables
     )
     preprocess = dataclasses.replace(tiny_runs.PREPROCESS, mean=(0.3,) * shape[-1], std=(0.4,) * shape[-1])
-    return trained_network.Trained(Facts("student", model, tuple("0123456789"), shape), module, drawn, preprocess)
+    return trained_network.TrainedNetwork(
+        ModelInfo("student", model, tuple("0123456789"), shape), module, drawn, preprocess
+    )
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
@@ -71,7 +74,7 @@ def enlarged(small: np.ndarray, side: int) -> np.ndarray:
     return rows[:, low] * (1 - share) + rows[:, low + 1] * share
 
 
-def by_hand(of: trained_network.Trained, image: np.ndarray, label: int) -> dict[str, np.ndarray]:
+def by_hand(of: trained_network.TrainedNetwork, image: np.ndarray, label: int) -> dict[str, np.ndarray]:
     """Maps of the network 'two_layers' by stage, and 'logits'."""
     tree: Any = jax.tree.map(lambda x: np.asarray(x, np.float64), of.variables)
     params, stats = tree["params"], tree["batch_stats"]
@@ -102,7 +105,7 @@ def by_hand(of: trained_network.Trained, image: np.ndarray, label: int) -> dict[
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_by_hand(stage: str) -> None:
     of, seen = network(), tiny_runs.random_split(3, seed=5).images
-    maps, chosen = grad_cam.heat(of, seen, LABELS, stage)
+    maps, chosen = grad_cam.grad_cam(of, seen, LABELS, stage)
     expected = [by_hand(of, image, label) for image, label in zip(seen, LABELS, strict=True)]
     np.testing.assert_allclose(maps, [each[stage] for each in expected], atol=2e-5)
     assert np.max(maps) > 0.99, "something is to be seen"
@@ -111,9 +114,9 @@ def test_by_hand(stage: str) -> None:
 
 def test_the_networks_own_choice_is_explained_unless_told_otherwise() -> None:
     of, seen = network(), tiny_runs.random_split(3, seed=5).images
-    maps, chosen = grad_cam.heat(of, seen)
-    np.testing.assert_array_equal(maps, grad_cam.heat(of, seen, chosen)[0])
-    assert grad_cam.layer(of) == "stage3", "the last one, 4x4"
+    maps, chosen = grad_cam.grad_cam(of, seen)
+    np.testing.assert_array_equal(maps, grad_cam.grad_cam(of, seen, chosen)[0])
+    assert grad_cam.select_layer(of) == "stage3", "the last one, 4x4"
     assert (maps.dtype, maps.shape, chosen.dtype) == (jnp.float32, (3, 8, 8), jnp.int32)
 
 
@@ -122,7 +125,7 @@ def test_what_nothing_speaks_for_stays_dark() -> None:
     kernel = -jnp.ones_like(of.variables["params"]["linear"]["kernel"])
     params = {**of.variables["params"], "linear": {**of.variables["params"]["linear"], "kernel": kernel}}
     dark = dataclasses.replace(of, variables={**of.variables, "params": params})
-    np.testing.assert_array_equal(grad_cam.heat(dark, tiny_runs.random_split(2).images)[0], 0)
+    np.testing.assert_array_equal(grad_cam.grad_cam(dark, tiny_runs.random_split(2).images)[0], 0)
 
 
 # One of each kind of network.
@@ -148,7 +151,7 @@ def test_what_is_tapped_flows_on(model: str) -> None:
         lambda x: of.module.apply(of.variables, x, train=False, mutable=["perturbations"])[1], images
     )["perturbations"]
 
-    assert len(zeros[grad_cam.layer(of)].shape) == 4
+    assert len(zeros[grad_cam.select_layer(of)].shape) == 4
     assert len(zeros) > 3, "three stages at least, and 'pooled'"
 
     def logits(added: Any) -> jax.Array:
@@ -194,8 +197,8 @@ def test_a_transformer_joins_its_tokens_once() -> None:
 
 
 def test_maps_that_are_not_tapped_are_named() -> None:
-    with pytest.raises(config_fields.ConfigError, match=r"taps no maps 'stage9'; .* known: stage1, stage2"):
-        grad_cam.heat(network(), jnp.zeros((1, *tiny_runs.SHAPE), jnp.uint8), of="stage9")
+    with pytest.raises(UserError, match=r"taps no maps 'stage9'; .* known: stage1, stage2"):
+        grad_cam.grad_cam(network(), jnp.zeros((1, *tiny_runs.SHAPE), jnp.uint8), of="stage9")
 
 
 def test_a_network_without_feature_maps_is_named() -> None:
@@ -209,13 +212,13 @@ def test_a_network_without_feature_maps_is_named() -> None:
     module = Perceptron()
     variables = module.init(jax.random.PRNGKey(0), jnp.zeros((1, *tiny_runs.SHAPE)), train=False)
     blind = dataclasses.replace(network(), module=module, variables=variables)
-    with pytest.raises(config_fields.ConfigError, match=r"network 'student' \(two_layers\) taps no feature maps"):
-        grad_cam.heat(blind, tiny_runs.random_split(1).images)
+    with pytest.raises(UserError, match=r"network 'student' \(two_layers\) taps no feature maps"):
+        grad_cam.grad_cam(blind, tiny_runs.random_split(1).images)
 
 
-def seen(title: str, count: int) -> heat.Seen:
+def seen(title: str, count: int) -> heat.HeatmapColumn:
     rng = np.random.default_rng(0)
-    return heat.Seen(title, rng.random((count, 8, 8)), np.arange(count), rng.random(count))
+    return heat.HeatmapColumn(title, rng.random((count, 8, 8)), np.arange(count), rng.random(count))
 
 
 @pytest.mark.parametrize(("rows", "columns", "channels"), [(1, 1, 1), (4, 2, 3)])

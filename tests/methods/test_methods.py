@@ -13,7 +13,7 @@ from scipy import optimize
 
 from switokd_jax import topology
 from switokd_jax.losses import cross_entropy
-from switokd_jax.methods import METHODS, Decision, Outputs, Start, crd, dkd, fitnet, kdcl
+from switokd_jax.methods import METHODS, MemoryInputs, MethodInputs, MethodOutput, crd, dkd, fitnet, kdcl
 
 CLASSES, BATCH = 4, 6
 TOPOLOGIES = {
@@ -70,15 +70,15 @@ def decide(
     memory: Any = None,
     features: dict[str, Any] | None = None,
     **changes: Any,
-) -> Decision:
+) -> MethodOutput:
     """The method on these logits; the first node is frozen for the offline ones."""
     ce = {name: jnp.mean(cross_entropy(jnp.asarray(z), jnp.asarray(LABELS))) for name, z in logits.items()}
     entry = METHODS[method]
     frozen = frozenset(graph.nodes[:1] if entry.offline else ())
     hyperparameters = entry.hyperparameters(**(SMALL_CRD if method == "crd" else {}), **changes)
     if memory is None:
-        memory = entry.start(hyperparameters, Start(graph.nodes, TRAINING_LABELS, keys(graph)))
-    outputs = Outputs(
+        memory = entry.init_memory(hyperparameters, MemoryInputs(graph.nodes, TRAINING_LABELS, keys(graph)))
+    outputs = MethodInputs(
         {name: jnp.asarray(z) for name, z in logits.items()},
         ce,
         frozen,
@@ -132,7 +132,7 @@ def test_switokd(name: str, tau: float) -> None:
             decision = decide("switokd", graph, z, temperature=tau)
             for node in graph.nodes:
                 assert decision.losses[node] == pytest.approx(losses[node], rel=1e-12)
-                assert bool(decision.learn.get(node, True)) == learn[node]
+                assert bool(decision.should_update.get(node, True)) == learn[node]
             modes |= {bool(s.expert) for s in decision.switches.values()}
     assert modes == ({True, False} if graph.pairs else set())
 
@@ -145,7 +145,7 @@ def test_teacher_of_two_learns_from_the_student_that_keeps_up() -> None:
         decision = decide("switokd", graph, z)
         assert bool(decision.switches["a", "b"].expert)
         assert not bool(decision.switches["a", "c"].expert)
-        assert bool(decision.learn["a"])
+        assert bool(decision.should_update["a"])
         alone = decide("switokd", topology.pair("a", "c"), {k: z[k] for k in "ac"})
         assert decision.losses["a"] == pytest.approx(float(alone.losses["a"]))
 
@@ -154,7 +154,7 @@ def test_teacher_of_two_learns_from_the_student_that_keeps_up() -> None:
 def test_forced_modes(mode: str) -> None:
     for seed in range(3):
         decision = decide("switokd", TOPOLOGIES["pair"], random_logits(TOPOLOGIES["pair"], seed), mode=mode)
-        assert bool(decision.learn["a"]) == (mode == "learning")
+        assert bool(decision.should_update["a"]) == (mode == "learning")
 
 
 def test_dml_divides_by_the_others() -> None:
@@ -168,7 +168,7 @@ def test_dml_divides_by_the_others() -> None:
                 p, q = softmax(z[other] / 2), softmax(z[node] / 2)
                 expected += 4 * (p * np.log(p / q)).sum(1).mean() / 2
             assert decision.losses[node] == pytest.approx(expected, rel=1e-12)
-    assert not decision.learn
+    assert not decision.should_update
 
 
 def test_vanilla_is_cross_entropy() -> None:
@@ -404,7 +404,9 @@ def test_crd() -> None:
     graph, z = TOPOLOGIES["pair"], random_logits(TOPOLOGIES["pair"], 0)
     views = {node: unit(random_features(node)["pooled"]) for node in "ab"}
     with jax.enable_x64(True):
-        memory = METHODS["crd"].start(crd.Hyperparameters(**SMALL_CRD), Start(("a", "b"), TRAINING_LABELS, keys(graph)))
+        memory = METHODS["crd"].init_memory(
+            crd.Hyperparameters(**SMALL_CRD), MemoryInputs(("a", "b"), TRAINING_LABELS, keys(graph))
+        )
         draws = crd.other_classes(keys(graph)["b <- a"], jnp.asarray(LABELS), 9, memory)
         negatives, scales = np.asarray(draws), [0.0, 0.0]
         for _ in range(2):
@@ -422,8 +424,8 @@ def test_crd() -> None:
 
 
 def test_crds_negatives_are_all_images_of_other_classes() -> None:
-    given = Start(("a", "b"), TRAINING_LABELS, keys(TOPOLOGIES["pair"]))
-    memory = METHODS["crd"].start(crd.Hyperparameters(**SMALL_CRD), given)
+    given = MemoryInputs(("a", "b"), TRAINING_LABELS, keys(TOPOLOGIES["pair"]))
+    memory = METHODS["crd"].init_memory(crd.Hyperparameters(**SMALL_CRD), given)
     drawn = np.asarray(crd.other_classes(jax.random.PRNGKey(0), jnp.asarray(LABELS), 20_000, memory))
     for label, row in zip(LABELS, drawn, strict=True):
         counts = np.bincount(row, minlength=len(TRAINING_LABELS))
@@ -437,7 +439,7 @@ def test_crds_negatives_are_all_images_of_other_classes() -> None:
 )
 def test_crd_wants_labels(labels: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        METHODS["crd"].start(crd.Hyperparameters(), Start(("a", "b"), labels))
+        METHODS["crd"].init_memory(crd.Hyperparameters(), MemoryInputs(("a", "b"), labels))
 
 
 @pytest.mark.parametrize("method", ["at", "fitnet", "crd"])

@@ -9,22 +9,26 @@ from pathlib import Path
 import pytest
 
 from switokd_jax.analysis import tables
-from switokd_jax.analysis.tables import Spread, Table
+from switokd_jax.analysis.tables import MeanStd, Table
 
 TABLE = Table(
     title="Two arms & a half",
     head=("arm", "top-1 %", "published %"),
-    rows=(("kd_100%", Spread((90.0, 91.0, 95.0)), 92.5), ("alone", Spread((80.0,)), None), ("none", Spread(()), 1.0)),
+    rows=(
+        ("kd_100%", MeanStd((90.0, 91.0, 95.0)), 92.5),
+        ("alone", MeanStd((80.0,)), None),
+        ("none", MeanStd(()), 1.0),
+    ),
     note="3 seeds.",
 )
 
 
 def test_spread() -> None:
-    spread = Spread((90.0, 91.0, 95.0))
+    spread = MeanStd((90.0, 91.0, 95.0))
     assert spread.mean == 92.0
     assert spread.deviation == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
     assert spread.text() == "92.00 ± 2.65"
-    assert (Spread((80.0,)).text(), Spread(()).text(), Spread((1.0, 2.0), 1).text()) == ("80.00", "-", "1.5 ± 0.7")
+    assert (MeanStd((80.0,)).text(), MeanStd(()).text(), MeanStd((1.0, 2.0), 1).text()) == ("80.00", "-", "1.5 ± 0.7")
 
 
 def test_markdown() -> None:

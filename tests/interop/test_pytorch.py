@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import tiny_runs
-from switokd_jax import config_fields, models
+from switokd_jax import models
+from switokd_jax.errors import UserError
 from switokd_jax.interop import pytorch
 from switokd_jax.train import init_state
 
@@ -91,12 +92,12 @@ def test_safetensors_both_ways(tmp_path: Path) -> None:
 def test_broken_safetensors(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "net.safetensors"
     path.write_bytes(content)
-    with pytest.raises((config_fields.ConfigError, ValueError), match=r"net.safetensors|no tensor"):
+    with pytest.raises((UserError, ValueError), match=r"net.safetensors|no tensor"):
         pytorch.variables("resnet8", pytorch.read(path), 7)
 
 
 def test_missing_file() -> None:
-    with pytest.raises(config_fields.ConfigError, match=r"nowhere.safetensors is not a file"):
+    with pytest.raises(UserError, match=r"nowhere.safetensors is not a file"):
         pytorch.read("nowhere.safetensors")
 
 
@@ -109,7 +110,7 @@ def test_init_from_a_file(tmp_path: Path) -> None:
     state = init_state.initial(tiny_runs.tiny_plan(c, 64)).networks["teacher"]
     tiny_runs.assert_same_bits(state.params, pytorch.variables("resnet8", official, 10)["params"])
     c.networks.teacher.model = "resnet14"
-    with pytest.raises(config_fields.ConfigError, match=r"config.networks.teacher.init_from: resnet14: .* no tensor"):
+    with pytest.raises(UserError, match=r"config.networks.teacher.init_from: resnet14: .* no tensor"):
         init_state.initial(tiny_runs.tiny_plan(c, 64))
 
 
@@ -173,7 +174,7 @@ def test_malicious_pickle_is_refused(tmp_path: Path) -> None:
 
     proof = tmp_path / "executed"
     torch.save({"state_dict": Payload(proof)}, tmp_path / "evil.pth.tar")
-    with pytest.raises(config_fields.ConfigError, match=r"evil.pth.tar was refused by torch.load\(weights_only=True\)"):
+    with pytest.raises(UserError, match=r"evil.pth.tar was refused by torch.load\(weights_only=True\)"):
         pytorch.read(tmp_path / "evil.pth.tar")
     assert not proof.exists()
 
@@ -182,7 +183,7 @@ def test_malicious_pickle_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"text"])
 def test_broken_torch_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "net.pth").write_bytes(content)
-    with pytest.raises(config_fields.ConfigError, match=r"net.pth was refused"):
+    with pytest.raises(UserError, match=r"net.pth was refused"):
         pytorch.read(tmp_path / "net.pth")
 
 
@@ -191,5 +192,5 @@ def test_a_file_without_a_state_dict(tmp_path: Path) -> None:
     import torch
 
     torch.save([1, 2, 3], tmp_path / "list.pth")
-    with pytest.raises(config_fields.ConfigError, match="holds no state_dict"):
+    with pytest.raises(UserError, match="holds no state_dict"):
         pytorch.read(tmp_path / "list.pth")

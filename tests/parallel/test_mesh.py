@@ -11,8 +11,9 @@ import pytest
 
 import tiny_runs
 from experiments.scale.hlo import Collective, collectives
-from switokd_jax import config, config_fields
+from switokd_jax import config
 from switokd_jax.data import dataset, resident, sampling
+from switokd_jax.errors import UserError
 from switokd_jax.parallel import mesh
 from switokd_jax.train import run_spec
 
@@ -21,7 +22,7 @@ BATCH = 96
 
 
 def digits() -> dataset.Split:
-    return tiny_runs.resident_splits(config.Data(name="digits", train_examples=333))[0]
+    return tiny_runs.resident_splits(config.DataConfig(name="digits", train_examples=333))[0]
 
 
 def train(how: str, devices: int, dtype: str, steps: int | None = None) -> list[dict[str, Any]]:
@@ -33,10 +34,10 @@ def train(how: str, devices: int, dtype: str, steps: int | None = None) -> list[
     with jax.enable_x64(dtype == "float64"):
         run = tiny_runs.tiny_plan(c, len(split), devices)
         state, data = tiny_runs.start(run, split)
-        step = run.devices.compile(run_spec.make_step(run), carried=True)
+        step = run.distribution.compile(run_spec.make_step(run), has_state=True)
         total = steps or EPOCHS * run.steps_per_epoch
-        reading = resident.training(len(split), 0, BATCH, run.devices.share, 0, total)
-        _, metrics = tiny_runs.through(run, step, state, data, sampling.stacked(reading, 5))
+        reading = resident.train_batches(len(split), 0, BATCH, run.distribution.process_shard, 0, total)
+        _, metrics = tiny_runs.through(run, step, state, data, sampling.stack_batches(reading, 5))
     return metrics
 
 
@@ -77,8 +78,8 @@ def test_fsdp_keeps_an_eighth_on_each_device() -> None:
     for sharding in ("replicated", "fsdp"):
         run = tiny_runs.tiny_plan(tiny_runs.alone_config("resnet8", batch_size=64, sharding=sharding), 64, devices=8)
         state, data = tiny_runs.start(run, split)
-        assert run.devices.bytes_of_each(state) == here(state)
-        step = run.devices.compile(run_spec.make_step(run), carried=True)
+        assert run.distribution.bytes_per_device(state) == here(state)
+        step = run.distribution.compile(run_spec.make_step(run), has_state=True)
         state, _ = tiny_runs.call(step, state, data, tiny_runs.batch(run, np.arange(64)))
         held[sharding] = here([(network.params, network.opt_state) for network in state.networks.values()])
     assert held["fsdp"] <= held["replicated"] / 6
@@ -93,15 +94,13 @@ def test_pmap_reads_a_single_value_from_one_device() -> None:
     """A gather of all devices beside steps under way once waited for ever on CPU."""
     devices = mesh.create("pmap", "replicated", "global", 16)
     tree = {"a": np.arange(6.0).reshape(2, 3), "b": np.float32(5.0)}
-    found = devices.one(devices.place(tree))
+    found = devices.unreplicate(devices.device_put(tree))
     assert {len(x.devices()) for x in found.values()} == {1}
     jax.tree.map(np.testing.assert_array_equal, found, tree)
 
 
 def test_fsdp_is_for_jit() -> None:
-    with pytest.raises(
-        config_fields.ConfigError, match=r"config.sharding is 'fsdp', which needs config.parallelism = 'jit'"
-    ):
+    with pytest.raises(UserError, match=r"config.sharding is 'fsdp', which needs config.parallelism = 'jit'"):
         config.parse(tiny_runs.tiny_config(sharding="fsdp", parallelism="pmap"))
 
 
@@ -111,26 +110,24 @@ def test_local_batch_norm_is_another_run(alone64: list[dict[str, Any]]) -> None:
     c = tiny_runs.alone_config(batch_size=64, parallelism="pmap", batch_norm="local")
     run = tiny_runs.tiny_plan(c, 64, devices=2)
     state, data = tiny_runs.start(run, split)
-    step = run.devices.compile(run_spec.make_step(run), carried=True)
+    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
     state, metrics = tiny_runs.call(step, state, data, tiny_runs.batch(run, np.arange(64)))
     for leaf in jax.tree.leaves(jax.device_get(state)):
         for copy in leaf[1:]:
             np.testing.assert_array_equal(copy, leaf[0])
     whole = tiny_runs.tiny_plan(tiny_runs.alone_config(batch_size=64), 64)
     state, data = tiny_runs.start(whole, split)
-    step = whole.devices.compile(run_spec.make_step(whole), carried=True)
+    step = whole.distribution.compile(run_spec.make_step(whole), has_state=True)
     _, other = tiny_runs.call(step, state, data, tiny_runs.batch(whole, np.arange(64)))
     assert float(metrics["student/loss"][0]) != pytest.approx(float(other["student/loss"]), rel=1e-6)
 
 
 def test_batch_has_to_be_divisible() -> None:
-    with pytest.raises(
-        config_fields.ConfigError, match=r"config.batch_size is 20, which 8 devices do not divide; use 16"
-    ):
+    with pytest.raises(UserError, match=r"config.batch_size is 20, which 8 devices do not divide; use 16"):
         tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=20), 100, devices=8)
 
 
-def sent(parallelism: str, topology: str) -> tuple[run_spec.Plan, list[Collective]]:
+def sent(parallelism: str, topology: str) -> tuple[run_spec.RunSpec, list[Collective]]:
     """The collectives of a step on eight devices."""
     split = tiny_runs.random_split(64)
     c = tiny_runs.tiny_config(batch_size=16, parallelism=parallelism)
@@ -139,7 +136,7 @@ def sent(parallelism: str, topology: str) -> tuple[run_spec.Plan, list[Collectiv
         c.networks.last = config.network(model="two_layers")
     run = tiny_runs.tiny_plan(c, len(split), devices=8)
     state, data = tiny_runs.start(run, split)
-    step = run.devices.compile(run_spec.make_step(run), carried=True)
+    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
     lowered = step.variants[True].lower(state, data, tiny_runs.batch(run, np.arange(16)).examples, 1)
     return run, collectives(lowered.compile().as_text())
 

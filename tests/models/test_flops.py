@@ -39,7 +39,7 @@ class Bare(nn.Module):
 def test_products_by_hand() -> None:
     """Each output pixel of a 3x3 convolution has 3 neighbours a side, 2 at the border: (3 * 8 - 2) ** 2 in all."""
     first, second, linear = 2 * 22**2 * 3 * 4, 2 * 8 * 8 * 4 * 6, 2 * 8 * 8 * 6 * 10
-    counted = flops.per_image(Bare(), (8, 8, 3))
+    counted = flops.count_flops_per_image(Bare(), (8, 8, 3))
     assert counted.forward == first + second + linear
     # Nobody needs the gradient at the images; all else has one at its kernel and one at its input.
     assert counted.backward == first + 2 * second + 2 * linear
@@ -56,19 +56,19 @@ def test_products_by_hand() -> None:
 def test_near_what_is_published(model: str, classes: int, shape: tuple[int, ...], products: float) -> None:
     """Published counts have the products with padding, and wrn_16_2's is without its 1x1 shortcuts: a tenth apart; a
     backward pass is two forward ones but for the first layer."""
-    counted = flops.per_image(models.create(model, classes), shape)
+    counted = flops.count_flops_per_image(models.create(model, classes), shape)
     assert counted.forward == pytest.approx(2 * products, rel=0.25)
     assert counted.backward == pytest.approx(2 * counted.forward, rel=0.1)
 
 
 def test_form_and_remat_do_not_matter() -> None:
-    plain = flops.per_image(models.create("resnet8", 10), (8, 8, 1))
+    plain = flops.count_flops_per_image(models.create("resnet8", 10), (8, 8, 1))
     other = models.create("resnet8", 10, convolution=jax.lax.conv_general_dilated, remat=True, dtype=jnp.bfloat16)
-    assert flops.per_image(other, (8, 8, 1)) == plain
+    assert flops.count_flops_per_image(other, (8, 8, 1)) == plain
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> finished_runs.Finished:
+def run(tmp_path_factory: pytest.TempPathFactory) -> finished_runs.Run:
     """A run that has steps of both modes, in batches of one size."""
     folder = tmp_path_factory.mktemp("cost") / "run"
     c = tiny_runs.tiny_config("one_layer", batch_size=64, epochs=3.0)
@@ -78,7 +78,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> finished_runs.Finished:
     return finished_runs.read(folder)
 
 
-def test_spent_is_what_the_step_log_says(run: finished_runs.Finished) -> None:
+def test_spent_is_what_the_step_log_says(run: finished_runs.Run) -> None:
     networks = run.summary["networks"]
     expert = [line["teacher->student/expert"] for line in run.of_split("train")]
     assert 0 < sum(expert) < len(expert) == 30, "both modes"
@@ -96,7 +96,7 @@ def test_spent_is_what_the_step_log_says(run: finished_runs.Finished) -> None:
     np.testing.assert_allclose(compare.costs(run), np.cumsum(by_step)[9::10], rtol=1e-12)
 
 
-def test_expert_share_is_that_of_the_step_log(run: finished_runs.Finished) -> None:
+def test_expert_share_is_that_of_the_step_log(run: finished_runs.Run) -> None:
     epochs, shares = compare.share(run, "teacher->student") or ((), ())
     expert = np.asarray([line["teacher->student/expert"] for line in run.of_split("train")], float)
     np.testing.assert_array_equal(epochs, [1, 2, 3])

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from switokd_jax import config_fields
+from switokd_jax.errors import UserError
 from switokd_jax.interop import pytorch, stablehlo
 
 CASES = 3_000
@@ -91,7 +91,7 @@ def fuzz(
         begin = time.monotonic()
         try:
             read(path)
-        except config_fields.ConfigError as error:
+        except UserError as error:
             answers.append(str(error))
         assert time.monotonic() - begin < SLOWEST, f"case {case}"
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
@@ -128,7 +128,7 @@ def test_safetensors(tmp_path: Path) -> None:
     assert refused > CASES / 4
 
 
-FACTS = stablehlo.Facts("student", "resnet8", ("no", "yes"), (2, 2, 1))
+FACTS = stablehlo.ModelInfo("student", "resnet8", ("no", "yes"), (2, 2, 1))
 
 
 def program_and_facts(content: bytes) -> tuple[bytes, bytes]:

@@ -17,10 +17,10 @@ from experiments.table_cifar import STUDY
 from switokd_jax import sweep
 from switokd_jax.analysis import job_runner
 from switokd_jax.analysis.job_runner import Job
-from switokd_jax.analysis.tables import Spread
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.analysis.tables import MeanStd
+from switokd_jax.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Stands in for main: writes when it began and ended, and a summary; or fails, or waits to be told to stop.
 MAIN = """
 import json, pathlib, signal, sys, time
@@ -61,9 +61,9 @@ def times(folder: Path, name: str) -> tuple[float, float]:
 
 
 def test_order_and_number_at_a_time(stand_in: Path) -> None:
-    jobs = [Job("last", "works.py", after=("a", "b")), *(Job(name, "works.py") for name in "abc")]
+    jobs = [Job("last", "works.py", depends_on=("a", "b")), *(Job(name, "works.py") for name in "abc")]
     said: list[str] = []
-    assert job_runner.run(jobs, stand_in, at_a_time=2, say=said.append) == {}
+    assert job_runner.run(jobs, stand_in, max_parallel=2, say=said.append) == {}
     spans = {name: times(stand_in, name) for name in ("a", "b", "c", "last")}
     assert spans["last"][0] > max(spans["a"][1], spans["b"][1])
     together = max(sum(began <= moment < ended for began, ended in spans.values()) for moment, _ in spans.values())
@@ -84,12 +84,12 @@ def test_what_is_done_is_skipped(stand_in: Path) -> None:
     job_runner.run(moved, stand_in, say=said.append)
     assert said[0] == "1 of 2 runs are done"
     assert times(stand_in, "a") == before
-    with pytest.raises(ConfigError, match=r"seed=0.*not works.py --config.seed=1; choose another --workdir"):
+    with pytest.raises(UserError, match=r"seed=0.*not works.py --config.seed=1; choose another --workdir"):
         job_runner.run([Job("a", "works.py", ("--config.seed=1",))], stand_in)
 
 
 def test_what_fails_keeps_the_others_running(stand_in: Path) -> None:
-    jobs = [Job("bad", "fails.py"), Job("needs_it", "works.py", after=("bad",)), Job("good", "works.py")]
+    jobs = [Job("bad", "fails.py"), Job("needs_it", "works.py", depends_on=("bad",)), Job("good", "works.py")]
     failed = job_runner.run(jobs, stand_in, say=lambda line: None)
     assert failed == {"bad": "config.epochs is 0", "needs_it": "it needs bad, which failed"}
     assert job_runner.result(jobs[2], stand_in) is not None
@@ -107,23 +107,23 @@ def test_carry_out_writes_what_there_is_and_ends_with_the_failure(stand_in: Path
         found = {values: [results[job.name] for job in of] for values, of in jobs.items()}
         return sweep.table("A sweep", ["batch_size"], found, "")  # type: ignore[arg-type]
 
-    with pytest.raises(ConfigError, match="1 of 5 runs failed; bad"):
-        sweep.carry_out([*flat, bad], stand_in, 2, make)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="1 of 5 runs failed; bad"):
+        sweep.run_and_tabulate([*flat, bad], stand_in, 2, make)  # type: ignore[arg-type]
     assert "| 64 | 90.00 ± 0.00 | 91.00 ± 0.00 | - |" in (stand_in / "table.md").read_text()
-    with pytest.raises(ConfigError, match="no run succeeded; bad"):
-        sweep.carry_out([bad], stand_in, 1, make)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no run succeeded; bad"):
+        sweep.run_and_tabulate([bad], stand_in, 1, make)  # type: ignore[arg-type]
 
 
 def test_plan(stand_in: Path) -> None:
     jobs = [Job("a", "works.py", flops=3e9), Job("b", "works.py", flops=90e9)]
-    text = job_runner.plan(jobs, stand_in, at_a_time=1, flops_per_second=1e9, start=10.0)
+    text = job_runner.plan(jobs, stand_in, max_parallel=1, flops_per_second=1e9, start=10.0)
     assert [line.split() for line in text.splitlines()[1:3]] == [
         ["a", "to", "do", "13", "s"],
         ["b", "to", "do", "2", "min"],
     ]
     assert text.splitlines()[-1] == "2 of 2 runs, about 2 min with 1 at a time (1 GFLOP/s, assumed)"
     job_runner.run(jobs[:1], stand_in, say=lambda line: None)  # 2 GFLOP in 4 s
-    text = job_runner.plan(jobs, stand_in, at_a_time=2, flops_per_second=1e9, start=10.0)
+    text = job_runner.plan(jobs, stand_in, max_parallel=2, flops_per_second=1e9, start=10.0)
     assert text.splitlines()[-1] == "1 of 2 runs, about 2 min with 2 at a time (0 GFLOP/s, as those done)"
     assert job_runner.plan([Job("new", "works.py")], stand_in, 1).splitlines()[-1] == "1 of 1 runs"
 
@@ -138,7 +138,7 @@ from pathlib import Path
 from switokd_jax.analysis import job_runner
 job_runner.Job.command = lambda job, folder: [sys.executable, {str(script)!r}, str(folder / job.name), job.config]
 jobs = [job_runner.Job("one", "waits.py"), job_runner.Job("two", "waits.py")]
-job_runner.run(jobs, Path({str(folder)!r}), at_a_time=2)
+job_runner.run(jobs, Path({str(folder)!r}), max_parallel=2)
 """
     process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, start_new_session=True)
     limit = time.monotonic() + 30
@@ -161,9 +161,9 @@ def test_study_jobs() -> None:
         assert config.networks["student"].milestones == (3.5, 4.75)  # epochs 11 and 16 of the recipe's 20
         assert study.run_flops(config) > 0
         if place.setting.arms[place.arm].taught:
-            assert job.after == (f"digits_vanilla_seed{place.seed}",)
+            assert job.depends_on == (f"digits_vanilla_seed{place.seed}",)
             assert config.networks["teacher"].frozen
-            assert job.after[0] in config.networks["teacher"].init_from
+            assert job.depends_on[0] in config.networks["teacher"].init_from
     note = study._note(made, "GFLOP")
     assert "seeds 0, 1. 5 epochs of 1,437 images of digits in batches of 64. 'final'" in note
     assert "for kdcl_general of the one that is best on images held out of training" in note
@@ -177,18 +177,18 @@ def test_study_chooses_arms_and_lengths() -> None:
     config = grids.parsed(next(iter(made)))
     assert (config.epochs, config.dtype) == (29.9, "bfloat16")
     assert config.networks["teacher"].milestones == pytest.approx((14.9, 20.9, 25.9), abs=1e-3)
-    with pytest.raises(ConfigError, match="--arms 'switokdd' is none of"):
+    with pytest.raises(UserError, match="--arms 'switokdd' is none of"):
         grids.jobs(STUDY.full, ["switokdd"], [0], Path("runs/x"))
 
 
 def test_share_of_expert_steps_over_seeds() -> None:
     """The mean of a run's pairs, then of the runs; those that switch nothing have none."""
     seeds = [{"switch": {"a->s": {"expert_fraction": a}, "b->s": {"expert_fraction": 0.5}}} for a in (0.1, 0.3)]
-    spread = sweep.switched([*seeds, {"switch": {}}])
-    assert isinstance(spread, Spread)
+    spread = sweep.expert_share([*seeds, {"switch": {}}])
+    assert isinstance(spread, MeanStd)
     assert spread.values == pytest.approx((30.0, 40.0))
     assert spread.text() == "35.0 ± 7.1"
-    assert sweep.switched([{"switch": {}}]) is None
+    assert sweep.expert_share([{"switch": {}}]) is None
 
 
 def test_gap_study_measures(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_gap_study_measures(tmp_path: Path) -> None:
 
 
 def test_a_route_takes_four_epochs() -> None:
-    with pytest.raises(ConfigError, match=r"arm 'rco' goes through 4 checkpoints .* at least --epochs=4"):
+    with pytest.raises(UserError, match=r"arm 'rco' goes through 4 checkpoints .* at least --epochs=4"):
         grids.jobs(STUDY.smoke, [], [0], Path("runs/x"), epochs=3)
     made = grids.jobs(STUDY.smoke, ["kd"], [0], Path("runs/x"), epochs=1)
     assert [place.arm for place in made.values()] == ["vanilla", "kd"]

@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
-from switokd_jax.config_fields import ConfigError
+from switokd_jax.errors import UserError
 from switokd_jax.train import progress
 from switokd_jax.workdir import metric_writers
 
@@ -34,7 +34,7 @@ def test_lines_survive_a_cut(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"step": 5, "lo')
     assert [entry["step"] for entry in metric_writers.read_metrics(path)] == [0, 1, 2, 3, 4]
-    metric_writers.drop_beyond(path, 2)
+    metric_writers.truncate_after(path, 2)
     metric_writers.append_metrics(path, [{"step": 3, "loss": 0.1 * 3}])
     assert metric_writers.read_metrics(path) == [{"step": i, "loss": 0.1 * i} for i in range(4)]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
@@ -67,12 +67,12 @@ def test_an_event_file_that_cannot_be_written_is_reported(tmp_path: Path, caplog
 def test_tensorboard_without_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert metric_writers.open_writer(tmp_path, tensorboard=False).others == ()
-    with pytest.raises(ConfigError, match="needs TensorFlow"):
+    with pytest.raises(UserError, match="needs TensorFlow"):
         metric_writers.open_writer(tmp_path, tensorboard=True)
 
 
 def test_no_file_yet(tmp_path: Path) -> None:
-    metric_writers.drop_beyond(tmp_path / "metrics.jsonl", 3)
+    metric_writers.truncate_after(tmp_path / "metrics.jsonl", 3)
     assert metric_writers.read_metrics(tmp_path / "metrics.jsonl") == []
 
 
@@ -89,8 +89,8 @@ def test_table_fits_80_columns(count: int) -> None:
     out = io.StringIO()
     table = progress.Progress(100, 0, 299.0, shown=True, to=out)
     table.head(names)
-    table.step(line(names, "train"), progress.Pace(1000.0, 60.0, 0.5))  # a log file has no live row
-    table.evaluated(line(names, "validation", 138.7), progress.Pace(123456.0, 45296.0, 0.438))
+    table.step(line(names, "train"), progress.ProgressStats(1000.0, 60.0, 0.5))  # a log file has no live row
+    table.evaluated(line(names, "validation", 138.7), progress.ProgressStats(123456.0, 45296.0, 0.438))
     head, row = out.getvalue().splitlines()
     assert len(head) == len(row) <= 80
     assert row.split() == ["val", "139/299", *["0.038", "99.2"] * count, "44", "123456", "12h34m"]
@@ -100,7 +100,7 @@ def test_table_fits_80_columns(count: int) -> None:
 
 def test_no_switch_no_share() -> None:
     out = io.StringIO()
-    progress.Progress(100, 0, 5.0, shown=True, to=out).evaluated(line(["a"]), progress.Pace(10.0, 5.0, None))
+    progress.Progress(100, 0, 5.0, shown=True, to=out).evaluated(line(["a"]), progress.ProgressStats(10.0, 5.0, None))
     assert out.getvalue().split()[-3:] == ["-", "10", "0:05"]
 
 
@@ -110,7 +110,7 @@ def test_a_loss_takes_five_characters() -> None:
     assert progress.short(math.nan).strip() == "nan"
     out = io.StringIO()
     table = progress.Progress(100, 0, 1200.0, shown=True, to=out)
-    table.evaluated({**line(["a"]), "epoch": 1100.0, "a/loss": 7e9}, progress.Pace(10.0, 5.0, None))
+    table.evaluated({**line(["a"]), "epoch": 1100.0, "a/loss": 7e9}, progress.ProgressStats(10.0, 5.0, None))
     assert "1100/1200 7e+09 " in out.getvalue()
 
 
@@ -118,7 +118,7 @@ def test_live_row_on_a_terminal() -> None:
     out = Terminal()
     table = progress.Progress(10, 0, 5.0, shown=True, to=out)
     table.head(["a"])
-    table.step(line(["a"], "train"), progress.Pace(10.0, 5.0, 0.25))
+    table.step(line(["a"], "train"), progress.ProgressStats(10.0, 5.0, 0.25))
     table.close()
     assert "\r" in out.getvalue()
     assert "now      3/5 0.038  99.2   25     10    0:05" in out.getvalue()
@@ -128,8 +128,8 @@ def test_silence() -> None:
     out = Terminal()
     table = progress.Progress(10, 0, 5.0, shown=False, to=out)
     table.head(["a"])
-    table.step(line(["a"]), progress.Pace(1.0, 1.0, None))
-    table.evaluated(line(["a"]), progress.Pace(1.0, 1.0, None))
+    table.step(line(["a"]), progress.ProgressStats(1.0, 1.0, None))
+    table.evaluated(line(["a"]), progress.ProgressStats(1.0, 1.0, None))
     table.close()
     assert out.getvalue() == ""
 
@@ -192,10 +192,10 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
 
 def test_wandb_that_is_not_there_or_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"config\.log\.wandb needs Weights & Biases: pip install wandb"):
+    with pytest.raises(UserError, match=r"config\.log\.wandb needs Weights & Biases: pip install wandb"):
         metric_writers.open_writer(tmp_path, tensorboard=False, wandb="x")
     broken = Wandb()
     broken.broken = True
     monkeypatch.setitem(sys.modules, "wandb", broken)
-    with pytest.raises(ConfigError, match=r"'x' does not start \(api_key not configured\); log in"):
+    with pytest.raises(UserError, match=r"'x' does not start \(api_key not configured\); log in"):
         metric_writers.open_writer(tmp_path, tensorboard=False, wandb="x")

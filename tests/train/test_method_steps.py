@@ -16,8 +16,8 @@ import tiny_runs
 from switokd_jax import config
 from switokd_jax.data import dataset, resident, sampling
 from switokd_jax.methods import METHODS
-from switokd_jax.state import TrainState, draw_variables, initial_state
-from switokd_jax.step import Across
+from switokd_jax.parallel.collectives import Collectives
+from switokd_jax.state import TrainState, init_variables, initial_state
 from switokd_jax.train import adapters, init_state, loop, run_spec
 from switokd_jax.workdir import restore
 
@@ -40,7 +40,7 @@ def planned(
     parallelism: str = "jit",
     devices: int = 1,
     model: str = "one_layer",
-) -> run_spec.Plan:
+) -> run_spec.RunSpec:
     spec = TOPOLOGIES[topology]
     names = spec.get("names") or (*spec["teachers"], *spec["students"])
     c = config.default()
@@ -52,14 +52,14 @@ def planned(
     if METHODS[method].offline:
         c.networks[names[0]].frozen, c.networks[names[0]].init_from = True, "given:by@hand"
 
-    facts = dataset.Facts(10, tiny_runs.SHAPE, len(SPLIT), tiny_runs.PREPROCESS, SPLIT.labels)
+    facts = dataset.DatasetInfo(10, tiny_runs.SHAPE, len(SPLIT), tiny_runs.PREPROCESS, SPLIT.labels)
     return run_spec.make(config.parse(c), facts, jax.devices()[:devices])
 
 
-draw = jax.jit(draw_variables, static_argnums=(0, 2))  # compiled once for all tests
+draw = jax.jit(init_variables, static_argnums=(0, 2))  # compiled once for all tests
 
 
-def start(run: run_spec.Plan) -> TrainState:
+def start(run: run_spec.RunSpec) -> TrainState:
     variables = {
         name: draw(network.module, jax.random.PRNGKey(number), tiny_runs.SHAPE)
         for number, (name, network) in enumerate(run.networks.items())
@@ -69,13 +69,17 @@ def start(run: run_spec.Plan) -> TrainState:
     return initial_state(run.networks, variables, run.pairs, 0, memory, adapting)
 
 
-def one_step(run: run_spec.Plan) -> tuple[Any, Any, dict[str, Any]]:
+def one_step(run: run_spec.RunSpec) -> tuple[Any, Any, dict[str, Any]]:
     before = start(run)
     untouched = jax.tree.map(np.array, jax.device_get(before))  # the step takes its memory
-    state, data = run.devices.place(before), tiny_runs.place(run, SPLIT)
-    step = run.devices.compile(run_spec.make_step(run), carried=True)
+    state, data = run.distribution.device_put(before), tiny_runs.place(run, SPLIT)
+    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
     after, metrics = tiny_runs.call(step, state, data, tiny_runs.batch(run, np.arange(16)))
-    return untouched, jax.device_get(run.devices.one(after)), jax.device_get(run.devices.one(metrics))
+    return (
+        untouched,
+        jax.device_get(run.distribution.unreplicate(after)),
+        jax.device_get(run.distribution.unreplicate(metrics)),
+    )
 
 
 ONLINE, OFFLINE = (
@@ -97,9 +101,9 @@ def test_step_is_traced(method: str, topology: str) -> None:
     """Shapes and dtypes of the next state are those of this one, and every network has a loss."""
     run = planned(method, topology)
     before = jax.eval_shape(lambda: start(run))
-    examples = sampling.Examples(np.arange(16, dtype=np.int32))
-    step = run_spec.make_step(run)(Across())
-    after, metrics = jax.eval_shape(step, before, resident.Resident(SPLIT.images, SPLIT.labels), examples)
+    examples = sampling.Batch(np.arange(16, dtype=np.int32))
+    step = run_spec.make_step(run)(Collectives())
+    after, metrics = jax.eval_shape(step, before, resident.DeviceDataset(SPLIT.images, SPLIT.labels), examples)
     jax.tree.map(
         lambda was, now: np.testing.assert_equal((was.shape, was.dtype), (now.shape, now.dtype)), before, after
     )
@@ -170,7 +174,7 @@ def test_kdcl_general_trains_and_weighs_on_held_out_images(tmp_path: Path) -> No
     c = tiny_run(epochs=2.0, method="kdcl")
     c.kdcl.target, c.data.validation_fraction = "general", 0.1
     loop.train_and_evaluate(c, tmp_path, jax.devices()[:2])
-    weights = restore.read_state(tmp_path)["memory"]
+    weights = restore.load_state(tmp_path)["memory"]
     assert weights.shape == (2,)
     assert weights.sum() == pytest.approx(1.0, abs=1e-5)
     assert abs(weights[0] - 0.5) > 1e-3
@@ -191,8 +195,8 @@ def test_kd_learns_from_a_run_of_ours(tmp_path: Path) -> None:
     assert summary["networks"]["teacher"]["updates"] == 0
     assert summary["networks"]["student"]["updates"] == 3
     tiny_runs.assert_same_bits(
-        restore.read_network(f"{tmp_path / 'teacher'}:teacher@best"),
-        restore.read_network(f"{tmp_path / 'student'}:teacher@latest"),
+        restore.load_variables(f"{tmp_path / 'teacher'}:teacher@best"),
+        restore.load_variables(f"{tmp_path / 'student'}:teacher@latest"),
     )
     published = json_of(tmp_path / "teacher")["networks"]["teacher"]["best_top1"]
     assert summary["networks"]["teacher"]["final_top1"] == published
@@ -208,7 +212,7 @@ def test_resuming_keeps_what_a_method_trains(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "latest" / "6")
     loop.train_and_evaluate(c, tmp_path / "cut", jax.devices()[:1])
-    states = [restore.read_state(tmp_path / name) for name in ("whole", "cut")]
+    states = [restore.load_state(tmp_path / name) for name in ("whole", "cut")]
     assert int(states[0]["adapters"]["student <- teacher"]["updates"]) == 6
     tiny_runs.assert_same_bits(*states)
     assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "cut" / "metrics.jsonl").read_text()
@@ -226,14 +230,14 @@ def test_rco_follows_its_teachers_route(tmp_path: Path) -> None:
     loop.train_and_evaluate(c, tmp_path / "student", jax.devices()[:1])
     for step, anchor in ((3, 6), (6, 9), (9, 9), (12, 9)):  # saved after the turn of that step
         tiny_runs.assert_same_bits(
-            restore.read_network(f"{tmp_path / 'student'}:teacher@{step}"),
-            restore.read_network(f"{tmp_path / 'teacher'}:teacher@{anchor}"),
+            restore.load_variables(f"{tmp_path / 'student'}:teacher@{step}"),
+            restore.load_variables(f"{tmp_path / 'teacher'}:teacher@{anchor}"),
         )
     shutil.copytree(tmp_path / "student", tmp_path / "cut")
     for step in (6, 9, 12):
         shutil.rmtree(tmp_path / "cut" / "checkpoints" / "latest" / str(step))
     loop.train_and_evaluate(c, tmp_path / "cut", jax.devices()[:1])
-    tiny_runs.assert_same_bits(*(restore.read_state(tmp_path / name) for name in ("student", "cut")))
+    tiny_runs.assert_same_bits(*(restore.load_state(tmp_path / name) for name in ("student", "cut")))
 
 
 def json_of(folder: Path) -> Any:

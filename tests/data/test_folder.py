@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import tiny_runs
-from switokd_jax import config, config_fields
+from switokd_jax import config
 from switokd_jax.data import dataset
+from switokd_jax.errors import UserError
 
 
 def picture(path: Path, value: int, mode: str = "RGB", size: tuple[int, int] = (10, 12)) -> None:
@@ -30,9 +31,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_reads_both_splits(root: Path) -> None:
-    data = dataset.load(config.Data(name="folder", dir=str(root)), 0)
-    assert (len(data.classes), data.form.shape, len(data.train), len(data.test)) == (2, (12, 10, 3), 6, 4)
-    train, _, _ = tiny_runs.resident_splits(config.Data(name="folder", dir=str(root)))
+    data = dataset.load_dataset(config.DataConfig(name="folder", dir=str(root)), 0)
+    assert (len(data.classes), data.image_spec.shape, len(data.train), len(data.test)) == (2, (12, 10, 3), 6, 4)
+    train, _, _ = tiny_runs.resident_splits(config.DataConfig(name="folder", dir=str(root)))
     np.testing.assert_array_equal(train.labels, [0, 0, 0, 1, 1, 1])
     np.testing.assert_array_equal(train.images[:, 0, 0, 0], [0, 1, 2, 100, 101, 102])
     assert (train.images[..., 2] == 7).all()
@@ -41,10 +42,10 @@ def test_reads_both_splits(root: Path) -> None:
 def test_grey_where_all_are(tmp_path: Path) -> None:
     for split in ("train", "test"):
         picture(tmp_path / split / "a" / "0.png", 5, "L")
-    assert dataset.load(config.Data(name="folder", dir=str(tmp_path)), 0).form.shape == (12, 10, 1)
+    assert dataset.load_dataset(config.DataConfig(name="folder", dir=str(tmp_path)), 0).image_spec.shape == (12, 10, 1)
     picture(tmp_path / "train" / "b" / "0.png", 6)
-    mixed = config.Data(name="folder", dir=str(tmp_path))
-    assert dataset.load(mixed, 0).form.shape == (12, 10, 3)
+    mixed = config.DataConfig(name="folder", dir=str(tmp_path))
+    assert dataset.load_dataset(mixed, 0).image_spec.shape == (12, 10, 3)
     np.testing.assert_array_equal(tiny_runs.resident_splits(mixed)[0].images[0, 0, 0], [5, 5, 5])
 
 
@@ -81,12 +82,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize(("spoil", "message"), BAD.values(), ids=BAD.keys())
 def test_what_is_wrong_is_named(root: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(root)
-    with pytest.raises(config_fields.ConfigError, match=message):
-        dataset.load(config.Data(name="folder", dir=str(root)), 0)
+    with pytest.raises(UserError, match=message):
+        dataset.load_dataset(config.DataConfig(name="folder", dir=str(root)), 0)
 
 
 def test_no_folder_named() -> None:
-    with pytest.raises(
-        config_fields.ConfigError, match=r"config.data.dir is empty; data.name 'folder' reads DIR/train/CLASS"
-    ):
-        dataset.load(config.Data(name="folder"), 0)
+    with pytest.raises(UserError, match=r"config.data.dir is empty; data.name 'folder' reads DIR/train/CLASS"):
+        dataset.load_dataset(config.DataConfig(name="folder"), 0)

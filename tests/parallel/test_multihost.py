@@ -19,11 +19,11 @@ import pytest
 
 import tiny_runs
 from experiments.faults import storm
-from switokd_jax import config_fields
+from switokd_jax.errors import UserError
 from switokd_jax.parallel import multihost
 from switokd_jax.workdir import metric_writers, restore
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FLAGS = (
     "--config=configs/digits.py",
     "--config.networks.teacher.model=resnet8",
@@ -77,7 +77,7 @@ def finished(process: subprocess.Popen[str], status: int = 0) -> str:
 
 
 def state(workdir: Path) -> Any:
-    return restore.read_state(workdir)
+    return restore.load_state(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -173,22 +173,22 @@ def wait_for_a_save(workdir: Path, process: subprocess.Popen[str]) -> None:
     ("flags", "environment", "found"),
     [
         ((None, None, None), {}, None),
-        (("a:1", 2, 1), {}, multihost.Job("flags", "a:1", 2, 1)),
-        ((None, None, None), {"SLURM_STEP_NUM_TASKS": "4"}, multihost.Job("slurm")),
+        (("a:1", 2, 1), {}, multihost.Cluster("flags", "a:1", 2, 1)),
+        ((None, None, None), {"SLURM_STEP_NUM_TASKS": "4"}, multihost.Cluster("slurm")),
         ((None, None, None), {"SLURM_STEP_NUM_TASKS": "1"}, None),
         (
             (None, None, None),
             {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:5"},
-            multihost.Job("ompi", None, 2, 1),
+            multihost.Cluster("ompi", None, 2, 1),
         ),
         (
             ("a:1", None, None),
             {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
-            multihost.Job("ompi", "a:1", 2, 0),
+            multihost.Cluster("ompi", "a:1", 2, 0),
         ),
     ],
 )
-def test_who_the_processes_are(flags: Any, environment: dict[str, str], found: multihost.Job | None) -> None:
+def test_who_the_processes_are(flags: Any, environment: dict[str, str], found: multihost.Cluster | None) -> None:
     coordinator, count, index = flags
     assert multihost.find(coordinator, count, index, {"JAX_PLATFORMS": "cpu", **environment}) == found
 
@@ -211,5 +211,5 @@ def test_who_the_processes_are(flags: Any, environment: dict[str, str], found: m
 )
 def test_flags_that_name_no_job(flags: Any, environment: dict[str, str], message: str) -> None:
     coordinator, count, index = flags
-    with pytest.raises(config_fields.ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         multihost.find(coordinator, count, index, {"JAX_PLATFORMS": "cpu", **environment})

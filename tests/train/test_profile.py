@@ -10,7 +10,7 @@ from typing import Any
 import tiny_runs
 from switokd_jax.train import loop
 
-TABLE = Path(__file__).parents[1] / "experiments" / "speed" / "trace_table.py"
+TABLE = Path(__file__).parents[2] / "experiments" / "speed" / "trace_table.py"
 
 
 def table(workdir: Path) -> subprocess.CompletedProcess[str]:

@@ -17,8 +17,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import tiny_runs
-from switokd_jax import config, config_fields
+from switokd_jax import config
 from switokd_jax.data import dataset, tiny_imagenet
+from switokd_jax.errors import UserError
 
 WNIDS = [f"n{i:08}" for i in range(200)]
 
@@ -88,7 +89,7 @@ def test_prepares_and_reads_without_tensorflow(folder: Path) -> None:
         "sys.meta_path.insert(0, Finder())\n"
         "from switokd_jax import config\n"
         "from switokd_jax.data import dataset\n"
-        "print(len(dataset.load(config.Data(name='tiny_imagenet_200', dir=sys.argv[1]), 0).train))\n"
+        "print(len(dataset.load_dataset(config.DataConfig(name='tiny_imagenet_200', dir=sys.argv[1]), 0).train))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder)],
@@ -101,11 +102,11 @@ def test_prepares_and_reads_without_tensorflow(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "200"
 
-    data = dataset.load(config.Data(name="tiny_imagenet_200", dir=str(folder)), 0)
-    assert (len(data.classes), data.form.shape, len(data.train), len(data.test)) == (200, (64, 64, 3), 200, 20)
+    data = dataset.load_dataset(config.DataConfig(name="tiny_imagenet_200", dir=str(folder)), 0)
+    assert (len(data.classes), data.image_spec.shape, len(data.train), len(data.test)) == (200, (64, 64, 3), 200, 20)
     assert data.preprocess.std == (0.2023, 0.1994, 0.2010)
     # Labels are the sorted ids' places, whatever the order in wnids.txt; grey images have three channels.
-    train, _, test = tiny_runs.resident_splits(config.Data(name="tiny_imagenet_200", dir=str(folder)))
+    train, _, test = tiny_runs.resident_splits(config.DataConfig(name="tiny_imagenet_200", dir=str(folder)))
     for split in (train, test):
         for picture, label in zip(split.images, split.labels, strict=True):
             expected = (label, label, label) if label % 10 == 0 else (label, 0, 255 - label)
@@ -116,5 +117,5 @@ def test_no_archive_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     message = r"fetch http://\S+tiny-imagenet-200.zip and put it into \S+downloads/manual"
-    with pytest.raises(config_fields.ConfigError, match=message):
-        dataset.load(config.Data(name="tiny_imagenet_200", dir=str(tmp_path)), 0)
+    with pytest.raises(UserError, match=message):
+        dataset.load_dataset(config.DataConfig(name="tiny_imagenet_200", dir=str(tmp_path)), 0)

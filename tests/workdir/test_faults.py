@@ -21,12 +21,13 @@ from ml_collections import ConfigDict
 
 import tiny_runs
 from experiments.faults import full_disk, storm
-from switokd_jax import config, config_fields
+from switokd_jax import config
 from switokd_jax.data import dataset, resident
+from switokd_jax.errors import UserError
 from switokd_jax.train import init_state, loop, run_spec, session
 from switokd_jax.workdir import checkpointer, checksums, metric_writers, provenance, restore
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def short_run(**changes: Any) -> ConfigDict:
@@ -64,7 +65,7 @@ def test_a_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
         train(short_run(), tmp_path)
     assert "the newest checkpoint is that of step 5" in caught.value.__notes__[0]
     assert "--config.on_nonfinite=skip" in caught.value.__notes__[0]
-    state = restore.read_state(tmp_path)
+    state = restore.load_state(tmp_path)
     assert int(state["step"]) == 5
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
 
@@ -76,7 +77,7 @@ def test_a_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
     assert [line["step"] for line in lines if line["split"] == "train"] == [*range(1, 7), *range(8, 16)]
     assert summary["steps"] == 15
     assert summary["networks"]["student"]["updates"] == 14
-    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(restore.read_state(tmp_path)))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(restore.load_state(tmp_path)))
 
 
 def test_the_network_where_it_began_is_named() -> None:
@@ -97,11 +98,11 @@ def test_a_skipped_step_changes_nothing_but_its_number() -> None:
     run = tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=16, on_nonfinite="skip"), 32)
     state, data = tiny_runs.start(run, tiny_runs.random_split(32))
     before = jax.tree.map(np.array, jax.device_get(state))
-    step = run.devices.compile(run_spec.make_step(run), carried=True)
+    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
     params = jax.tree.map(lambda x: x * np.nan, before.networks["student"].params)
     sick = before.networks | {"student": before.networks["student"].replace(params=params)}
     after, metrics = tiny_runs.call(
-        step, run.devices.place(before.replace(networks=sick)), data, tiny_runs.batch(run, np.arange(16))
+        step, run.distribution.device_put(before.replace(networks=sick)), data, tiny_runs.batch(run, np.arange(16))
     )
     assert int(after.step) == 1
     tiny_runs.assert_same_bits(jax.device_get(after.networks), sick)
@@ -147,7 +148,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_read(
 ) -> None:
     shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     damage(tmp_path / "checkpoints" / "latest" / "15")
-    with pytest.raises(config_fields.ConfigError, match=r"15\S* (cannot be read|has changed)|step 15 is damaged"):
+    with pytest.raises(UserError, match=r"15\S* (cannot be read|has changed)|step 15 is damaged"):
         reread(tmp_path, on_corrupt="stop")
     state, progress = reread(tmp_path, on_corrupt="fallback")
     assert int(state.step) == 10
@@ -159,9 +160,9 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_read(
 def reread(workdir: Path, on_corrupt: str) -> Any:
     run = tiny_runs.tiny_plan(config_of := short_run(**{"checkpoint.on_corrupt": on_corrupt}), 480)
     state = init_state.initial(run)
-    opened = checkpointer.open_checkpoints(workdir, run.topology.nodes, config.parse(config_of).checkpoint, 5)
+    opened = checkpointer.open_checkpointer(workdir, run.topology.nodes, config.parse(config_of).checkpoint, 5)
     try:
-        return opened.restore(state, run.devices.template(checkpointer.serialization.to_state_dict(state)))
+        return opened.restore(state, run.distribution.abstract_state(checkpointer.serialization.to_state_dict(state)))
     finally:
         opened.close()
 
@@ -170,7 +171,7 @@ def test_a_run_goes_on_from_an_older_checkpoint_to_the_same_end(finished: Path, 
     shutil.copytree(finished, tmp_path / "run")
     truncated(tmp_path / "run" / "checkpoints" / "latest" / "15")
     train(short_run(), tmp_path / "run")
-    tiny_runs.assert_same_bits(restore.read_state(tmp_path / "run"), restore.read_state(finished))
+    tiny_runs.assert_same_bits(restore.load_state(tmp_path / "run"), restore.load_state(finished))
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
 
 
@@ -178,7 +179,7 @@ def test_no_intact_checkpoint(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     for step in ("5", "10", "15"):
         truncated(tmp_path / "run" / "checkpoints" / "latest" / step)
-    with pytest.raises(config_fields.ConfigError, match=r"step 5 is damaged: .* choose another --workdir"):
+    with pytest.raises(UserError, match=r"step 5 is damaged: .* choose another --workdir"):
         train(short_run(), tmp_path / "run")
 
 
@@ -186,26 +187,26 @@ def test_init_from_a_damaged_checkpoint(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     best = next((tmp_path / "run" / "checkpoints" / "best" / "student").iterdir())
     flipped(best)
-    with pytest.raises(config_fields.ConfigError, match="has changed since it was written"):
-        restore.read_network(f"{tmp_path / 'run'}:student@best")
+    with pytest.raises(UserError, match="has changed since it was written"):
+        restore.load_variables(f"{tmp_path / 'run'}:student@best")
 
 
 def test_checksums_of_what_was_there_before(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
-    assert checksums.damage(tmp_path) is None
+    assert checksums.verify(tmp_path) is None
     checksums.write(tmp_path)
-    assert checksums.damage(tmp_path) is None
+    assert checksums.verify(tmp_path) is None
     (tmp_path / "a").write_text("2")
-    assert "a has changed" in str(checksums.damage(tmp_path))
+    assert "a has changed" in str(checksums.verify(tmp_path))
     (tmp_path / checksums.NAME).write_text("{")
-    assert "cannot be read" in str(checksums.damage(tmp_path))
+    assert "cannot be read" in str(checksums.verify(tmp_path))
 
 
 def test_other_data_is_refused(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     path = tmp_path / "run" / "provenance.json"
     path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
-    with pytest.raises(config_fields.ConfigError, match="holds a run on other images or labels of 'digits'"):
+    with pytest.raises(UserError, match="holds a run on other images or labels of 'digits'"):
         train(short_run(), tmp_path / "run")
 
 
@@ -229,9 +230,9 @@ def test_a_shard_that_cannot_be_read_is_named(
     else:
         with shard.open("r+b") as file:
             file.truncate(1000)
-    spec = config.Data(name="tiny_images", dir=str(tmp_path / "tfds"), pipeline=pipeline)
-    with pytest.raises(config_fields.ConfigError, match=f"data shard {shard} cannot be read"):
-        dataset.load(spec, 0)
+    spec = config.DataConfig(name="tiny_images", dir=str(tmp_path / "tfds"), pipeline=pipeline)
+    with pytest.raises(UserError, match=f"data shard {shard} cannot be read"):
+        dataset.load_dataset(spec, 0)
 
 
 @pytest.fixture
