@@ -3,11 +3,48 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
+from pathlib import Path
+
+# 75 is EX_TEMPFAIL of sysexits.h: try again later. Shells report 128 + 2 for a process that Ctrl-C ended.
+EXIT_STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
 class UserError(ValueError):
     """A setting, file or input that the user can correct; the message is one line that names it and says what to do."""
+
+
+class SaveError(Exception):
+    """The last save of a run failed."""
+
+
+class NonFiniteError(Exception):
+    """A loss or gradient that is not finite.
+
+    Attributes:
+      network: where it began.
+      step: global step, counted from 1.
+    """
+
+    def __init__(self, network: str, step: int):
+        super().__init__(f"network {network!r}: its loss or gradient is not finite at step {step}")
+        self.network, self.step = network, step
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and has saved.
+
+    Attributes:
+      status: exit status of the process.
+    """
+
+    def __init__(self, received: signal.Signals, step: int, total_steps: int, workdir: Path):
+        super().__init__(
+            f"stopped by {received.name} after step {step} of {total_steps}, saved in {workdir}; repeat the same "
+            "command to resume"
+        )
+        self.status = EXIT_STATUS[received]
 
 
 def one_line(error: object) -> str:
@@ -17,7 +54,11 @@ def one_line(error: object) -> str:
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """Suggests the closest option ('did you mean ...?') and lists all of them in their order."""
+    """Suggests the closest option ('did you mean ...?') and lists all of them in their order.
+
+    >>> did_you_mean("switch", ["vanilla", "switokd"])
+    "did you mean 'switokd'? known: vanilla, switokd"
+    """
     options = list(options)
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""

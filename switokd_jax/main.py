@@ -14,11 +14,9 @@ from ml_collections import ConfigDict, config_flags
 
 from switokd_jax import cli_help
 from switokd_jax.cli import use_compilation_cache
-from switokd_jax.errors import UserError
+from switokd_jax.errors import EXIT_STATUS, NonFiniteError, SaveError, Stopped, UserError
 from switokd_jax.parallel import multihost
-from switokd_jax.train import loop, preemption
-from switokd_jax.train.session import NonFiniteError
-from switokd_jax.workdir.checkpointer import SaveError
+from switokd_jax.train import loop
 
 # New fields are let in here, because `config.parse` names them better than the flag library does.
 _CONFIG = config_flags.DEFINE_config_file(
@@ -97,14 +95,14 @@ def cli() -> None:
         main(config, _WORKDIR.value, _DRY_RUN.value)
     except (UserError, SaveError, NonFiniteError) as error:
         _end(job, "; ".join([str(error), *getattr(error, "__notes__", [])]))
-    except preemption.Stopped as stopped:
+    except Stopped as stopped:
         print(f"switokd_jax: {stopped}", file=sys.stderr)
         sys.exit(stopped.status)
     except BrokenPipeError:  # whoever reads the output has seen enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again at its end
         sys.exit(1)
     except KeyboardInterrupt:
-        _end(job, "stopped by Ctrl-C; the same command goes on at the last save", preemption.STATUS[signal.SIGINT])
+        _end(job, "stopped by Ctrl-C; the same command goes on at the last save", EXIT_STATUS[signal.SIGINT])
     except jax.errors.JaxRuntimeError as error:
         if job is None:
             raise

@@ -18,7 +18,7 @@ from switokd_jax.analysis import trained_network
 from switokd_jax.data import dataset, transforms
 from switokd_jax.errors import UserError
 from switokd_jax.interop import pytorch, stablehlo
-from switokd_jax.state import init_variables
+from switokd_jax.models.init import init_variables
 from switokd_jax.train import loop
 from switokd_jax.workdir import restore
 

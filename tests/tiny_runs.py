@@ -104,7 +104,7 @@ def random_split(examples: int, seed: int = 0) -> dataset.Split:
 
 def start(run: run_spec.RunSpec, split: dataset.Split) -> tuple[TrainState, resident.DeviceDataset]:
     """The initial state and the data, placed."""
-    return run.distribution.device_put(init_state.initial(run)), place(run, split)
+    return run.distribution.device_put(init_state.init_state(run)), place(run, split)
 
 
 def place(run: run_spec.RunSpec, split: dataset.Split) -> resident.DeviceDataset:

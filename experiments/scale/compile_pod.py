@@ -109,9 +109,9 @@ def measure(config: ConfigDict, topology: str, batch_per_chip: int) -> dict[str,
     classes, image, examples = SHAPES[parsed.data.name]
     facts = dataset.DatasetInfo(classes, image, examples, normalization.PUBLISHED[parsed.data.name])
     run = run_spec.make(parsed, facts, chips)
-    state = run.distribution.abstract_state(init_state.shapes(run))
+    state = run.distribution.abstract_state(init_state.abstract_state(run))
     data, coming = shapes(run)
-    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+    step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
     begin = time.perf_counter()
     compiled = step.variants[True].lower(state, data, coming, 1).compile()
     seconds = time.perf_counter() - begin

@@ -18,10 +18,11 @@ from switokd_jax.forward import forward
 from switokd_jax.methods import MethodInputs, MethodOutput
 from switokd_jax.models.ops import convolution
 from switokd_jax.parallel.collectives import Collectives
-from switokd_jax.parallel.mesh import DeviceBatches, MakeStep
+from switokd_jax.parallel.mesh import DeviceBatches
 from switokd_jax.precision import DTYPES
 from switokd_jax.state import TrainState
 from switokd_jax.train import init_state, run_spec
+from switokd_jax.train.run_spec import TrainStepFn
 
 BATCH, CLASSES, SIDE = 128, 100, 32
 STACK = 8  # batches of one call
@@ -68,13 +69,13 @@ def inputs(made: run_spec.RunSpec) -> tuple[TrainState, resident.DeviceDataset, 
     labels = np.random.default_rng(1).integers(0, CLASSES, STACK * BATCH).astype(np.int32)
     index = np.arange(STACK * BATCH, dtype=np.int32).reshape(STACK, BATCH)
     return (
-        made.distribution.device_put(init_state.initial(made)),
+        made.distribution.device_put(init_state.init_state(made)),
         made.distribution.device_put(resident.DeviceDataset(images, labels)),
         made.distribution.put_batches(sampling.StackedBatches(BATCH, STACK, sampling.Batch(index))),
     )
 
 
-def forward_only(made: run_spec.RunSpec) -> MakeStep:
+def forward_only(made: run_spec.RunSpec) -> TrainStepFn:
     """A step that is the first network's forward pass in training mode, and nothing else."""
     name = made.topology.nodes[0]
     network = made.networks[name]
@@ -85,18 +86,17 @@ def forward_only(made: run_spec.RunSpec) -> MakeStep:
         dtype=DTYPES[made.config.dtype],
     )
 
-    def make(across: Collectives) -> Callable[..., Any]:
-        def step(state: TrainState, data: Any, batch: sampling.Batch) -> tuple[TrainState, jax.Array]:
-            images, _ = read(data, batch, state.rng, state.step)
-            places = jnp.arange(BATCH, dtype=jnp.int32)
-            output = forward(network, state.networks[name], images, places, state.rng, 1)
-            moved = dataclasses.replace(state.networks[name], batch_stats=output.batch_stats)
-            after = dataclasses.replace(state, networks={**state.networks, name: moved}, step=state.step + 1)
-            return after, jnp.mean(output.said.logits)
+    def step(
+        collectives: Collectives, state: TrainState, data: Any, batch: sampling.Batch
+    ) -> tuple[TrainState, jax.Array]:
+        images, _ = read(data, batch, state.rng, state.step)
+        positions = jnp.arange(BATCH, dtype=jnp.int32)
+        forward_pass = forward(network, state.networks[name], images, positions, state.rng)
+        new_network = dataclasses.replace(state.networks[name], batch_stats=forward_pass.batch_stats)
+        new_state = dataclasses.replace(state, networks={**state.networks, name: new_network}, step=state.step + 1)
+        return new_state, jnp.mean(forward_pass.output.logits)
 
-        return step
-
-    return make
+    return step
 
 
 @functools.cache
@@ -117,13 +117,15 @@ def xla_flops(teachers: tuple[str, ...], students: tuple[str, ...], paused: bool
         )
         for name, network in made.networks.items()
     }
-    step = made.distribution.compile(run_spec.make_step(dataclasses.replace(made, networks=networks)), has_state=True)
+    step = made.distribution.compile(
+        run_spec.make_train_step(dataclasses.replace(made, networks=networks)), has_state=True
+    )
     costs = step.variants[True].lower(state, data, drawn.examples, 1).cost_analysis()
     return float(costs["flops"]) / BATCH if costs else None
 
 
 def ours(
-    c: Any, make_step: Callable[[run_spec.RunSpec], MakeStep] = run_spec.make_step
+    c: Any, make_step: Callable[[run_spec.RunSpec], TrainStepFn] = run_spec.make_train_step
 ) -> tuple[Timed, dict[str, float]]:
     """Our step, and what compiling it took."""
     made = planned(c)

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from switokd_jax.state import Tree, init_variables
+from switokd_jax.models.init import init_variables
+from switokd_jax.state import Tree
 
 Shape = tuple[int, ...]
 

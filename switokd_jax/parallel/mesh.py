@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -32,8 +33,6 @@ from switokd_jax.state import Tree
 
 PATIENCE = 3600  # seconds that a process waits for another one to compile
 AHEAD = 2  # stacks of batches that are on their way to the devices while a call runs
-# Makes the function (state or variables, data, batch) for one way of working together.
-MakeStep = Callable[[Collectives], Callable[..., Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,11 +119,11 @@ class Distribution:
         """Bytes that each device holds of a tree once it is placed."""
         return self.placement.bytes_per_device(tree)
 
-    def compile(self, make: MakeStep, *, has_state: bool) -> CompiledStep:
+    def compile(self, step_fn: Callable[..., Any], *, has_state: bool) -> CompiledStep:
         """Compiles a step for batches that are split over the devices and for those that are not.
 
         Args:
-          make: makes the step for an `Collectives`.
+          step_fn: (collectives, state or variables, data, batch) to results.
           carried: as in `calls.multi_step`; the memory of a tree that is carried on is reused.
         """
         donated = (0,) if has_state else ()
@@ -132,18 +131,18 @@ class Distribution:
         if self.parallelism == "jit":
             if self.placement.fsdp:
                 parts = Collectives(all_gather_params=self.placement.gathered, psum=self.placement.parted)
-                call = multi_step(make(parts), has_state=has_state)
+                call = multi_step(functools.partial(step_fn, parts), has_state=has_state)
                 together = jax.jit(
                     lambda *arguments: self.placement.constrain(call(*arguments)), donate_argnums=donated
                 )
             else:
-                call = multi_step(make(Collectives()), has_state=has_state)
+                call = multi_step(functools.partial(step_fn, Collectives()), has_state=has_state)
                 together = jax.jit(call, out_shardings=self.placement.along(), donate_argnums=donated)
             return CompiledStep({True: together, False: together}, options, self.barrier)
 
         def per_device(split: bool) -> Any:
             way = across(AXIS, self.device_count, split=split, local_norm=self.local_norm)
-            call = multi_step(make(way), has_state=has_state)
+            call = multi_step(functools.partial(step_fn, way), has_state=has_state)
             devices = list(self.mesh.devices)
             return jax.pmap(call, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=donated, devices=devices)
 

@@ -21,7 +21,7 @@ from absl import logging
 from flax import serialization
 
 from switokd_jax.config import CheckpointConfig
-from switokd_jax.errors import UserError, one_line
+from switokd_jax.errors import SaveError, UserError, one_line
 from switokd_jax.parallel.mesh import is_main_process
 from switokd_jax.state import TrainState, Tree
 from switokd_jax.workdir import checksums
@@ -31,10 +31,6 @@ UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a save under way
 Template = Any
 # What Orbax and TensorStore raise for files that they cannot write or read.
 IO_ERRORS = (OSError, ValueError, RuntimeError, KeyError)
-
-
-class SaveError(Exception):
-    """The last save of a run failed."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from switokd_jax.errors import UserError
 from switokd_jax.figures import heat
 from switokd_jax.interop.stablehlo import ModelInfo
 from switokd_jax.models import layers
-from switokd_jax.state import init_variables
+from switokd_jax.models.init import init_variables
 
 LABELS = np.array([3, 1, 4])
 

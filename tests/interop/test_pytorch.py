@@ -107,11 +107,11 @@ def test_init_from_a_file(tmp_path: Path) -> None:
     save_file({k: np.ascontiguousarray(v) for k, v in official.items()}, tmp_path / "net.safetensors")
     c = tiny_runs.tiny_config("resnet8")
     c.networks.teacher.init_from = str(tmp_path / "net.safetensors")
-    state = init_state.initial(tiny_runs.tiny_plan(c, 64)).networks["teacher"]
+    state = init_state.init_state(tiny_runs.tiny_plan(c, 64)).networks["teacher"]
     tiny_runs.assert_same_bits(state.params, pytorch.variables("resnet8", official, 10)["params"])
     c.networks.teacher.model = "resnet14"
     with pytest.raises(UserError, match=r"config.networks.teacher.init_from: resnet14: .* no tensor"):
-        init_state.initial(tiny_runs.tiny_plan(c, 64))
+        init_state.init_state(tiny_runs.tiny_plan(c, 64))
 
 
 def logits(name: str, variables: Any, images: np.ndarray) -> Any:

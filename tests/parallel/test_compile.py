@@ -63,7 +63,7 @@ def test_stacks_end_where_they_have_to() -> None:
 def test_steps_of_one_call_are_bit_for_bit_those_of_many(parallelism: str) -> None:
     """Seven steps, by calls of one and of up to four."""
     run = tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=BATCH, parallelism=parallelism), len(SPLIT), devices=2)
-    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+    step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
     ends = []
     for most in (1, 4):
         state, data = tiny_runs.start(run, SPLIT)

@@ -34,7 +34,7 @@ def train(how: str, devices: int, dtype: str, steps: int | None = None) -> list[
     with jax.enable_x64(dtype == "float64"):
         run = tiny_runs.tiny_plan(c, len(split), devices)
         state, data = tiny_runs.start(run, split)
-        step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+        step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
         total = steps or EPOCHS * run.steps_per_epoch
         reading = resident.train_batches(len(split), 0, BATCH, run.distribution.process_shard, 0, total)
         _, metrics = tiny_runs.through(run, step, state, data, sampling.stack_batches(reading, 5))
@@ -79,7 +79,7 @@ def test_fsdp_keeps_an_eighth_on_each_device() -> None:
         run = tiny_runs.tiny_plan(tiny_runs.alone_config("resnet8", batch_size=64, sharding=sharding), 64, devices=8)
         state, data = tiny_runs.start(run, split)
         assert run.distribution.bytes_per_device(state) == here(state)
-        step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+        step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
         state, _ = tiny_runs.call(step, state, data, tiny_runs.batch(run, np.arange(64)))
         held[sharding] = here([(network.params, network.opt_state) for network in state.networks.values()])
     assert held["fsdp"] <= held["replicated"] / 6
@@ -110,14 +110,14 @@ def test_local_batch_norm_is_another_run(alone64: list[dict[str, Any]]) -> None:
     c = tiny_runs.alone_config(batch_size=64, parallelism="pmap", batch_norm="local")
     run = tiny_runs.tiny_plan(c, 64, devices=2)
     state, data = tiny_runs.start(run, split)
-    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+    step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
     state, metrics = tiny_runs.call(step, state, data, tiny_runs.batch(run, np.arange(64)))
     for leaf in jax.tree.leaves(jax.device_get(state)):
         for copy in leaf[1:]:
             np.testing.assert_array_equal(copy, leaf[0])
     whole = tiny_runs.tiny_plan(tiny_runs.alone_config(batch_size=64), 64)
     state, data = tiny_runs.start(whole, split)
-    step = whole.distribution.compile(run_spec.make_step(whole), has_state=True)
+    step = whole.distribution.compile(run_spec.make_train_step(whole), has_state=True)
     _, other = tiny_runs.call(step, state, data, tiny_runs.batch(whole, np.arange(64)))
     assert float(metrics["student/loss"][0]) != pytest.approx(float(other["student/loss"]), rel=1e-6)
 
@@ -136,7 +136,7 @@ def sent(parallelism: str, topology: str) -> tuple[run_spec.RunSpec, list[Collec
         c.networks.last = config.network(model="two_layers")
     run = tiny_runs.tiny_plan(c, len(split), devices=8)
     state, data = tiny_runs.start(run, split)
-    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+    step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
     lowered = step.variants[True].lower(state, data, tiny_runs.batch(run, np.arange(16)).examples, 1)
     return run, collectives(lowered.compile().as_text())
 

@@ -99,7 +99,7 @@ def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
 def test_init_from_a_run(finished: Path, which: str) -> None:
     c = tiny_runs.tiny_config()
     c.networks.teacher.init_from = f"{finished}:student@{which}"
-    state = init_state.initial(tiny_runs.tiny_plan(c, 64)).networks["teacher"]
+    state = init_state.init_state(tiny_runs.tiny_plan(c, 64)).networks["teacher"]
     read = restore.load_variables(f"{finished}:student@{which}")
     tiny_runs.assert_same_bits(state.params, read["params"])
     tiny_runs.assert_same_bits(state.batch_stats, read["batch_stats"])
@@ -119,7 +119,7 @@ def test_init_from_nowhere(finished: Path, source: str, message: str) -> None:
     c = tiny_runs.tiny_config()
     c.networks.teacher.init_from = source.format(run=finished)
     with pytest.raises(UserError, match=f"config.networks.teacher.init_from: .*{message}"):
-        init_state.initial(tiny_runs.tiny_plan(c, 64))
+        init_state.init_state(tiny_runs.tiny_plan(c, 64))
 
 
 def test_anchors_are_tried_at_the_start(finished: Path, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_init_from_another_model(finished: Path) -> None:
     c = tiny_runs.tiny_config("resnet14")
     c.networks.teacher.init_from = f"{finished}:student@best"
     with pytest.raises(UserError, match="holds another network than resnet14"):
-        init_state.initial(tiny_runs.tiny_plan(c, 64))
+        init_state.init_state(tiny_runs.tiny_plan(c, 64))
 
 
 def test_another_config_is_refused_and_changes_nothing(finished: Path) -> None:
@@ -180,10 +180,10 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
 def test_best_stays_until_latest_knows_a_better_one(tmp_path: Path) -> None:
     """A kill between two saves must leave the best of the saved step behind."""
     c = tiny_runs.tiny_config()
-    state = init_state.initial(tiny_runs.tiny_plan(c, 64))
+    state = init_state.init_state(tiny_runs.tiny_plan(c, 64))
     spec = config.parse(c).checkpoint
     opened = checkpointer.open_checkpointer(tmp_path, ("student",), spec, 1)
-    variables = jax.tree.map(np.asarray, state.networks["student"].evaluated)
+    variables = jax.tree.map(np.asarray, state.networks["student"].eval_variables)
     opened.save_best("student", 1, variables)
     opened.save_latest(1, state, {"best": 1})
     for step in (2, 3, 4):

@@ -23,8 +23,8 @@ import tiny_runs
 from experiments.faults import full_disk, storm
 from switokd_jax import config
 from switokd_jax.data import dataset, resident
-from switokd_jax.errors import UserError
-from switokd_jax.train import init_state, loop, run_spec, session
+from switokd_jax.errors import NonFiniteError, UserError
+from switokd_jax.train import init_state, loop, metric_rows, run_spec
 from switokd_jax.workdir import checkpointer, checksums, metric_writers, provenance, restore
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("a_bad_image")
 def test_a_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
     """It names step and network and keeps what was saved; skipping, the same folder goes on to the end."""
-    with pytest.raises(session.NonFiniteError, match=r"network 'teacher': .* not finite at step 7") as caught:
+    with pytest.raises(NonFiniteError, match=r"network 'teacher': .* not finite at step 7") as caught:
         train(short_run(), tmp_path)
     assert "the newest checkpoint is that of step 5" in caught.value.__notes__[0]
     assert "--config.on_nonfinite=skip" in caught.value.__notes__[0]
@@ -87,18 +87,18 @@ def test_the_network_where_it_began_is_named() -> None:
     metrics |= {"teacher/loss": np.array([np.nan]), "student/loss": np.array([np.inf])}
     metrics |= {"student/cross_entropy": np.array([np.inf])}
     metrics |= {f"{name}/finite": np.array([False]) for name in run.networks}
-    with pytest.raises(session.NonFiniteError, match="network 'student'"):
-        session.lines(run, range(4, 5), metrics)
+    with pytest.raises(NonFiniteError, match="network 'student'"):
+        metric_rows.metric_rows(run, range(4, 5), metrics)
     metrics["student/finite"] = np.array([True])
-    with pytest.raises(session.NonFiniteError, match="network 'teacher'"):
-        session.lines(run, range(4, 5), metrics)
+    with pytest.raises(NonFiniteError, match="network 'teacher'"):
+        metric_rows.metric_rows(run, range(4, 5), metrics)
 
 
 def test_a_skipped_step_changes_nothing_but_its_number() -> None:
     run = tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=16, on_nonfinite="skip"), 32)
     state, data = tiny_runs.start(run, tiny_runs.random_split(32))
     before = jax.tree.map(np.array, jax.device_get(state))
-    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+    step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
     params = jax.tree.map(lambda x: x * np.nan, before.networks["student"].params)
     sick = before.networks | {"student": before.networks["student"].replace(params=params)}
     after, metrics = tiny_runs.call(
@@ -159,7 +159,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_read(
 
 def reread(workdir: Path, on_corrupt: str) -> Any:
     run = tiny_runs.tiny_plan(config_of := short_run(**{"checkpoint.on_corrupt": on_corrupt}), 480)
-    state = init_state.initial(run)
+    state = init_state.init_state(run)
     opened = checkpointer.open_checkpointer(workdir, run.topology.nodes, config.parse(config_of).checkpoint, 5)
     try:
         return opened.restore(state, run.distribution.abstract_state(checkpointer.serialization.to_state_dict(state)))

@@ -1,10 +1,8 @@
-"""metrics.jsonl, the clock and the table on the console."""
+"""metrics.jsonl, TensorBoard events and Weights & Biases."""
 
 from __future__ import annotations
 
 import importlib.util
-import io
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,18 +12,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
 from switokd_jax.errors import UserError
-from switokd_jax.train import progress
 from switokd_jax.workdir import metric_writers
-
-
-def line(names: list[str], split: str = "test", epoch: float = 3.0) -> dict[str, Any]:
-    scores = {f"{name}/{key}": value for name in names for key, value in (("loss", 0.0384), ("top1", 99.16))}
-    return {"split": split, "epoch": epoch, "step": 7, **scores}
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def test_lines_survive_a_cut(tmp_path: Path) -> None:
@@ -58,7 +45,7 @@ def test_event_file_holds_means_by_split(tmp_path: Path) -> None:
 def test_an_event_file_that_cannot_be_written_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     events = metric_writers.TensorBoard(tmp_path / "file")
-    events.write([line(["a"])])
+    events.write([{"split": "test", "epoch": 3.0, "step": 7, "a/loss": 0.04}])
     events.close()
     assert "Not a directory" in caplog.text
     assert "training goes on" in caplog.text
@@ -74,64 +61,6 @@ def test_tensorboard_without_tensorflow(tmp_path: Path, monkeypatch: pytest.Monk
 def test_no_file_yet(tmp_path: Path) -> None:
     metric_writers.truncate_after(tmp_path / "metrics.jsonl", 3)
     assert metric_writers.read_metrics(tmp_path / "metrics.jsonl") == []
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.2, "0:00"), (59.7, "1:00"), (3599.4, "59:59"), (3661, "1:01:01"), (45296, "12h34m")]
-)
-def test_clock(seconds: float, shown: str) -> None:
-    assert progress.clock(seconds) == shown
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_table_fits_80_columns(count: int) -> None:
-    names = ["teacher", "a_name_that_is_long", "c", "d"][:count]
-    out = io.StringIO()
-    table = progress.Progress(100, 0, 299.0, shown=True, to=out)
-    table.head(names)
-    table.step(line(names, "train"), progress.ProgressStats(1000.0, 60.0, 0.5))  # a log file has no live row
-    table.evaluated(line(names, "validation", 138.7), progress.ProgressStats(123456.0, 45296.0, 0.438))
-    head, row = out.getvalue().splitlines()
-    assert len(head) == len(row) <= 80
-    assert row.split() == ["val", "139/299", *["0.038", "99.2"] * count, "44", "123456", "12h34m"]
-    # Each name stands over the end of its column.
-    assert head[: 12 + 12 * count].split()[1:] == [name[:11] for name in names]
-
-
-def test_no_switch_no_share() -> None:
-    out = io.StringIO()
-    progress.Progress(100, 0, 5.0, shown=True, to=out).evaluated(line(["a"]), progress.ProgressStats(10.0, 5.0, None))
-    assert out.getvalue().split()[-3:] == ["-", "10", "0:05"]
-
-
-def test_a_loss_takes_five_characters() -> None:
-    shown = {0.0451: "0.045", 9.9996: "10.00", 38.594: "38.59", 385.94: "385.9", 38594.2: "38594", 4e6: "4e+06"}
-    assert {loss: progress.short(loss) for loss in shown} == shown
-    assert progress.short(math.nan).strip() == "nan"
-    out = io.StringIO()
-    table = progress.Progress(100, 0, 1200.0, shown=True, to=out)
-    table.evaluated({**line(["a"]), "epoch": 1100.0, "a/loss": 7e9}, progress.ProgressStats(10.0, 5.0, None))
-    assert "1100/1200 7e+09 " in out.getvalue()
-
-
-def test_live_row_on_a_terminal() -> None:
-    out = Terminal()
-    table = progress.Progress(10, 0, 5.0, shown=True, to=out)
-    table.head(["a"])
-    table.step(line(["a"], "train"), progress.ProgressStats(10.0, 5.0, 0.25))
-    table.close()
-    assert "\r" in out.getvalue()
-    assert "now      3/5 0.038  99.2   25     10    0:05" in out.getvalue()
-
-
-def test_silence() -> None:
-    out = Terminal()
-    table = progress.Progress(10, 0, 5.0, shown=False, to=out)
-    table.head(["a"])
-    table.step(line(["a"]), progress.ProgressStats(1.0, 1.0, None))
-    table.evaluated(line(["a"]), progress.ProgressStats(1.0, 1.0, None))
-    table.close()
-    assert out.getvalue() == ""
 
 
 class Wandb:
