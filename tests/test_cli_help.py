@@ -14,7 +14,7 @@ from switokd_jax.data.dataset import SOURCES
 from switokd_jax.methods import METHODS
 from switokd_jax.models import MODELS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def test_everything_is_listed_with_a_line() -> None:

@@ -27,13 +27,14 @@ from experiments.speed.turns import taking_turns
 from switokd_jax import config as configs
 from switokd_jax.cli import config_module, use_compilation_cache
 from switokd_jax.train import init_state, loop
+from switokd_jax.workdir.layout import Workdir
 
 
 def bare(config: Any) -> float:
     """Images per second of the steps of a run, and of nothing else."""
     dataset, run = loop.prepare(configs.parse(config))
     with tempfile.TemporaryDirectory() as folder:
-        session = loop.open_session(run, dataset, Path(folder))
+        session = loop.open_session(run, dataset, Workdir(Path(folder)))
         coming = [*session.training(session.train.train_batches(0, run.total_steps), 0)]
         state = run.distribution.device_put(init_state.initial(run))
         for batches in {batches.size: batches for batches in coming}.values():

@@ -93,7 +93,7 @@ def _read(source: str, model: str, num_classes: int, like: dict[str, Any]) -> di
     if source.endswith((*pytorch.TORCH_SUFFIXES, ".safetensors")):
         read = pytorch.variables(model, pytorch.read(source), num_classes)
     else:
-        read = restore.load_variables(source)
+        read = restore.load_variables(*restore.parse_checkpoint_uri(source))
     if str(jax.tree.structure(read)) != str(jax.tree.structure(like)):
         raise ValueError(f"{source!r} holds another network than {model}")
     for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(read), strict=True):

@@ -16,14 +16,15 @@ from ml_collections import ConfigDict
 from switokd_jax import config as configs
 from switokd_jax import figures
 from switokd_jax.data.dataset import Dataset, load_dataset
+from switokd_jax.errors import NonFiniteError, SaveError, Stopped
 from switokd_jax.files import write_json
 from switokd_jax.metrics import expert_share
-from switokd_jax.parallel import mesh
+from switokd_jax.parallel import mesh, multihost
 from switokd_jax.state import TrainState
 from switokd_jax.train import evaluator, init_state, preemption, progress, run_spec, summary
-from switokd_jax.train.session import NonFiniteError, Session, events, head, lines, open_session, timed
+from switokd_jax.train.session import Session, events, head, lines, open_session, timed
 from switokd_jax.workdir import metric_writers, provenance
-from switokd_jax.workdir.checkpointer import SaveError
+from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.resume import check_workdir, open_workdir
 
 Best = dict[str, dict[str, float]]
@@ -50,12 +51,12 @@ def train_and_evaluate(
       NonFiniteError: naming the network and the step; no checkpoint knows of that step.
       SaveError: if the last save failed.
     """
-    parsed, folder = configs.parse(config), Path(workdir)
+    parsed, folder = configs.parse(config), Workdir(Path(workdir))
     with numerics(parsed):
         check_workdir(folder, config)
         dataset, run = prepare(parsed, devices)
         start = init_state.initial(run)
-        if mesh.is_main_process():
+        if multihost.is_main_process():
             open_workdir(folder, config)
         session = open_session(run, dataset, folder)
         try:
@@ -99,19 +100,19 @@ def _train(run: Session, host: TrainState, notice: preemption.StopSignal) -> dic
         host, saved_progress = restored
         clock, best = progress.Clock(saved_progress["seconds"], saved_progress["examples"]), saved_progress["best"]
     first = int(host.step)
-    main = mesh.is_main_process()
+    main = multihost.is_main_process()
     if main:
-        metric_writers.truncate_after(run.folder / "metrics.jsonl", first)
+        metric_writers.truncate_after(run.folder.metrics, first)
         provenance.append_start(run.folder, run.record, first)
     bar = progress.Progress(total, first, run.plan.epoch(total), shown=config.log.progress and main)
     bar.say(summary.describe(run.plan, run.dataset, host))
     if first:
-        bar.say(f"resuming {run.folder} at step {first} of {total}")
+        bar.say(f"resuming {run.folder.root} at step {first} of {total}")
     bar.head(run.plan.topology.nodes)
     reading = run.train.train_batches(first, total)
     happenings = events(run.plan, first)
     stops = {event.step for event in happenings} | ({first + TRACED} if config.log.profile else set())
-    call = timed(run.step, clock, run.folder / "profile" if config.log.profile else None)
+    call = timed(run.step, clock, run.folder.profile if config.log.profile else None)
     state = devices.device_put(host)
     with contextlib.ExitStack() as open_until_then:
         for each in (bar, run.writer, run.checkpoints, reading):
@@ -137,17 +138,19 @@ def _train(run: Session, host: TrainState, notice: preemption.StopSignal) -> dic
             if notice.asked:
                 break
     if notice.asked and first < total:
-        raise preemption.Stopped(notice.asked, first, total, run.folder)
+        raise Stopped(notice.asked, first, total, run.folder.root)
     if unsaved := [name for name in run.plan.topology.nodes if name not in best]:
         raise SaveError(f"network {unsaved[0]!r} was never saved; start the same command again in another --workdir")
     result = summary.summarise(run.plan, devices.unreplicate(state), run.selected_on, best, clock, run.folder)
     result["record"] = dict(run.record)
     if main:
         try:
-            write_json(run.folder / "summary.json", result)
-            drawn = figures.draw_run(run.folder)
+            write_json(run.folder.summary, result)
+            drawn = figures.draw_run(run.folder.root)
         except OSError as error:
-            raise SaveError(f"{run.folder}: {error.strerror}; make room and start the same command again") from error
+            raise SaveError(
+                f"{run.folder.root}: {error.strerror}; make room and start the same command again"
+            ) from error
         bar.say(summary.closing(result, run.folder, drawn))
     return result
 

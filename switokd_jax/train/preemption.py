@@ -12,27 +12,9 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
-
-# 75 is EX_TEMPFAIL of sysexits.h: try again later. A shell has 128 + 2 for what Ctrl-C ends.
-STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and has saved.
-
-    Attributes:
-      status: of the process.
-    """
-
-    def __init__(self, asked: signal.Signals, step: int, total: int, workdir: Any):
-        super().__init__(
-            f"stopped by {asked.name} after step {step} of {total}, saved in {workdir}; the same command goes on"
-        )
-        self.status = STATUS[asked]
 
 
 class StopSignal:

@@ -16,10 +16,12 @@ from switokd_jax.data import resident, sampling
 from switokd_jax.data.dataset import Dataset, Split
 from switokd_jax.data.image_records import RecordSplit
 from switokd_jax.data.loader import Loader, make_loader
-from switokd_jax.parallel import mesh
+from switokd_jax.errors import NonFiniteError
+from switokd_jax.parallel import mesh, multihost
 from switokd_jax.state import TrainState, pair_name
 from switokd_jax.train import progress, run_spec
 from switokd_jax.workdir import checkpointer, metric_writers, provenance
+from switokd_jax.workdir.layout import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Session:
       plan: all that the run is.
       dataset: on the host.
       folder: the workdir.
-      record: of this start, for provenance.json and summary.json.
+      record: of this start, for record.json and summary.json.
       step: the compiled training steps.
       score: the compiled scoring steps.
       correlate: the compiled steps behind the method's refresh, or None where it has none.
@@ -42,7 +44,7 @@ class Session:
 
     plan: run_spec.RunSpec
     dataset: Dataset
-    folder: Path
+    folder: Workdir
     record: Mapping[str, Any]
     step: mesh.CompiledStep
     score: mesh.CompiledStep
@@ -77,7 +79,7 @@ class Session:
 
     def write(self, lines: list[metric_writers.MetricsRow]) -> bool:
         """Writes lines of metrics, in one process only; whether the run may be saved, as none waits for room."""
-        written = not mesh.is_main_process() or self.writer.write(lines)
+        written = not multihost.is_main_process() or self.writer.write(lines)
         return written or self.plan.distribution.process_shard.processes > 1  # of several processes all save, or none
 
     def show(self, bar: progress.Progress, clock: progress.Clock, seen: list[metric_writers.MetricsRow]) -> None:
@@ -94,13 +96,13 @@ class Session:
         return progress.ProgressStats(clock.rate, examples / clock.rate if clock.rate else 0.0, expert)
 
 
-def open_session(run: run_spec.RunSpec, dataset: Dataset, folder: Path) -> Session:
+def open_session(run: run_spec.RunSpec, dataset: Dataset, folder: Workdir) -> Session:
     """Places the data and opens the workdir's files; compiles nothing yet.
 
     Raises:
       ConfigError: if the folder's run has seen other data.
     """
-    this = provenance.collect(run, dataset)
+    this = provenance.collect(run.distribution.device_info, run.config.seed, dataset)
     provenance.check(folder, this)
     config, devices = run.config, run.distribution
     splits = {"validation": dataset.validation, "test": dataset.test}
@@ -130,10 +132,10 @@ def open_session(run: run_spec.RunSpec, dataset: Dataset, folder: Path) -> Sessi
     )
 
 
-def _open_writer(folder: Path, config: Config) -> metric_writers.Writer:
+def _open_writer(folder: Workdir, config: Config) -> metric_writers.Writer:
     """Of the first process; the others write nothing."""
-    main = mesh.is_main_process()
-    facts = json.loads((folder / "config.json").read_text()) if main and config.log.wandb else {}
+    main = multihost.is_main_process()
+    facts = json.loads(folder.config.read_text()) if main and config.log.wandb else {}
     return metric_writers.open_writer(folder, main and config.log.tensorboard, config.log.wandb if main else "", facts)
 
 
@@ -224,16 +226,3 @@ def lines(run: run_spec.RunSpec, steps: range, metrics: Mapping[str, np.ndarray]
 def _cause(bad: list[str], line: metric_writers.MetricsRow) -> str:
     """Of the networks that are not finite one that is so by itself, not for what it hears of the others."""
     return next((name for name in bad if not np.isfinite(line[f"{name}/cross_entropy"])), bad[0])
-
-
-class NonFiniteError(Exception):
-    """A loss or gradient that is not finite.
-
-    Attributes:
-      network: the one where it began.
-      step: from 1.
-    """
-
-    def __init__(self, network: str, step: int):
-        super().__init__(f"network {network!r}: its loss or gradient is not finite at step {step}")
-        self.network, self.step = network, step

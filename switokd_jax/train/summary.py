@@ -15,6 +15,7 @@ from switokd_jax.models import flops
 from switokd_jax.state import TrainState, pair_name
 from switokd_jax.train.progress import Clock
 from switokd_jax.train.run_spec import RunSpec
+from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.metric_writers import read_metrics
 
 
@@ -67,10 +68,10 @@ def _parameters(name: str, plan: RunSpec, params: Any) -> str:
 
 
 def summarise(
-    plan: RunSpec, final: TrainState, selected_on: str, best: dict[str, Any], clock: Clock, folder: Path
+    plan: RunSpec, final: TrainState, selected_on: str, best: dict[str, Any], clock: Clock, workdir: Workdir
 ) -> dict[str, Any]:
     """What summary.json holds; see the README for its fields."""
-    last = [line for line in read_metrics(folder / "metrics.jsonl") if line["split"] == "test"][-1]
+    last = [line for line in read_metrics(workdir.metrics) if line["split"] == "test"][-1]
     steps = int(final.step)
     shares = expert_share(final.expert_steps, steps)
     networks = {name: _network(name, plan, final, last, best[name]) for name in plan.topology.nodes}
@@ -104,7 +105,7 @@ def _network(name: str, plan: RunSpec, final: TrainState, last: dict[str, Any], 
     }
 
 
-def closing(result: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
+def closing(result: dict[str, Any], workdir: Workdir, pictures: list[Path]) -> str:
     """The last lines of a run."""
     out = [
         f"{name}: final top-1 {scores['final_top1']:.2f} %, best {scores['best_top1']:.2f} % "
@@ -113,5 +114,5 @@ def closing(result: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
     ]
     out += [f"{pair}: {100 * s['expert_fraction']:.1f} % expert steps" for pair, s in result["switch"].items()]
     out.append(f"{result['examples_per_second']:.0f} images/s over {result['seconds']:.1f} s of training")
-    out += [f"wrote {path}" for path in (folder / "summary.json", *pictures)]
+    out += [f"wrote {path}" for path in (workdir.summary, *pictures)]
     return "\n".join(out)

@@ -1,4 +1,4 @@
-"""What goes wrong in a run, caused for real: numbers, files, disks."""
+"""Faults of whole runs, caused for real: bad numbers, damaged files, full disks."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ import tiny_runs
 from experiments.faults import full_disk, storm
 from switokd_jax import config
 from switokd_jax.data import dataset, resident
-from switokd_jax.errors import UserError
+from switokd_jax.errors import NonFiniteError, UserError
 from switokd_jax.train import init_state, loop, run_spec, session
-from switokd_jax.workdir import checkpointer, checksums, metric_writers, provenance, restore
+from switokd_jax.workdir import checkpointer, checksums, metric_writers, restore
+from switokd_jax.workdir.layout import Workdir
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,7 +62,7 @@ def a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("a_bad_image")
 def test_a_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
     """It names step and network and keeps what was saved; skipping, the same folder goes on to the end."""
-    with pytest.raises(session.NonFiniteError, match=r"network 'teacher': .* not finite at step 7") as caught:
+    with pytest.raises(NonFiniteError, match=r"network 'teacher': .* not finite at step 7") as caught:
         train(short_run(), tmp_path)
     assert "the newest checkpoint is that of step 5" in caught.value.__notes__[0]
     assert "--config.on_nonfinite=skip" in caught.value.__notes__[0]
@@ -87,10 +88,10 @@ def test_the_network_where_it_began_is_named() -> None:
     metrics |= {"teacher/loss": np.array([np.nan]), "student/loss": np.array([np.inf])}
     metrics |= {"student/cross_entropy": np.array([np.inf])}
     metrics |= {f"{name}/finite": np.array([False]) for name in run.networks}
-    with pytest.raises(session.NonFiniteError, match="network 'student'"):
+    with pytest.raises(NonFiniteError, match="network 'student'"):
         session.lines(run, range(4, 5), metrics)
     metrics["student/finite"] = np.array([True])
-    with pytest.raises(session.NonFiniteError, match="network 'teacher'"):
+    with pytest.raises(NonFiniteError, match="network 'teacher'"):
         session.lines(run, range(4, 5), metrics)
 
 
@@ -153,14 +154,14 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_read(
     state, progress = reread(tmp_path, on_corrupt="fallback")
     assert int(state.step) == 10
     assert progress["best"]
-    assert "going on from an older checkpoint" in caplog.text
+    assert "resuming from an older checkpoint" in caplog.text
     assert sorted(path.name for path in (tmp_path / "checkpoints" / "latest").iterdir()) == ["10", "5"]
 
 
 def reread(workdir: Path, on_corrupt: str) -> Any:
     run = tiny_runs.tiny_plan(config_of := short_run(**{"checkpoint.on_corrupt": on_corrupt}), 480)
     state = init_state.initial(run)
-    opened = checkpointer.open_checkpointer(workdir, run.topology.nodes, config.parse(config_of).checkpoint, 5)
+    opened = checkpointer.open_checkpointer(Workdir(workdir), run.topology.nodes, config.parse(config_of).checkpoint, 5)
     try:
         return opened.restore(state, run.distribution.abstract_state(checkpointer.serialization.to_state_dict(state)))
     finally:
@@ -188,7 +189,7 @@ def test_init_from_a_damaged_checkpoint(finished: Path, tmp_path: Path) -> None:
     best = next((tmp_path / "run" / "checkpoints" / "best" / "student").iterdir())
     flipped(best)
     with pytest.raises(UserError, match="has changed since it was written"):
-        restore.load_variables(f"{tmp_path / 'run'}:student@best")
+        restore.load_variables(tmp_path / "run", "student")
 
 
 def test_checksums_of_what_was_there_before(tmp_path: Path) -> None:
@@ -202,17 +203,26 @@ def test_checksums_of_what_was_there_before(tmp_path: Path) -> None:
     assert "cannot be read" in str(checksums.verify(tmp_path))
 
 
+def test_a_run_of_before_a_config_field_existed_resumes(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = Workdir(tmp_path / "run").config
+    values = json.loads(path.read_text())
+    del values["gradient_accumulation"], values["data"]["workers"], values["log"]["wandb"], values["crd"]
+    path.write_text(json.dumps(values))
+    assert train(short_run(), tmp_path / "run")["steps"] == 15
+    assert json.loads(path.read_text())["gradient_accumulation"] == 1
+
+
 def test_other_data_is_refused(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    path = tmp_path / "run" / "provenance.json"
+    path = Workdir(tmp_path / "run").record
     path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     with pytest.raises(UserError, match="holds a run on other images or labels of 'digits'"):
         train(short_run(), tmp_path / "run")
 
 
-def test_a_package_that_pip_does_not_know_has_no_version(finished: Path) -> None:
-    assert provenance.version("switokd_jax_is_not_called_so") is None
-    (start,) = json.loads((finished / "provenance.json").read_text())["starts"]
+def test_the_record_has_the_version_of_every_package(finished: Path) -> None:
+    (start,) = json.loads(Workdir(finished).record.read_text())["starts"]
     assert start["versions"]["jax"] == jax.__version__
     assert all(start["versions"].values())
 
@@ -255,7 +265,7 @@ def wait_until(so: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("freed", [True, False])
 def test_a_full_disk(freed: bool, small_disk: tuple[Path, list[str]]) -> None:
-    """Saves fail while there is no room, training goes on, and what was saved stays whole."""
+    """Saves fail while there is no room, training continues, and earlier checkpoints stay intact."""
     mounted, enter = small_disk
     flags = [f"--config={ROOT}/configs/digits.py", "--config.checkpoint.every=3", "--config.log.tensorboard=False"]
     flags += [f"--config.networks.{name}.model=resnet8" for name in ("teacher", "student")]
@@ -287,7 +297,7 @@ def test_a_full_disk(freed: bool, small_disk: tuple[Path, list[str]]) -> None:
         wait_until(lambda: newest() > full)
         process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
-    assert "training goes on" in err, out + err
+    assert "training continues" in err, out + err
     assert process.returncode == (75 if freed else 1), out + err
     latest = mounted / "run" / "checkpoints" / "latest"
     steps = [path for path in latest.iterdir() if path.name.isdigit()]
@@ -296,4 +306,8 @@ def test_a_full_disk(freed: bool, small_disk: tuple[Path, list[str]]) -> None:
     lines = metric_writers.read_metrics(mounted / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
     if not freed:
-        assert [line for line in err.splitlines() if line.startswith("switokd_jax: ") and "make room and start" in line]
+        assert [
+            line
+            for line in err.splitlines()
+            if line.startswith("switokd_jax: ") and "free disk space and repeat" in line
+        ]
