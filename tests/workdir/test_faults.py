@@ -60,6 +60,7 @@ def a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("a_bad_image")
+@pytest.mark.slow
 def test_a_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
     """It names step and network and keeps what was saved; skipping, the same folder goes on to the end."""
     with pytest.raises(NonFiniteError, match=r"network 'teacher': .* not finite at step 7") as caught:
