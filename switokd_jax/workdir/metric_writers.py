@@ -59,7 +59,8 @@ def mean_by_split(rows: Sequence[MetricsRow]) -> list[tuple[int, dict[str, float
     """Averages rows for each split but 'skipped'.
 
     Returns:
-      For each split the step of its last row, and the means of that row's numbers by 'SPLIT/METRIC'.
+      For each split the step of its last row, and the means of that row's numbers by 'SPLIT/METRIC', over all rows
+      that have them.
 
     >>> rows = [{"split": "train", "epoch": 0.5 * step, "step": step, "grad_norm": float(step)} for step in (1, 2)]
     >>> mean_by_split(rows)
@@ -69,12 +70,12 @@ def mean_by_split(rows: Sequence[MetricsRow]) -> list[tuple[int, dict[str, float
     for split in sorted({row["split"] for row in rows} - {"skipped"}):
         of_split = [row for row in rows if row["split"] == split]
         last = of_split[-1]
-        metrics = [
-            name for name, value in last.items() if isinstance(value, int | float) and name not in ("step", "epoch")
-        ]
-        means.append(
-            (last["step"], {f"{split}/{name}": sum(row[name] for row in of_split) / len(of_split) for name in metrics})
-        )
+        metrics = {}
+        for name, value in last.items():
+            if isinstance(value, int | float) and name not in ("step", "epoch"):
+                values = [row[name] for row in of_split if name in row]
+                metrics[f"{split}/{name}"] = sum(values) / len(values)
+        means.append((last["step"], metrics))
     return means
 
 
