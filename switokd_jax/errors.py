@@ -1,4 +1,4 @@
-"""Errors that end a run with one line, and the words that such lines are made of."""
+"""Errors that end a run with one line, and the phrases that such lines are made of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
-# 75 is EX_TEMPFAIL of sysexits.h: try again later. Shells report 128 + 2 for a process that Ctrl-C ended.
+# Exit status after a signal. 75 is EX_TEMPFAIL of sysexits.h: try again later. Shells report 128 + 2 after Ctrl-C.
 EXIT_STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
@@ -16,15 +16,15 @@ class UserError(ValueError):
 
 
 class SaveError(Exception):
-    """The last save of a run failed."""
+    """The last checkpoint, or another result of a run, could not be written."""
 
 
 class NonFiniteError(Exception):
     """A loss or gradient that is not finite.
 
     Attributes:
-      network: where it began.
-      step: global step, counted from 1.
+      network: name of the network where it began.
+      step: global step, from 1.
     """
 
     def __init__(self, network: str, step: int):
@@ -33,30 +33,34 @@ class NonFiniteError(Exception):
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and has saved.
+    """The run was asked to stop by a signal, and has saved.
 
     Attributes:
-      status: exit status of the process.
+      status: exit status for the process.
     """
 
-    def __init__(self, received: signal.Signals, step: int, total_steps: int, workdir: Path):
+    def __init__(self, signum: signal.Signals, step: int, total_steps: int, workdir: Path):
         super().__init__(
-            f"stopped by {received.name} after step {step} of {total_steps}, saved in {workdir}; repeat the same "
-            "command to resume"
+            f"stopped by {signum.name} after step {step} of {total_steps}, saved in {workdir}; "
+            "repeat the command to resume"
         )
-        self.status = EXIT_STATUS[received]
+        self.status = EXIT_STATUS[signum]
 
 
 def one_line(error: object) -> str:
-    """Formats an error as one line of at most 200 characters; the name of its type if it has no text."""
+    """Formats an error as one line of at most 200 characters; the name of its type if it has no text.
+
+    >>> one_line(ValueError("shape mismatch:\\n  (2, 3) and (3,)"))
+    'shape mismatch: (2, 3) and (3,)'
+    """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """Suggests the closest option ('did you mean ...?') and lists all of them in their order.
+    """Suggests the closest option and lists all of them in their order.
 
-    >>> did_you_mean("switch", ["vanilla", "switokd"])
+    >>> did_you_mean("switok", ["vanilla", "switokd"])
     "did you mean 'switokd'? known: vanilla, switokd"
     """
     options = list(options)

@@ -14,6 +14,7 @@ from switokd_jax import cli
 from switokd_jax.analysis import trained_network
 from switokd_jax.errors import UserError
 from switokd_jax.interop import pytorch, stablehlo
+from switokd_jax.workdir.layout import Workdir
 
 SUFFIXES = {"stablehlo": ".stablehlo", "safetensors": ".safetensors", "torch": ".pth"}
 
@@ -35,7 +36,7 @@ def export(workdir: str | Path, network: str, form: str, which: str = "best", ou
       ConfigError: naming what cannot be read or written.
     """
     network_of_run = trained_network.read(workdir, network, which)
-    path = Path(output) if output else Path(workdir) / "exports" / f"{network}{SUFFIXES[form]}"
+    path = Path(output) if output else Workdir(Path(workdir)).exports / f"{network}{SUFFIXES[form]}"
     if path.suffix != SUFFIXES[form]:
         raise UserError(f"--output {path} does not end in {SUFFIXES[form]}, as files of --format={form} do")
     try:

@@ -26,7 +26,7 @@ from switokd_jax.errors import UserError
 from switokd_jax.figures import draw_all, style
 from switokd_jax.files import atomic_write
 from switokd_jax.models import flops
-from switokd_jax.workdir.provenance import NAME as RECORD
+from switokd_jax.workdir.layout import Workdir
 
 DEARER = 2.0  # times the bytes that a picture without loss may have
 
@@ -218,7 +218,8 @@ def _record(runs: Sequence[Run]) -> str:
         rows.append([str(run.folder), str(run.config["seed"]), str(found.get("commit") or "-"), devices, versions])
     table = _table(["workdir", "seed", "commit", "devices", "versions"], rows, texts=5)
     count = f"{len(rows)} runs" if len(rows) > 1 else "1 run"
-    return f"<p>Each workdir's {RECORD} and config.json have more.</p>{_folded(count, table)}"
+    paths = Workdir(Path())
+    return f"<p>Each workdir's {paths.record} and {paths.config} have more.</p>{_folded(count, table)}"
 
 
 def _folded(summary: str, content: str) -> str:

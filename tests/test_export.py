@@ -50,7 +50,7 @@ def images(count: int) -> np.ndarray:
 
 def live(folder: Path, seen: np.ndarray) -> np.ndarray:
     """Logits of the run's student after its last step, by the model itself."""
-    variables = restore.load_variables(f"{folder}:student@latest")
+    variables = restore.load_variables(folder, "student", "latest")
     inputs = transforms.normalize(seen, tiny_runs.PREPROCESS, jnp.float32)
     return np.asarray(models.create("two_layers", 10).apply(variables, inputs, train=False))
 
@@ -76,7 +76,7 @@ def test_stablehlo_gives_the_live_logits_for_any_batch_size(workdir: Path, tmp_p
 def test_safetensors_give_the_live_logits(workdir: Path, tmp_path: Path) -> None:
     path = export.export(workdir, "student", "safetensors", "latest", tmp_path / "deep" / "student.safetensors")
     flat = pytorch.read(path)
-    again = pytorch.state_dict(restore.load_variables(f"{workdir}:student@latest"))
+    again = pytorch.state_dict(restore.load_variables(workdir, "student", "latest"))
     assert flat.keys() == again.keys()
     for name in flat:
         np.testing.assert_array_equal(flat[name], again[name])
@@ -127,7 +127,7 @@ def test_the_command(workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     export.main()
     path = workdir / "exports" / "teacher.safetensors"
     assert capsys.readouterr().out == f"wrote {path}\n"
-    assert pytorch.read(path).keys() == pytorch.state_dict(restore.load_variables(f"{workdir}:teacher@best")).keys()
+    assert pytorch.read(path).keys() == pytorch.state_dict(restore.load_variables(workdir, "teacher", "best")).keys()
     path.unlink()
     path.parent.rmdir()
 

@@ -63,7 +63,7 @@ def test_labels(tmp_path: Path) -> None:
     assert labelled(tmp_path, {}, {"method": "dml"}) == ["switokd", "dml"]
     assert labelled(tmp_path, {}, {"switokd.epsilon": 1}, {"seed": 4}) == [
         "switokd, epsilon=adaptive",
-        "switokd, epsilon=1",
+        "switokd, epsilon=1.0",
     ]
     # One setting that tells all apart is enough, the method's own first.
     assert labelled(

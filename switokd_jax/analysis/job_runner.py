@@ -19,6 +19,7 @@ from typing import Any
 from switokd_jax.analysis.tables import aligned
 from switokd_jax.errors import UserError
 from switokd_jax.files import write_json
+from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.resume import OVERRIDABLE_ON_RESUME
 
 Say = Callable[[str], None]
@@ -133,7 +134,7 @@ def plan(
     rate = sum(of["training_flops"] for of in done) / sum(of["seconds"] for of in done) if done else flops_per_second
     rows, total = [("run", "state", "time")], 0.0
     for job in jobs:
-        state = "goes on" if (folder / job.name / "checkpoints").exists() else "to do"
+        state = "goes on" if Workdir(folder / job.name).checkpoints.exists() else "to do"
         seconds = start + job.flops / rate if job.flops and rate else None
         if made[job.name]:
             state, seconds = "done", 0.0
@@ -209,7 +210,7 @@ def _end(running: Sequence[_Running]) -> None:
 
 def _note(job: Job, folder: Path) -> str:
     """Writes the result of a job that has ended; the scores for people."""
-    made = json.loads((folder / job.name / "summary.json").read_text())
+    made = json.loads(Workdir(folder / job.name).summary.read_text())
     path = _result(job, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"config": job.config, "flags": [*job.flags], "summary": made})

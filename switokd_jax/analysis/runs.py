@@ -11,8 +11,9 @@ from typing import Any
 
 from switokd_jax.errors import UserError
 from switokd_jax.methods import METHODS
+from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.metric_writers import MetricsRow, read_metrics
-from switokd_jax.workdir.resume import OVERRIDABLE_ON_RESUME, flatten
+from switokd_jax.workdir.resume import flatten, is_overridable, settings
 
 LONGEST = 40  # characters of a label
 
@@ -34,7 +35,7 @@ class Run:
     @functools.cached_property
     def lines(self) -> list[MetricsRow]:
         """The lines of its metrics.jsonl."""
-        return read_metrics(self.folder / "metrics.jsonl")
+        return read_metrics(Workdir(self.folder).metrics)
 
     def of_split(self, split: str) -> list[MetricsRow]:
         """Those of 'train', 'validation' or 'test'."""
@@ -47,16 +48,20 @@ class Run:
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """What makes it this experiment: the config by dotted names, without the seed, what may change between two
-        starts, the blocks of other methods, and the files that networks begin with."""
-        others = tuple(f"{name}." for name in METHODS if name != self.config["method"])
-        free = ("seed", *OVERRIDABLE_ON_RESUME)
+        """Settings that define the experiment, by dotted name, with the defaults of fields that the config lacks.
+
+        Left out are the seed, fields that may change when a run resumes, the blocks of other methods, and the files
+        that networks start from.
+        """
+        try:
+            values = settings(self.config)
+        except UserError:  # a method that only the user's config file registers, or a field of another version
+            others = tuple(f"{name}." for name in METHODS if name != self.config.get("method"))
+            values = {name: value for name, value in flatten(self.config).items() if not name.startswith(others)}
         return {
             name: value
-            for name, value in flatten(self.config).items()
-            if not name.startswith(others)
-            and not name.endswith((".init_from", ".anchors"))
-            and not any(name == each or name.startswith(f"{each}.") for each in free)
+            for name, value in values.items()
+            if name != "seed" and not name.endswith((".init_from", ".anchors")) and not is_overridable(name)
         }
 
 
@@ -67,16 +72,18 @@ def read(folder: str | Path) -> Run:
       ConfigError: if the folder holds none, or one that has not ended.
     """
     where = Path(folder)
-    read = {}
-    for name in ("config.json", "summary.json"):
+    paths = Workdir(where)
+    values = []
+    for path in (paths.config, paths.summary):
         try:
-            read[name] = json.loads((where / name).read_text())
+            values.append(json.loads(path.read_text()))
         except OSError as error:
-            what = "no run" if name == "config.json" else "a run that has not ended; start its command again"
-            raise UserError(f"{where} holds {what} ({name}: {error.strerror})") from None
+            what = "no run" if path == paths.config else "a run that has not ended; start its command again"
+            raise UserError(f"{where} holds {what} ({path.name}: {error.strerror})") from None
         except ValueError:
-            raise UserError(f"{where / name} is not JSON; name a run's folder") from None
-    return Run(where, read["config.json"], read["summary.json"])
+            raise UserError(f"{path} is not JSON; name a run's folder") from None
+    config, summary = values
+    return Run(where, config, summary)
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -87,7 +94,8 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
     """
     found = []
     for folder in map(Path, folders):
-        inside = [] if (folder / "config.json").exists() else sorted(p.parent for p in folder.rglob("summary.json"))
+        paths = Workdir(folder)
+        inside = [] if paths.config.exists() else sorted(p.parent for p in folder.rglob(paths.summary.name))
         found += [read(each) for each in inside or [folder]]
     return found
 

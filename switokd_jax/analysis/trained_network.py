@@ -22,6 +22,7 @@ from switokd_jax.data.sampling import ProcessShard
 from switokd_jax.errors import UserError, did_you_mean
 from switokd_jax.interop.stablehlo import ModelInfo
 from switokd_jax.workdir import provenance, restore
+from switokd_jax.workdir.layout import Workdir
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ def read_config(workdir: Path) -> configs.Config:
     Raises:
       ConfigError: if there is none that can be read.
     """
-    path = workdir / "config.json"
+    path = Workdir(workdir).config
     try:
         return configs.parse(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
@@ -78,10 +79,10 @@ def read(workdir: str | Path, network: str, which: str = "best") -> TrainedNetwo
     config = read_config(folder)
     if network not in config.networks:
         raise UserError(f"--workdir {folder} has no network {network!r}; {did_you_mean(network, config.networks)}")
-    spec, data = config.networks[network], provenance.read_dataset_info(folder)
+    spec, data = config.networks[network], provenance.read_dataset_info(Workdir(folder))
     facts = ModelInfo(network, spec.model, tuple(data["classes"]), tuple(data["image_shape"]))
     dtype = jnp.bfloat16 if config.dtype == "bfloat16" else jnp.float32
-    variables = restore.load_variables(f"{folder}:{network}@{which}")
+    variables = restore.load_variables(folder, network, which)
     return TrainedNetwork(
         facts=facts,
         module=models.create(spec.model, len(facts.classes), dtype=dtype, param_dtype=jnp.float32),

@@ -13,6 +13,7 @@ from pathlib import Path
 from switokd_jax import cli
 from switokd_jax.analysis.runs import find_runs, group_by_settings
 from switokd_jax.figures import draw_all, style
+from switokd_jax.workdir.layout import Workdir
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
         found = find_runs(given.workdirs)
         looks = draw_all.compute_heatmaps(group_by_settings(found), given.examples)
         with style.theme(given.theme):
-            drawn = draw_all.draw(found, given.output or Path(given.workdirs[0]) / "figures", looks)
+            drawn = draw_all.draw(found, given.output or Workdir(Path(given.workdirs[0])).figures, looks)
         return "\n".join(f"wrote {picture.path}" for picture in drawn)
 
     cli.run(command, given.config)

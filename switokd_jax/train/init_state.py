@@ -172,7 +172,7 @@ def _load(source: str, model: str, num_classes: int, target: Mapping[str, Any]) 
     if source.endswith((*pytorch.TORCH_SUFFIXES, ".safetensors")):
         loaded = pytorch.variables(model, pytorch.read(source), num_classes)
     else:
-        loaded = restore.load_variables(source)
+        loaded = restore.load_variables(*restore.parse_checkpoint_uri(source))
     if str(jax.tree.structure(loaded)) != str(jax.tree.structure(target)):
         raise ValueError(f"{source!r} holds another network than {model}")
     for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(target), jax.tree.leaves(loaded), strict=True):

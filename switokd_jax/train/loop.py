@@ -23,7 +23,7 @@ from switokd_jax.data.sampling import stack_batches
 from switokd_jax.errors import NonFiniteError, SaveError, Stopped
 from switokd_jax.files import write_json
 from switokd_jax.metrics import expert_share
-from switokd_jax.parallel.mesh import is_main_process
+from switokd_jax.parallel.multihost import is_main_process
 from switokd_jax.precision import DTYPES, precision_context
 from switokd_jax.state import TrainState
 from switokd_jax.train import init_state, summary
@@ -36,6 +36,7 @@ from switokd_jax.train.run_spec import RunSpec, make, make_topology, make_train_
 from switokd_jax.train.timer import TrainingClock
 from switokd_jax.workdir import metric_writers, provenance
 from switokd_jax.workdir.checkpointer import Checkpointer, open_checkpointer
+from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.resume import check_workdir, open_workdir
 
 # Of each network at its best evaluation: score (top-1 on the selection split), top1 (on the test split), step.
@@ -63,17 +64,17 @@ def train_and_evaluate(
       NonFiniteError: naming the network and the step; no checkpoint includes that step.
       SaveError: if the last save failed.
     """
-    parsed, folder = configs.parse(config), Path(workdir)
+    parsed, layout = configs.parse(config), Workdir(Path(workdir))
     with precision_context(parsed.dtype, parsed.precision):
-        check_workdir(folder, config)
+        check_workdir(layout, config)
         dataset, run = prepare(parsed, devices)
         state = init_state.init_state(run)
-        record = provenance.collect(run, dataset)
-        provenance.check(folder, record)
+        record = provenance.collect(run.distribution.device_info, parsed.seed, dataset)
+        provenance.check(layout, record)
         # Nothing has been written so far: all that a user can correct has been checked.
         if is_main_process():
-            open_workdir(folder, config)
-        return train(run, dataset, state, folder, record)
+            open_workdir(layout, config)
+        return train(run, dataset, state, layout, record)
 
 
 def dry_run(config: ConfigDict) -> str:
@@ -91,14 +92,16 @@ def prepare(parsed: configs.Config, devices: Sequence[jax.Device] | None = None)
     return dataset, make(parsed, dataset.info, devices)
 
 
-def train(run: RunSpec, dataset: Dataset, state: TrainState, folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+def train(
+    run: RunSpec, dataset: Dataset, state: TrainState, workdir: Workdir, record: Mapping[str, Any]
+) -> dict[str, Any]:
     """Trains a run in its opened workdir. Returns and raises as `train_and_evaluate`.
 
     Args:
       run: all that is static in the run.
       dataset: on the host.
       state: before the first step, on the host.
-      folder: the workdir.
+      workdir: of the run.
       record: the provenance of this start.
     """
     # ---------- Loaders with their data on the devices, compiled steps, evaluators, outputs.
@@ -107,8 +110,8 @@ def train(run: RunSpec, dataset: Dataset, state: TrainState, folder: Path, recor
     train_step = distribution.compile(make_train_step(run), has_state=True)
     evaluators = open_evaluators(run, dataset)
     distribution.barrier()  # opening an Orbax folder is the first collective operation
-    checkpointer = open_checkpointer(folder, run.topology.nodes, config.checkpoint, run.steps_per_epoch)
-    writer = open_writer(folder, config)
+    checkpointer = open_checkpointer(workdir, run.topology.nodes, config.checkpoint, run.steps_per_epoch)
+    writer = open_writer(workdir, config)
     with handle_stop_signals() as stop_signal:
         # ---------- Resume from the latest checkpoint, if there is one.
         clock, best = TrainingClock(), BestScores()
@@ -117,12 +120,12 @@ def train(run: RunSpec, dataset: Dataset, state: TrainState, folder: Path, recor
             clock, best = TrainingClock(saved["seconds"], saved["examples"]), saved["best"]
         first_step = step = int(state.step)
         if is_main_process():
-            metric_writers.truncate_after(folder / "metrics.jsonl", step)
-            provenance.append_start(folder, record, step)
+            metric_writers.truncate_after(workdir.metrics, step)
+            provenance.append_start(workdir, record, step)
         progress = Progress(run.total_steps, step, run.topology.nodes, shown=config.log.progress and is_main_process())
         progress.print(summary.describe_plan(run, dataset, state))
         if step:
-            progress.print(f"resuming {folder} at step {step} of {run.total_steps}")
+            progress.print(f"resuming {workdir.root} at step {step} of {run.total_steps}")
         progress.print_header()
 
         # ---------- Train: calls of several steps each, none of them across an event or a log interval.
@@ -146,7 +149,7 @@ def train(run: RunSpec, dataset: Dataset, state: TrainState, folder: Path, recor
                     compiled_sizes.add(stack.size)
                 clock.start()
                 clock.examples += stack.size * stack.count
-                with _profile(folder / "profile", enabled=config.log.profile and step == first_step) as finish:
+                with _profile(workdir.profile, enabled=config.log.profile and step == first_step) as finish:
                     state, metrics = finish(train_step.call(state, train_loader.data, stack))
                 pending.append((range(step + 1, step + stack.count + 1), distribution.unreplicate(metrics)))
                 step += stack.count
@@ -183,21 +186,21 @@ def train(run: RunSpec, dataset: Dataset, state: TrainState, folder: Path, recor
                 if stop:
                     break
         if stop_signal.stop_requested and step < run.total_steps:
-            raise Stopped(stop_signal.stop_requested, step, run.total_steps, folder)
+            raise Stopped(stop_signal.stop_requested, step, run.total_steps, workdir.root)
 
         # ---------- Summary and figures.
         if unsaved := [name for name in run.topology.nodes if name not in best]:
             raise SaveError(f"network {unsaved[0]!r} was never saved; start the same command in another --workdir")
         final = distribution.unreplicate(state)
-        result = summary.make_summary(run, final, selection_split(evaluators), best, clock, folder)
+        result = summary.make_summary(run, final, selection_split(evaluators), best, clock, workdir)
         result["record"] = dict(record)
         if is_main_process():
             try:
-                write_json(folder / "summary.json", result)
-                drawn = figures.draw_run(folder)
+                write_json(workdir.summary, result)
+                drawn = figures.draw_run(workdir.root)
             except OSError as error:
-                raise SaveError(f"{folder}: {error.strerror}; make room and repeat the same command") from error
-            progress.print(summary.format_summary(result, folder, drawn))
+                raise SaveError(f"{workdir.root}: {error.strerror}; make room and repeat the same command") from error
+            progress.print(summary.format_summary(result, workdir, drawn))
         return result
 
 
@@ -224,11 +227,11 @@ def open_evaluators(run: RunSpec, dataset: Dataset) -> dict[str, Evaluator]:
     }
 
 
-def open_writer(folder: Path, config: configs.Config) -> metric_writers.Writer:
+def open_writer(workdir: Workdir, config: configs.Config) -> metric_writers.Writer:
     """The metrics writer. Only the first process writes TensorBoard events and to Weights & Biases."""
     main = is_main_process()
-    shown = json.loads((folder / "config.json").read_text()) if main and config.log.wandb else {}
-    return metric_writers.open_writer(folder, main and config.log.tensorboard, config.log.wandb if main else "", shown)
+    shown = json.loads(workdir.config.read_text()) if main and config.log.wandb else {}
+    return metric_writers.open_writer(workdir, main and config.log.tensorboard, config.log.wandb if main else "", shown)
 
 
 def selection_split(evaluators: Mapping[str, Evaluator]) -> str:

@@ -15,6 +15,7 @@ from switokd_jax.models import flops
 from switokd_jax.state import TrainState, pair_name
 from switokd_jax.train.run_spec import RunSpec
 from switokd_jax.train.timer import TrainingClock
+from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.metric_writers import read_metrics
 
 
@@ -67,7 +68,7 @@ def _parameters(name: str, run: RunSpec, params: Any) -> str:
 
 
 def make_summary(
-    run: RunSpec, final: TrainState, selection_split: str, best: dict[str, Any], clock: TrainingClock, folder: Path
+    run: RunSpec, final: TrainState, selection_split: str, best: dict[str, Any], clock: TrainingClock, workdir: Workdir
 ) -> dict[str, Any]:
     """Collects what summary.json holds.
 
@@ -77,9 +78,9 @@ def make_summary(
       selection_split: on which the best epoch was selected.
       best: by network, score, step and top1 at its best evaluation.
       clock: training time and examples.
-      folder: the workdir.
+      workdir: of the run.
     """
-    last = [row for row in read_metrics(folder / "metrics.jsonl") if row["split"] == "test"][-1]
+    last = [row for row in read_metrics(workdir.metrics) if row["split"] == "test"][-1]
     steps = int(final.step)
     shares = expert_share(final.expert_steps, steps)
     networks = {name: _network(name, run, final, last, best[name]) for name in run.topology.nodes}
@@ -113,7 +114,7 @@ def _network(name: str, run: RunSpec, final: TrainState, last: dict[str, Any], b
     }
 
 
-def format_summary(result: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
+def format_summary(result: dict[str, Any], workdir: Workdir, pictures: list[Path]) -> str:
     """Formats the last lines that a run prints."""
     lines = [
         f"{name}: final top-1 {scores['final_top1']:.2f} %, best {scores['best_top1']:.2f} % "
@@ -122,5 +123,5 @@ def format_summary(result: dict[str, Any], folder: Path, pictures: list[Path]) -
     ]
     lines += [f"{pair}: {100 * s['expert_fraction']:.1f} % expert steps" for pair, s in result["switch"].items()]
     lines.append(f"{result['examples_per_second']:.0f} images/s over {result['seconds']:.1f} s of training")
-    lines += [f"wrote {path}" for path in (folder / "summary.json", *pictures)]
+    lines += [f"wrote {path}" for path in (workdir.summary, *pictures)]
     return "\n".join(lines)

@@ -126,13 +126,13 @@ def test_a_batch_on_eight_devices(parallelism: str, size: int) -> None:
     coming = devices.prefetch_to_device(sampling.stack_batches(reading(), 1))
     for number in range(4):
         placed = next(coming)
-        assert len(drawn) == min(number + 1 + mesh.AHEAD, 4)
-        assert (placed.size, placed.count, placed.split) == (size, 1, size == 16)
+        assert len(drawn) == min(number + 1 + mesh.PREFETCH_DEPTH, 4)
+        assert (placed.size, placed.count, placed.sharded) == (size, 1, size == 16)
         parts = [np.asarray(shard.data) for shard in placed.examples.images.addressable_shards]
         assert len(parts) == 8
         if parallelism == "pmap":
             parts = [part[0] for part in parts]
-        whole = np.concatenate(parts, axis=1) if placed.split else parts[number]
+        whole = np.concatenate(parts, axis=1) if placed.sharded else parts[number]
         np.testing.assert_array_equal(whole, images[None])
         assert int(np.asarray(placed.examples.index).ravel()[0]) == number
 

@@ -198,8 +198,8 @@ def test_kd_learns_from_a_run_of_ours(tmp_path: Path) -> None:
     assert summary["networks"]["teacher"]["updates"] == 0
     assert summary["networks"]["student"]["updates"] == 3
     tiny_runs.assert_same_bits(
-        restore.load_variables(f"{tmp_path / 'teacher'}:teacher@best"),
-        restore.load_variables(f"{tmp_path / 'student'}:teacher@latest"),
+        restore.load_variables(tmp_path / "teacher", "teacher", "best"),
+        restore.load_variables(tmp_path / "student", "teacher", "latest"),
     )
     published = json_of(tmp_path / "teacher")["networks"]["teacher"]["best_top1"]
     assert summary["networks"]["teacher"]["final_top1"] == published
@@ -233,8 +233,8 @@ def test_rco_follows_its_teachers_route(tmp_path: Path) -> None:
     loop.train_and_evaluate(c, tmp_path / "student", jax.devices()[:1])
     for step, anchor in ((3, 6), (6, 9), (9, 9), (12, 9)):  # saved after the turn of that step
         tiny_runs.assert_same_bits(
-            restore.load_variables(f"{tmp_path / 'student'}:teacher@{step}"),
-            restore.load_variables(f"{tmp_path / 'teacher'}:teacher@{anchor}"),
+            restore.load_variables(tmp_path / "student", "teacher", str(step)),
+            restore.load_variables(tmp_path / "teacher", "teacher", str(anchor)),
         )
     shutil.copytree(tmp_path / "student", tmp_path / "cut")
     for step in (6, 9, 12):
