@@ -59,7 +59,7 @@ def forward(
     """
 
     def apply(params: Tree, batch_stats: Tree, images: jax.Array, places: jax.Array) -> tuple[NetworkOutput, Tree]:
-        variables = {"params": params, "batch_stats": batch_stats, "batch": {"places": places}}
+        variables = {"params": params, "batch_stats": batch_stats, "batch": {"positions": places}}
         # A frozen network speaks in evaluation mode and keeps its statistics.
         moving = [] if network.frozen else ["batch_stats"]
         logits, moved = network.module.apply(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from switokd_jax.errors import UserError, did_you_mean
 from switokd_jax.forward import NetworkSpec
 from switokd_jax.methods import FeatureSpec
+from switokd_jax.models.layers import layers_of, with_options
 from switokd_jax.state import NetworkState, fold_in_name, network_state
 from switokd_jax.topology import Edge
 
@@ -21,7 +22,7 @@ Shapes = dict[str, tuple[int, ...]]
 def tapped(module: Any, image_shape: tuple[int, ...]) -> Shapes:
     """Shapes [batch of 1, ...] of the features that a network taps, by name, for images (height, width, channels)."""
     # Without devices: the axis of a norm exists inside the step only.
-    module = module.clone(axis_name=None)
+    module = with_options(module, axis_name=None)
 
     def run(image: jax.Array) -> Any:
         variables = module.init(jax.random.PRNGKey(0), image, train=False)
@@ -97,10 +98,10 @@ def initial_adapters(
         ]
         key = fold_in_name(jax.random.PRNGKey(seed), edge)
         # Drawn in float32 and cast, as the networks' own weights are.
-        drawn = adapter.module.clone(dtype=jnp.float32, param_dtype=jnp.float32)
+        drawn = with_options(adapter.module, dtype=jnp.float32, param_dtype=jnp.float32)
         variables = drawn.init(key, *features, train=False)
         whole = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
         states[edge] = network_state(
-            adapter, jax.tree.map(lambda x, like=adapter: x.astype(like.module.param_dtype), whole)
+            adapter, jax.tree.map(lambda x, like=adapter: x.astype(layers_of(like.module).param_dtype), whole)
         )
     return states

@@ -17,6 +17,7 @@ from switokd_jax.data import dataset, resident, sampling
 from switokd_jax.errors import UserError
 from switokd_jax.forward import NetworkSpec
 from switokd_jax.methods import METHODS, Method
+from switokd_jax.models.layers import with_options
 from switokd_jax.models.ops import convolution
 from switokd_jax.parallel import mesh
 from switokd_jax.parallel.collectives import Collectives
@@ -122,7 +123,7 @@ def make(config: Config, data: dataset.DatasetInfo, devices: Sequence[jax.Device
         models.create,
         num_classes=data.num_classes,
         axis_name=together.batch_norm_axis_name,
-        convolution=convolution.for_devices(together.platform, alone=together.single_device_program),
+        convolution=convolution.for_devices(together.platform, single_device=together.single_device_program),
         **_kinds(config),
     )
     networks = {name: _network(config, name, create, per_epoch, total) for name in graph.nodes}
@@ -191,11 +192,12 @@ def _network(config: Config, name: str, create: Callable[[str], Any], per_epoch:
     except ValueError as error:
         raise UserError(f"config.networks.{name}.model: {error}") from None
     if spec.remat:
-        if not hasattr(module, "remat"):
+        try:
+            module = with_options(module, remat=True)
+        except ValueError:
             raise UserError(
                 f"config.networks.{name}.remat: {spec.model!r} has no blocks to compute again; set it to False"
-            )
-        module = module.clone(remat=True)
+            ) from None
     return NetworkSpec(
         module=module,
         optimizer=optim.optimizer(spec),

@@ -10,6 +10,7 @@ import pytest
 
 import tiny_runs
 from switokd_jax.data import resident, sampling, transforms
+from switokd_jax.models.layers import with_options
 from switokd_jax.train import evaluator, init_state, run_spec
 
 
@@ -36,7 +37,7 @@ def test_counts_are_numpys(parallelism: str, devices: int) -> None:
     )
     for name, network in run.networks.items():
         images = transforms.normalize(split.images, run.dataset_info.preprocess, np.float32)
-        module = network.module.clone(axis_name=None)
+        module = with_options(network.module, axis_name=None)
         apply = jax.jit(functools.partial(module.apply, train=False))
         logits = np.asarray(apply(variables[name], images), np.float64)
         right = logits.argmax(1) == split.labels
