@@ -55,10 +55,10 @@ def evaluate(
     spec = dataclasses.replace(config.data, name=data or config.data.name, dir=data_dir or config.data.dir)
     dataset = load_dataset(spec, config.seed)
     for network in networks.values():
-        if (dataset.classes, dataset.image_spec.shape) != (network.facts.classes, network.facts.image_shape):
+        if (dataset.classes, dataset.image_spec.shape) != (network.model_info.classes, network.model_info.image_shape):
             raise UserError(
                 f"--data {spec.name!r} has {len(dataset.classes)} classes and images of {dataset.image_spec.shape}, "
-                f"the run has {len(network.facts.classes)} and {network.facts.image_shape}; names, order "
+                f"the run has {len(network.model_info.classes)} and {network.model_info.image_shape}; names, order "
                 "and sizes have to be alike"
             )
     chosen = getattr(dataset, split)
