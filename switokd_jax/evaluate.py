@@ -19,6 +19,7 @@ from switokd_jax.data.dataset import load_dataset
 from switokd_jax.data.loader import make_loader
 from switokd_jax.errors import UserError
 from switokd_jax.files import write_json
+from switokd_jax.models.layers import layers_of
 from switokd_jax.parallel import mesh
 from switokd_jax.train.evaluator import Evaluator, make_eval_step
 
@@ -51,11 +52,11 @@ def evaluate(
     spec = dataclasses.replace(config.data, name=data or config.data.name, dir=data_dir or config.data.dir)
     dataset = load_dataset(spec, config.seed)
     for network in networks.values():
-        if (dataset.classes, dataset.image_spec.shape) != (network.facts.classes, network.facts.image_shape):
+        if (dataset.classes, dataset.image_spec.shape) != (network.model_info.classes, network.model_info.image_shape):
             raise UserError(
                 f"--data {spec.name!r} has {len(dataset.classes)} classes and images of {dataset.image_spec.shape}, "
-                f"the run has {len(network.facts.classes)} and {network.facts.image_shape}; names, order and sizes "
-                "must be the same"
+                f"the run has {len(network.model_info.classes)} and {network.model_info.image_shape}; names, order "
+                "and sizes must be the same"
             )
     examples = getattr(dataset, split)
     if not len(examples):
@@ -64,7 +65,7 @@ def evaluate(
     distribution = mesh.create("jit", "replicated", "global", BATCH_SIZE, jax.local_devices()[:1])
     loader = make_loader(examples, dataset.image_spec, spec, config.seed, BATCH_SIZE, distribution.process_shard)
     eval_step = make_eval_step(
-        {name: network.module for name, network in networks.items()}, first.preprocess, first.module.dtype
+        {name: network.module for name, network in networks.items()}, first.preprocess, layers_of(first.module).dtype
     )
     evaluator = Evaluator(
         step=distribution.compile(eval_step, has_state=False),

@@ -79,7 +79,7 @@ def forward(
     def apply(
         params: Tree, batch_stats: Tree, images: jax.Array, batch_positions: jax.Array
     ) -> tuple[NetworkOutput, Tree]:
-        variables = {"params": params, "batch_stats": batch_stats, "batch": {"places": batch_positions}}
+        variables = {"params": params, "batch_stats": batch_stats, "batch": {"positions": batch_positions}}
         mutable = ["intermediates"] if network.frozen else ["batch_stats", "intermediates"]
         logits, mutated = network.module.apply(
             variables, images, train=not network.frozen, mutable=mutable, rngs={"dropout": dropout_key}

@@ -30,10 +30,10 @@ class WithoutNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        kinds: dict[str, Any] = {"dtype": x.dtype, "param_dtype": x.dtype}
-        x = nn.relu(layers.conv(4, 3, name="conv", kernel_init=layers.kaiming_normal, **kinds)(x))
-        x = layers.pooled(self, layers.tap(self, "stage1", x))
-        return layers.linear(layers.dropout(self, x, 0.5, train=train), 10, name="head", **kinds)
+        options = layers.Layers(dtype=x.dtype, param_dtype=x.dtype)
+        x = nn.relu(options.conv(x, 4, 3, name="conv", kernel_init=layers.kaiming_normal))
+        x = layers.global_avg_pool(self, layers.sow_feature(self, "stage1", x))
+        return options.dense(layers.dropout(self, x, 0.5, train=train), 10, name="head")
 
 
 def run_forward(module: nn.Module, features: tuple[str, ...], parts: int) -> tuple[NetworkOutput, Any, Any]:

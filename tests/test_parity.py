@@ -60,7 +60,7 @@ def build(meta: dict[str, Any]) -> run_spec.RunSpec:
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
 def test_recording(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On one device, as on a laptop; test_distribution compares eight with one, under jit and pmap."""
-    monkeypatch.setattr(convolution, "SMALL", 0)
+    monkeypatch.setattr(convolution, "MIN_ELEMENTS", 0)
     with np.load(path) as file, jax.enable_x64(True):
         recorded = {name: file[name] for name in file.files}
         check(recorded, json.loads(str(recorded["meta"])))

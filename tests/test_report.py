@@ -227,7 +227,7 @@ def test_report_of_one(folder: Path) -> None:
 
 def test_a_report_says_what_it_could_not_read(folder: Path, tmp_path: Path) -> None:
     text = report.report([folder], tmp_path / "report.html", examples=[360]).read_text()
-    assert re.search("No heat maps: test image 360 is none of 0 to 359", text)
+    assert re.search("No heat maps: test image 360 does not exist; choose from 0 to 359", text)
     with pytest.raises(UserError, match=r"report.pdf does not end in .html"):
         report.report([folder], tmp_path / "report.pdf")
     (tmp_path / "file").touch()

@@ -16,6 +16,7 @@ from switokd_jax import config
 from switokd_jax.data import dataset, normalization, resident, sampling
 from switokd_jax.forward import forward
 from switokd_jax.methods import MethodInputs, MethodOutput
+from switokd_jax.models.layers import with_options
 from switokd_jax.models.ops import convolution
 from switokd_jax.parallel.collectives import Collectives
 from switokd_jax.parallel.mesh import DeviceBatches
@@ -108,11 +109,11 @@ def xla_flops(teachers: tuple[str, ...], students: tuple[str, ...], paused: bool
     """
     made = planned(our_config(teachers, students, "float32"))
     state, data, drawn = inputs(made)
-    plain = convolution.for_devices("tpu", alone=True)
+    plain = convolution.for_devices("tpu", single_device=True)
     networks = {
         name: dataclasses.replace(
             network,
-            module=network.module.clone(convolution=plain),
+            module=with_options(network.module, convolution=plain),
             frozen=paused and name in {teacher for teacher, _ in made.pairs},
         )
         for name, network in made.networks.items()

@@ -88,7 +88,7 @@ def compute_heatmaps(groups: compare.Groups, examples: Sequence[int]) -> Heatmap
     }
     if len(alike) == 1:
         by_network = {"": [dataclasses.replace(of[0], title=name) for name, of in by_network.items()]}
-    return HeatmapGrid(images / read.preprocess.scale, labels, read.facts.classes, by_network)
+    return HeatmapGrid(images / read.preprocess.scale, labels, read.model_info.classes, by_network)
 
 
 def _heat_maps(looks: HeatmapGrid, folder: Path) -> list[Picture]:

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from switokd_jax.models.layers import layers_of, with_options
+
 Tree = Any
 
 
@@ -23,9 +25,9 @@ def init_variables(module: Any, key: jax.Array, image_shape: tuple[int, ...]) ->
     Returns:
       {'params', 'batch_stats'} in the module's param_dtype.
     """
-    in_float32 = module.clone(dtype=jnp.float32, param_dtype=jnp.float32, axis_name=None)
+    in_float32 = with_options(module, dtype=jnp.float32, param_dtype=jnp.float32, axis_name=None)
     variables = in_float32.init(key, jnp.zeros((1, *image_shape), jnp.float32), train=False)
-    cast = jax.tree.map(lambda x: x.astype(module.param_dtype), variables)
+    cast = jax.tree.map(lambda x: x.astype(layers_of(module).param_dtype), variables)
     return {"params": cast["params"], "batch_stats": cast.get("batch_stats", {})}
 
 

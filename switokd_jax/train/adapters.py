@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from switokd_jax.errors import UserError, did_you_mean
 from switokd_jax.forward import NetworkSpec
 from switokd_jax.methods import FeatureSpec
+from switokd_jax.models.layers import with_options
 from switokd_jax.topology import Edge
 
 Shapes = dict[str, tuple[int, ...]]
@@ -20,7 +21,7 @@ Shapes = dict[str, tuple[int, ...]]
 def feature_shapes(module: Any, image_shape: tuple[int, ...]) -> Shapes:
     """Shapes [1, ...] of a network's intermediate features by name, for images (height, width, channels)."""
     # The axis of a norm exists inside the step only.
-    module = module.clone(axis_name=None)
+    module = with_options(module, axis_name=None)
 
     def run(image: jax.Array) -> Any:
         variables = module.init(jax.random.PRNGKey(0), image, train=False)

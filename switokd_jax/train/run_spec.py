@@ -15,6 +15,7 @@ from switokd_jax.data import dataset, resident, sampling
 from switokd_jax.errors import UserError
 from switokd_jax.forward import NetworkSpec
 from switokd_jax.methods import METHODS, Method
+from switokd_jax.models.layers import with_options
 from switokd_jax.models.ops import convolution
 from switokd_jax.parallel import mesh
 from switokd_jax.parallel.collectives import Collectives
@@ -131,7 +132,7 @@ def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device
         models.create,
         num_classes=info.num_classes,
         axis_name=distribution.batch_norm_axis_name,
-        convolution=convolution.for_devices(distribution.platform, alone=distribution.single_device_program),
+        convolution=convolution.for_devices(distribution.platform, single_device=distribution.single_device_program),
         **module_dtypes(config.dtype),
     )
     networks = {name: _network(config, name, create, steps_per_epoch, total_steps) for name in graph.nodes}
@@ -231,11 +232,12 @@ def _network(
     except ValueError as error:
         raise UserError(f"config.networks.{name}.model: {error}") from None
     if network.remat:
-        if not hasattr(module, "remat"):
+        try:
+            module = with_options(module, remat=True)
+        except ValueError:
             raise UserError(
                 f"config.networks.{name}.remat: {network.model!r} has no blocks to recompute; set it to False"
-            )
-        module = module.clone(remat=True)
+            ) from None
     return NetworkSpec(
         module=module,
         optimizer=optim.optimizer(network),

@@ -12,6 +12,7 @@ import tiny_runs
 from switokd_jax.data import resident, sampling, transforms
 from switokd_jax.data.dataset import Dataset
 from switokd_jax.data.image_records import ImageSpec
+from switokd_jax.models.layers import with_options
 from switokd_jax.train import init_state, loop
 from switokd_jax.train.evaluator import metrics_row
 
@@ -37,7 +38,7 @@ def test_counts_are_numpys(parallelism: str, devices: int) -> None:
     evaluation = evaluator.run(run.distribution.device_put(variables))
     for name, network in run.networks.items():
         images = transforms.normalize(split.images, run.dataset_info.preprocess, np.float32)
-        module = network.module.clone(axis_name=None)
+        module = with_options(network.module, axis_name=None)
         apply = jax.jit(functools.partial(module.apply, train=False))
         logits = np.asarray(apply(variables[name], images), np.float64)
         right = logits.argmax(1) == split.labels
