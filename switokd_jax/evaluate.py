@@ -68,7 +68,7 @@ def evaluate(
     steps = {name: _step(network) for name, network in networks.items()}
     seen: dict[str, list[Any]] = {name: [] for name in networks}
     for _, batch in fed.eval_batches():
-        images, labels = resident.gather_batch(fed.data, batch)
+        images, labels = resident.gather_batch(fed.device_data, batch)
         there = np.asarray(batch.mask, bool)  # the rest fills the last batch
         for name, step in steps.items():
             seen[name].append(jax.tree.map(lambda x, there=there: np.asarray(x)[there], step(images, labels)))

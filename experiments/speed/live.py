@@ -37,10 +37,10 @@ def bare(config: Any) -> float:
         coming = [*session.training(session.train.train_batches(0, run.total_steps), 0)]
         state = run.distribution.device_put(init_state.initial(run))
         for batches in {batches.size: batches for batches in coming}.values():
-            session.step.executable(state, session.train.data, batches)
+            session.step.executable(state, session.train.device_data, batches)
         begin = time.perf_counter()
         for batches in coming:
-            state, metrics = session.step.call(state, session.train.data, batches)
+            state, metrics = session.step.call(state, session.train.device_data, batches)
         jax.block_until_ready((state, metrics))
         taken = time.perf_counter() - begin
         session.checkpoints.close()

@@ -86,7 +86,7 @@ def read(workdir: str | Path, network: str, which: str = "best") -> TrainedNetwo
         facts=facts,
         module=models.create(spec.model, len(facts.classes), dtype=dtype, param_dtype=jnp.float32),
         variables=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables),
-        preprocess=Preprocess(**{**data["preprocess"], **{k: tuple(data["preprocess"][k]) for k in ("mean", "std")}}),
+        preprocess=Preprocess.from_json(data["preprocess"]),
         resized=config.data.image_size > 0,
     )
 
@@ -113,5 +113,5 @@ def test_images(config: configs.Config, places: Sequence[int]) -> tuple[np.ndarr
         dataset.test.take(np.asarray(places)), dataset.image_spec, spec, config.seed, len(places), ProcessShard()
     )
     _, batch = next(fed.eval_batches())
-    images, labels = resident.gather_batch(fed.data, batch)
+    images, labels = resident.gather_batch(fed.device_data, batch)
     return np.asarray(images), np.asarray(labels)

@@ -165,7 +165,7 @@ def _steps(
     waiting: list[tuple[range, Any]] = []
     while done < stop:
         batches = next(coming)
-        state, metrics = call(state, run.train.data, batches)
+        state, metrics = call(state, run.train.device_data, batches)
         waiting.append((range(done + 1, done + batches.count + 1), run.plan.distribution.unreplicate(metrics)))
         done += batches.count
         if len(waiting) > AHEAD:
@@ -187,7 +187,7 @@ def _evaluate(
     one, names = run.plan.distribution.unreplicate, run.plan.topology.nodes
     variables = {name: state.networks[name].evaluated for name in names}
     scores = {
-        split: evaluator.score(run.score.call, one, variables, make_loader.data, run.scoring(make_loader))
+        split: evaluator.score(run.score.call, one, variables, make_loader.device_data, run.scoring(make_loader))
         for split, make_loader in run.scored.items()
     }
     updates = {f"{name}/updates": int(one(state.networks[name].updates)) for name in names}
@@ -219,9 +219,9 @@ def _refresh(run: Session, state: TrainState) -> TrainState:
         run.correlate.call,
         run.plan.distribution.unreplicate,
         variables,
-        held_out.data,
+        held_out.device_data,
         run.scoring(held_out),
-        held_out.size,
+        held_out.num_examples,
     )
     memory = refresh(jax.numpy.asarray(correlation))
     return dataclasses.replace(state, memory=run.plan.distribution.device_put(memory))

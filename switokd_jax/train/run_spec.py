@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from switokd_jax import models, optim, topology
 from switokd_jax.config import Config
-from switokd_jax.data import dataset, resident, sampling
+from switokd_jax.data import dataset, loader, resident, sampling, transforms
 from switokd_jax.errors import UserError
 from switokd_jax.forward import NetworkSpec
 from switokd_jax.methods import METHODS, Method
@@ -115,7 +115,8 @@ def make(config: Config, data: dataset.DatasetInfo, devices: Sequence[jax.Device
     graph = make_topology(config)
     way = (config.parallelism, config.sharding, config.batch_norm)
     together = mesh.create(*way, config.batch_size, devices, deterministic=config.deterministic)
-    sampling.check_microbatches(config, data.train_examples, together.device_count)
+    check_microbatches(config, data.train_examples, together.device_count)
+    transforms.get_transforms(config.data.transforms)
     per_epoch = sampling.steps_per_epoch(data.train_examples, config.batch_size)
     total = config.steps or max(round(config.epochs * per_epoch), 1)
     create = functools.partial(
@@ -143,6 +144,25 @@ def make(config: Config, data: dataset.DatasetInfo, devices: Sequence[jax.Device
         steps_per_epoch=per_epoch,
         total_steps=total,
     )
+
+
+def check_microbatches(config: Config, num_examples: int, num_devices: int) -> None:
+    """Checks that every batch of an epoch can be divided into equal microbatches on each device.
+
+    A device holds its share of a batch, or all of a batch that the devices do not divide.
+
+    Raises:
+      UserError: naming the batch that cannot be divided.
+    """
+    num_microbatches = config.gradient_accumulation
+    for size in (config.batch_size, num_examples % config.batch_size):
+        examples_per_device = size if size % num_devices else size // num_devices
+        if examples_per_device % num_microbatches:
+            batch = "a batch" if size == config.batch_size else "the last batch of an epoch"
+            raise UserError(
+                f"config.gradient_accumulation is {num_microbatches}, which does not divide {batch}, {size} examples "
+                f"on {num_devices} device(s); change it or config.batch_size"
+            )
 
 
 def _kinds(config: Config) -> dict[str, Any]:
@@ -208,10 +228,10 @@ def _network(config: Config, name: str, create: Callable[[str], Any], per_epoch:
 
 def make_step(plan: RunSpec) -> Callable[[Collectives], Callable[..., Any]]:
     """The train step of a plan, for `Distribution.compile`, carried: (state, data, batch) -> (state, metrics)."""
-    inputs = resident.train_inputs(
+    inputs = loader.train_inputs(
         plan.dataset_info.preprocess,
-        augmented=plan.config.data.augment,
-        steps_in_epoch=plan.steps_per_epoch,
+        plan.config.data,
+        steps_per_epoch=plan.steps_per_epoch,
         dtype=DTYPES[plan.config.dtype],
     )
 

@@ -78,7 +78,7 @@ class Session:
     def write(self, lines: list[metric_writers.MetricsRow]) -> bool:
         """Writes lines of metrics, in one process only; whether the run may be saved, as none waits for room."""
         written = not mesh.is_main_process() or self.writer.write(lines)
-        return written or self.plan.distribution.process_shard.processes > 1  # of several processes all save, or none
+        return written or self.plan.distribution.process_shard.shard_count > 1  # of several processes all save, or none
 
     def show(self, bar: progress.Progress, clock: progress.Clock, seen: list[metric_writers.MetricsRow]) -> None:
         """Moves the live row of the console to the last of some training steps."""
@@ -90,7 +90,7 @@ class Session:
 
     def pace(self, clock: progress.Clock, step: int, expert: float | None) -> progress.ProgressStats:
         """For the table on the console."""
-        examples = (self.plan.total_steps - step) * self.train.size / self.plan.steps_per_epoch
+        examples = (self.plan.total_steps - step) * self.train.num_examples / self.plan.steps_per_epoch
         return progress.ProgressStats(clock.rate, examples / clock.rate if clock.rate else 0.0, expert)
 
 
@@ -110,7 +110,7 @@ def open_session(run: run_spec.RunSpec, dataset: Dataset, folder: Path) -> Sessi
         made = make_loader(
             split, dataset.image_spec, config.data, config.seed, config.batch_size, devices.process_shard
         )
-        return dataclasses.replace(made, data=devices.device_put(made.data))
+        return dataclasses.replace(made, device_data=devices.device_put(made.device_data))
 
     train = open_feed(dataset.train)
     scored = {name: open_feed(split) for name, split in splits.items() if len(split)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -41,7 +40,7 @@ def collect(run: RunSpec, dataset: Dataset) -> dict[str, Any]:
             "fingerprint": fingerprint(dataset),
             "classes": [*dataset.classes],
             "image_shape": [*dataset.image_spec.shape],
-            "preprocess": json.loads(json.dumps(dataclasses.asdict(dataset.preprocess))),
+            "preprocess": dataset.preprocess.to_json(),
         },
     }
 

@@ -48,7 +48,7 @@ def test_a_tree_that_is_not_carried_is_the_same_in_every_step() -> None:
 def test_stacks_end_where_they_have_to() -> None:
     """Two epochs of three whole batches and a partial one; a log interval of five; no more than two a call."""
     reading = resident.train_batches(3 * 4 + 1, 0, 4, sampling.ProcessShard(), 2, 8)
-    stacks = [*sampling.stack_batches(reading, 2, first=2, stops=lambda step: step % 5 == 0)]
+    stacks = [*sampling.stack_batches(reading, 2, first_step=2, is_boundary=lambda step: step % 5 == 0)]
     assert [(stack.size, stack.count) for stack in stacks] == [(4, 1), (1, 1), (4, 1), (4, 2), (1, 1)]
     step = 2
     for stack in stacks:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 import tiny_runs
 from experiments.faults import full_disk, storm
 from switokd_jax import config
-from switokd_jax.data import dataset, resident
+from switokd_jax.data import dataset, loader
 from switokd_jax.errors import UserError
 from switokd_jax.train import init_state, loop, run_spec, session
 from switokd_jax.workdir import checkpointer, checksums, metric_writers, provenance, restore
@@ -44,7 +44,7 @@ def train(c: ConfigDict, workdir: Path) -> Any:
 @pytest.fixture
 def a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the networks see in the seventh step is not a number."""
-    healthy = resident.train_inputs
+    healthy = loader.train_inputs
 
     def train_inputs(*settings: Any, **more: Any) -> Callable[..., Any]:
         inputs = healthy(*settings, **more)
@@ -55,7 +55,7 @@ def a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return sick
 
-    monkeypatch.setattr(resident, "train_inputs", train_inputs)
+    monkeypatch.setattr(loader, "train_inputs", train_inputs)
 
 
 @pytest.mark.usefixtures("a_bad_image")
