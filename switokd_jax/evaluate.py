@@ -69,7 +69,7 @@ def evaluate(
     )
     evaluator = Evaluator(
         step=distribution.compile(eval_step, has_state=False),
-        loader=dataclasses.replace(loader, data=distribution.device_put(loader.data)),
+        loader=dataclasses.replace(loader, device_data=distribution.device_put(loader.device_data)),
         distribution=distribution,
         max_steps=1,
     )

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from switokd_jax import cli
 from switokd_jax.analysis import trained_network
-from switokd_jax.data.image_records import centre_crop
+from switokd_jax.data.transforms import centre_crop
 from switokd_jax.errors import UserError
 
 MAX_PIXEL = 255  # largest value in an image file

@@ -43,10 +43,10 @@ def bare(config: Any) -> float:
     calls = [*run.distribution.prefetch_to_device(stacks)]
     state = run.distribution.device_put(init_state.init_state(run))
     for batches in {batches.size: batches for batches in calls}.values():
-        step.executable(state, loader.data, batches)
+        step.executable(state, loader.device_data, batches)
     begin = time.perf_counter()
     for batches in calls:
-        state, metrics = step.call(state, loader.data, batches)
+        state, metrics = step.call(state, loader.device_data, batches)
     jax.block_until_ready((state, metrics))
     seconds = time.perf_counter() - begin
     return sum(batches.size * batches.count for batches in calls) / seconds

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from switokd_jax import config
-from switokd_jax.data import dataset, normalization, resident, sampling
+from switokd_jax.data import dataset, loader, normalization, resident, sampling
 from switokd_jax.forward import forward
 from switokd_jax.methods import MethodInputs, MethodOutput
 from switokd_jax.models.layers import with_options
@@ -80,10 +80,10 @@ def forward_only(made: run_spec.RunSpec) -> TrainStepFn:
     """A step that is the first network's forward pass in training mode, and nothing else."""
     name = made.topology.nodes[0]
     network = made.networks[name]
-    read = resident.train_inputs(
+    read = loader.train_inputs(
         made.dataset_info.preprocess,
-        augmented=True,
-        steps_in_epoch=made.steps_per_epoch,
+        made.config.data,
+        steps_per_epoch=made.steps_per_epoch,
         dtype=DTYPES[made.config.dtype],
     )
 

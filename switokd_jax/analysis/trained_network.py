@@ -92,7 +92,7 @@ def read(workdir: str | Path, network: str, version: str = "best") -> TrainedNet
         model_info=model_info,
         module=models.create(spec.model, len(model_info.classes), dtype=dtype, param_dtype=jnp.float32),
         variables=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables),
-        preprocess=Preprocess(**{**data["preprocess"], **{k: tuple(data["preprocess"][k]) for k in ("mean", "std")}}),
+        preprocess=Preprocess.from_json(data["preprocess"]),
         uses_centre_crop=config.data.image_size > 0,
     )
 
@@ -119,5 +119,5 @@ def test_images(config: configs.Config, indices: Sequence[int]) -> tuple[np.ndar
         dataset.test.take(np.asarray(indices)), dataset.image_spec, spec, config.seed, len(indices), ProcessShard()
     )
     _, batch = next(loader.eval_batches())
-    images, labels = resident.gather_batch(loader.data, batch)
+    images, labels = resident.gather_batch(loader.device_data, batch)
     return np.asarray(images), np.asarray(labels)

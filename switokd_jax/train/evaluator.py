@@ -97,14 +97,14 @@ class Evaluator:
         stacks = stack_batches(self.loader.eval_batches(), self.max_steps)
         sums = _total(
             [
-                self.distribution.unreplicate(self.step.call(variables, self.loader.data, batches))
+                self.distribution.unreplicate(self.step.call(variables, self.loader.device_data, batches))
                 for batches in self.distribution.prefetch_to_device(stacks)
             ]
         )
         return Evaluation(
             networks={name: classification_metrics(network) for name, network in sums["networks"].items()},
-            agreement=sums["agreement"] / self.loader.size,
-            error_correlation=sums["error_correlation"] / self.loader.size,
+            agreement=sums["agreement"] / self.loader.num_examples,
+            error_correlation=sums["error_correlation"] / self.loader.num_examples,
         )
 
 

@@ -145,12 +145,12 @@ def train(
                 if stack.size not in compiled_sizes:
                     jax.block_until_ready(state)
                     clock.stop()  # compilation is not training time
-                    train_step.executable(state, train_loader.data, stack)
+                    train_step.executable(state, train_loader.device_data, stack)
                     compiled_sizes.add(stack.size)
                 clock.start()
                 clock.examples += stack.size * stack.count
                 with _profile(workdir.profile, enabled=config.log.profile and step == first_step) as finish:
-                    state, metrics = finish(train_step.call(state, train_loader.data, stack))
+                    state, metrics = finish(train_step.call(state, train_loader.device_data, stack))
                 pending.append((range(step + 1, step + stack.count + 1), distribution.unreplicate(metrics)))
                 step += stack.count
                 if len(pending) > MAX_PENDING_CALLS:
@@ -210,7 +210,7 @@ def open_loader(run: RunSpec, dataset: Dataset, split: Split | RecordSplit) -> L
     loader = make_loader(
         split, dataset.image_spec, config.data, config.seed, config.batch_size, distribution.process_shard
     )
-    return dataclasses.replace(loader, data=distribution.device_put(loader.data))
+    return dataclasses.replace(loader, device_data=distribution.device_put(loader.device_data))
 
 
 def open_evaluators(run: RunSpec, dataset: Dataset) -> dict[str, Evaluator]:
@@ -288,7 +288,7 @@ def save_latest(
 ) -> None:
     """Saves the whole state, once metrics.jsonl has its rows: a checkpoint must not be ahead of its metrics."""
     # Of several processes all save, or none: they do not know whether the first one has written its rows.
-    if not write_rows(writer, []) and run.distribution.process_shard.processes == 1:
+    if not write_rows(writer, []) and run.distribution.process_shard.shard_count == 1:
         checkpointer.report_failed_save("rows of metrics.jsonl wait for disk space")
         return
     progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best}

@@ -11,7 +11,7 @@ import jax
 
 from switokd_jax import models, optim, topology
 from switokd_jax.config import Config
-from switokd_jax.data import dataset, resident, sampling
+from switokd_jax.data import dataset, loader, resident, sampling, transforms
 from switokd_jax.errors import UserError
 from switokd_jax.forward import NetworkSpec
 from switokd_jax.methods import METHODS, Method
@@ -94,10 +94,10 @@ class RunSpec:
 def make_train_step(run: RunSpec) -> TrainStepFn:
     """Returns the train step for `Distribution.compile`: (collectives, state, data, batch) -> (state, metrics)."""
     spec = run.step_spec
-    make_inputs = resident.train_inputs(
+    make_inputs = loader.train_inputs(
         run.dataset_info.preprocess,
-        augmented=run.config.data.augment,
-        steps_in_epoch=run.steps_per_epoch,
+        run.config.data,
+        steps_per_epoch=run.steps_per_epoch,
         dtype=DTYPES[run.config.dtype],
     )
 
@@ -125,7 +125,8 @@ def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device
         devices,
         deterministic=config.deterministic,
     )
-    sampling.check_microbatches(config, info.train_examples, distribution.device_count)
+    check_microbatches(config, info.train_examples, distribution.device_count)
+    transforms.get_transforms(config.data.transforms)
     steps_per_epoch = sampling.steps_per_epoch(info.train_examples, config.batch_size)
     total_steps = config.steps or max(round(config.epochs * steps_per_epoch), 1)
     create = functools.partial(
@@ -188,6 +189,25 @@ def _topology(spec: Any, names: list[str], weights: dict[str, float]) -> Topolog
     if spec.kind == "complete":
         return topology.complete(spec.names or names)
     return topology.custom(spec.names or names, spec.edges, relay=spec.relay)
+
+
+def check_microbatches(config: Config, num_examples: int, num_devices: int) -> None:
+    """Checks that every batch of an epoch can be divided into equal microbatches on each device.
+
+    A device holds its share of a batch, or all of a batch that the devices do not divide.
+
+    Raises:
+      UserError: naming the batch that cannot be divided.
+    """
+    num_microbatches = config.gradient_accumulation
+    for size in (config.batch_size, num_examples % config.batch_size):
+        examples_per_device = size if size % num_devices else size // num_devices
+        if examples_per_device % num_microbatches:
+            batch = "a batch" if size == config.batch_size else "the last batch of an epoch"
+            raise UserError(
+                f"config.gradient_accumulation is {num_microbatches}, which does not divide {batch}, {size} examples "
+                f"on {num_devices} device(s); change it or config.batch_size"
+            )
 
 
 def _frozen(config: Config, graph: Topology) -> frozenset[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -48,7 +47,7 @@ def collect(device_info: Mapping[str, Any], seed: int, dataset: Dataset) -> dict
             "fingerprint": fingerprint(dataset),
             "classes": [*dataset.classes],
             "image_shape": [*dataset.image_spec.shape],
-            "preprocess": json.loads(json.dumps(dataclasses.asdict(dataset.preprocess))),
+            "preprocess": dataset.preprocess.to_json(),
         },
     }
 

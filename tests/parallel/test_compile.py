@@ -47,7 +47,7 @@ def test_without_state_every_step_takes_the_same_tree() -> None:
 def test_stacks_end_at_boundaries_and_partial_batches() -> None:
     """Two epochs of three full batches and a partial one; a boundary every five steps; two batches per call at most."""
     batches = resident.train_batches(3 * 4 + 1, 0, 4, sampling.ProcessShard(), 2, 8)
-    stacks = [*sampling.stack_batches(batches, 2, first=2, stops=lambda step: step % 5 == 0)]
+    stacks = [*sampling.stack_batches(batches, 2, first_step=2, is_boundary=lambda step: step % 5 == 0)]
     assert [(stack.size, stack.count) for stack in stacks] == [(4, 1), (1, 1), (4, 1), (4, 2), (1, 1)]
     step = 2
     for stack in stacks:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 import tiny_runs
 from experiments.faults import full_disk, storm
 from switokd_jax import config
-from switokd_jax.data import dataset, resident
+from switokd_jax.data import dataset, loader
 from switokd_jax.errors import NonFiniteError, UserError
 from switokd_jax.train import init_state, loop, metric_rows, run_spec
 from switokd_jax.workdir import checkpointer, metric_writers, restore
@@ -45,7 +45,7 @@ def train(c: ConfigDict, workdir: Path) -> Any:
 @pytest.fixture
 def a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes one image of the seventh step NaN."""
-    original = resident.train_inputs
+    original = loader.train_inputs
 
     def train_inputs(*settings: Any, **more: Any) -> Callable[..., Any]:
         inputs = original(*settings, **more)
@@ -56,7 +56,7 @@ def a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return with_nan
 
-    monkeypatch.setattr(resident, "train_inputs", train_inputs)
+    monkeypatch.setattr(loader, "train_inputs", train_inputs)
 
 
 @pytest.mark.usefixtures("a_bad_image")
