@@ -1,4 +1,4 @@
-"""Runs that have ended, read from their workdirs, and those of them that are seeds of the same experiment."""
+"""Finished runs, read from their workdirs, and groups of runs that differ in their seed only."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from switokd_jax.methods import METHODS
 from switokd_jax.workdir.metric_writers import MetricsRow, read_metrics
 from switokd_jax.workdir.resume import OVERRIDABLE_ON_RESUME, flatten
 
-LONGEST = 40  # characters of a label
+MAX_LABEL_LENGTH = 40  # characters
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """Made by `read`.
+    """One finished run; `read_run` loads it.
 
     Attributes:
       folder: the workdir.
-      config: the content of its config.json.
-      summary: of its summary.json.
+      config: content of config.json.
+      summary: content of summary.json.
     """
 
     folder: Path
@@ -32,18 +32,23 @@ class Run:
     summary: Mapping[str, Any]
 
     @functools.cached_property
-    def lines(self) -> list[MetricsRow]:
-        """The lines of its metrics.jsonl."""
+    def all_rows(self) -> list[MetricsRow]:
+        """All rows of metrics.jsonl, in their order."""
         return read_metrics(self.folder / "metrics.jsonl")
 
-    def of_split(self, split: str) -> list[MetricsRow]:
-        """Those of 'train', 'validation' or 'test'."""
-        return [line for line in self.lines if line["split"] == split]
+    def rows(self, split: str) -> list[MetricsRow]:
+        """Returns the rows of one split: 'train', 'validation', 'test' or 'skipped'."""
+        return [row for row in self.all_rows if row["split"] == split]
 
     @property
     def networks(self) -> list[str]:
-        """Names, in the topology's order."""
+        """Names of the networks, in the topology's order."""
         return [*self.summary["networks"]]
+
+    @property
+    def pairs(self) -> list[str]:
+        """Names of the switched pairs, 'teacher->student'; empty where the method does not switch."""
+        return [*self.summary["switch"]]
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -60,36 +65,37 @@ class Run:
         }
 
 
-def read(folder: str | Path) -> Run:
-    """Reads a run.
+def read_run(folder: str | Path) -> Run:
+    """Reads one finished run.
 
     Raises:
-      ConfigError: if the folder holds none, or one that has not ended.
+      UserError: if the folder is no workdir, or the run in it has not finished.
     """
-    where = Path(folder)
-    read = {}
+    folder = Path(folder)
+    content = {}
     for name in ("config.json", "summary.json"):
         try:
-            read[name] = json.loads((where / name).read_text())
+            content[name] = json.loads((folder / name).read_text())
         except OSError as error:
-            what = "no run" if name == "config.json" else "a run that has not ended; start its command again"
-            raise UserError(f"{where} holds {what} ({name}: {error.strerror})") from None
+            problem = "no run" if name == "config.json" else "an unfinished run; repeat its command to resume it"
+            raise UserError(f"{folder} holds {problem} ({name}: {error.strerror})") from None
         except ValueError:
-            raise UserError(f"{where / name} is not JSON; name a run's folder") from None
-    return Run(where, read["config.json"], read["summary.json"])
+            raise UserError(f"{folder / name} is not JSON; name a run's folder") from None
+    return Run(folder, content["config.json"], content["summary.json"])
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """Reads runs; a folder without one stands for all runs that have ended in the folders inside it.
+    """Loads runs. A folder that is not itself a workdir is searched recursively for finished runs.
 
     Raises:
-      ConfigError: naming a folder in which there is none.
+      UserError: naming a folder in which there is none.
     """
-    found = []
+    runs = []
     for folder in map(Path, folders):
-        inside = [] if (folder / "config.json").exists() else sorted(p.parent for p in folder.rglob("summary.json"))
-        found += [read(each) for each in inside or [folder]]
-    return found
+        is_workdir = (folder / "config.json").exists()
+        workdirs = [] if is_workdir else sorted(path.parent for path in folder.rglob("summary.json"))
+        runs += [read_run(workdir) for workdir in workdirs or [folder]]
+    return runs
 
 
 def group_by_settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -119,9 +125,11 @@ def _label(run: Run, firsts: Sequence[Run]) -> str:
     method = str(run.config["method"])
     if [first.config["method"] for first in firsts].count(method) == 1:
         return method
-    apart = differences([first for first in firsts if first.config["method"] == method])
-    enough = [name for name, values in apart.items() if len({str(value) for value in values}) == len(values)]
-    # One setting is enough where each has a value of its own; of several the method's own.
-    chosen = sorted(enough, key=lambda name: not name.startswith(f"{method}."))[:1] or [*apart]
-    label = ", ".join([method, *(f"{name.split('.')[-1]}={run.settings.get(name)}" for name in chosen)])
-    return label if len(label) <= LONGEST else run.folder.name
+    differing = differences([first for first in firsts if first.config["method"] == method])
+    distinguishing = [
+        name for name, values in differing.items() if len({str(value) for value in values}) == len(values)
+    ]
+    # One setting that has another value in each group is enough; the method's own settings come first.
+    names = sorted(distinguishing, key=lambda name: not name.startswith(f"{method}."))[:1] or [*differing]
+    label = ", ".join([method, *(f"{name.split('.')[-1]}={run.settings.get(name)}" for name in names)])
+    return label if len(label) <= MAX_LABEL_LENGTH else run.folder.name
