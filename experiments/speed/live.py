@@ -1,9 +1,9 @@
-"""Throughput of a whole run beside its bare steps: what logging, fetching and feeding cost.
+"""Throughput of a complete run beside its bare steps: the cost of logging, fetching metrics and loading data.
 
 python experiments/speed/live.py --rounds=5
 
-Both take the same steps of configs/digits.py from the same start, so they are in the same modes; they take turns. A run
-writes metrics and TensorBoard's events and prints its table, as `switokd_jax.main` does.
+Both take the same steps of configs/digits.py from the same initial state, and so switch alike; they alternate. A
+complete run writes metrics and TensorBoard events and prints its table, as `switokd_jax.main` does.
 """
 
 from __future__ import annotations
@@ -30,44 +30,44 @@ from switokd_jax.train import init_state, loop
 
 
 def bare(config: Any) -> float:
-    """Images per second of the steps of a run, and of nothing else."""
+    """Measures the images per second of the train steps of a run alone."""
     dataset, run = loop.prepare(configs.parse(config))
     with tempfile.TemporaryDirectory() as folder:
         session = loop.open_session(run, dataset, Path(folder))
-        coming = [*session.training(session.train.train_batches(0, run.total_steps), 0)]
+        stacks = [*session.training(session.train.train_batches(0, run.total_steps), 0)]
         state = run.distribution.device_put(init_state.initial(run))
-        for batches in {batches.size: batches for batches in coming}.values():
+        for batches in {batches.size: batches for batches in stacks}.values():
             session.step.executable(state, session.train.data, batches)
         begin = time.perf_counter()
-        for batches in coming:
+        for batches in stacks:
             state, metrics = session.step.call(state, session.train.data, batches)
         jax.block_until_ready((state, metrics))
-        taken = time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
         session.checkpoints.close()
         session.writer.close()
-    return sum(batches.size * batches.count for batches in coming) / taken
+    return sum(batches.size * batches.count for batches in stacks) / seconds
 
 
 def live(config: Any) -> float:
-    """Images per second of a run, as its summary has it."""
+    """Measures the images per second of a complete run: `examples_per_second` of its summary."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         rate: float = loop.train_and_evaluate(config, Path(folder) / "run")["examples_per_second"]
     return rate
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Reads the flags, measures, and prints the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=float, default=4.0)
-    options = parser.parse_args()
+    args = parser.parse_args()
     use_compilation_cache()
     config = config_module(ROOT / "configs" / "digits.py").get_config()
-    config.epochs = config.eval_every = config.checkpoint.every = options.epochs
-    seen = taking_turns({"bare steps": lambda: bare(config), "a whole run": lambda: live(config)}, options.rounds)
-    for name, rates in seen.items():
+    config.epochs = config.eval_every = config.checkpoint.every = args.epochs
+    results = taking_turns({"bare steps": lambda: bare(config), "complete run": lambda: live(config)}, args.rounds)
+    for name, rates in results.items():
         print(f"{name:12} {statistics.median(rates):6.0f} images/s   ({', '.join(f'{rate:.0f}' for rate in rates)})")
-    print(f"ratio        {statistics.median(seen['a whole run']) / statistics.median(seen['bare steps']):6.3f}")
+    print(f"ratio        {statistics.median(results['complete run']) / statistics.median(results['bare steps']):6.3f}")
 
 
 if __name__ == "__main__":
