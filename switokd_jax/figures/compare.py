@@ -1,12 +1,13 @@
 """Figures of runs side by side: top-1 over epochs, the share of expert steps, and top-1 against training cost.
 
 A few experiments share a panel for each network or pair. If there are more than one panel can tell apart, each
-experiment has its own panel, with the others in grey in the background.
+experiment has its own panel, with the others in gray in the background.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ Groups = Mapping[str, Sequence[Run]]
 Curve = tuple[np.ndarray, np.ndarray]
 """x and y, both [points]."""
 PANELS_PER_ROW, SMALL_PANELS_PER_ROW = 3, 4
+MAX_TITLE_LENGTH = 40  # characters in a line above a panel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +37,10 @@ class Measure:
     Attributes:
       stem: of the file's name.
       caption: of the picture.
-      xlabel, ylabel: of the axes; a '{}' in the latter is the name of the panel's network, pair or metric.
+      xlabel, ylabel: of the axes; a '{}' in the latter is the name of the panel's network or pair.
       curve: returns the curve of a run for one such name; None if the run has none.
       mark_end: whether the last point has a marker, because the lines end at different x.
+      title: of a panel; a '{}' is its name. For names too long for the side of a panel.
     """
 
     stem: str
@@ -46,6 +49,7 @@ class Measure:
     ylabel: str
     curve: Callable[[Run, str], Curve | None]
     mark_end: bool = False
+    title: str = ""
 
 
 def draw_accuracy(groups: Groups, folder: Path) -> list[Picture]:
@@ -73,7 +77,7 @@ def draw_expert_shares(groups: Groups, folder: Path) -> list[Picture]:
 
 
 def draw_costs(groups: Groups, folder: Path) -> list[Picture]:
-    """Draws the test top-1 of every network against the floating-point operations of the whole run up to then.
+    """Draws the test top-1 of every network against the floating-point operations of training up to then.
 
     A step that pauses a network counts without that network's backward pass. Bands are those of `draw_accuracy`.
     """
@@ -170,6 +174,8 @@ def _shared_panels(curves: Mapping[str, Mapping[str, Sequence[Curve]]], measure:
         for label, seeds in by_label.items():
             plot_mean_std(axes, seeds, colors[label], label, measure.mark_end)
         _label_axes(axes, measure.xlabel, measure.ylabel.format(style.display_name(name)))
+        title = textwrap.wrap(measure.title.format(style.display_name(name)), MAX_TITLE_LENGTH)
+        axes.set_title("\n".join(title), fontsize=8)
     for axes in panels[len(curves) :]:
         axes.remove()
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -199,7 +205,7 @@ def _small_multiples(curves: Mapping[str, Sequence[Curve]], name: str, measure: 
         if i >= len(curves):
             axes.remove()
     figure.supxlabel(measure.xlabel, fontsize=9)
-    figure.supylabel(measure.ylabel.format(style.display_name(name)), fontsize=9)
+    figure.supylabel((measure.ylabel or measure.title).format(style.display_name(name)), fontsize=9)
     return style.save(figure, path)
 
 

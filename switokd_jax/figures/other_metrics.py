@@ -46,7 +46,7 @@ def draw_other_metrics(groups: Groups, folder: Path) -> list[Picture]:
             return epoch_means(rows, key)
         return np.asarray([row["epoch"] for row in rows]), np.asarray([row[key] for row in rows], float)
 
-    measure = Measure("other_metrics", "Other metrics over the epochs", "epoch", "{}", curve)
+    measure = Measure("other_metrics", "Other metrics over the epochs", "epoch", "", curve, title="{}")
     return draw_measure(groups, [*sources], measure, folder)
 
 
