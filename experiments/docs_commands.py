@@ -1,12 +1,12 @@
-"""Runs the commands of README.md, CONTRIBUTING.md and docs/, so that none of them rots.
+"""Runs the commands of README.md, CONTRIBUTING.md and docs/, to find those that no longer work.
 
-python experiments/docs_commands.py            # all that this machine can run, made short: 40 minutes on two cores
+python experiments/docs_commands.py            # all that this machine can run, shortened: 40 minutes on two cores
 python experiments/docs_commands.py --list     # each command, and how it is run
-python experiments/docs_commands.py --only docs/own_method.md --whole    # a page as it stands, nothing made short
+python experiments/docs_commands.py --only docs/own_method.md --whole    # a page unchanged, nothing shortened
 
-The commands of a page run in their order, in a scratch folder where configs/, examples/ and the like are the
-repository's, beside the files that the page has its reader write. Exit status 1 if a command fails, or if none of
-`WAYS` says how to run it.
+The commands of a page run in their order, in a scratch folder that links to configs/, examples/ and the like of the
+repository, and that holds the files which the page asks its reader to write. The exit status is 1 if a command fails,
+or if no rule of `WAYS` matches it.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ PAGES = (
     *(f"docs/{name}.md" for name in ("architecture", "measured", "performance", "pods", "api")),
 )
 PROGRAMS = ("python ", "make ", "pip ", "mkdocs ", "sbatch ", "experiments/launch/tpu_slice.sh --")
-PATIENCE = 1800.0  # seconds, for one command
+TIMEOUT_S = 1800.0  # of one command
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command as a page has it.
+    """A command on a page.
 
     Attributes:
-      text: one line, without the comment behind it.
-      page: relative to the repository.
-      line: its first, from 1.
+      text: the command as one line, without the comment after it.
+      page: path of the page, relative to the repository.
+      line: number of its first line, from 1.
     """
 
     text: str
@@ -56,14 +56,14 @@ class Command:
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """How commands are run that start like this.
+    """Rule for running all commands that start in the same way.
 
     Attributes:
-      start: a regular expression.
-      more: flags that make them short; of a flag given twice the last holds.
-      quick: whether the tests run them too.
-      needs: a module or program without which they do not run.
-      elsewhere: what runs them, in place of this script.
+      start: a regular expression that the start of a command matches.
+      more: flags that shorten the command; the last one of a repeated flag takes effect.
+      quick: whether the tests run the command too.
+      needs: a module or program that the command requires.
+      elsewhere: what runs the command, if this script does not.
     """
 
     start: str
@@ -75,7 +75,8 @@ class Way:
 
 MAIN, SPEED = r"python -m switokd_jax\.main", r"python experiments/speed"
 GRID = r"python experiments/(table_\w+|ablation_threshold|gap_study)\.py"
-# The first that fits. Published recipes take digits' images: their own are a download, and days of training.
+# The first rule that matches applies. Published recipes run on digits: their own data sets are large downloads, and
+# they train for days.
 WAYS = (
     Way(r"make demo"),
     Way(r"make test|pip check", elsewhere=".ci/run"),
@@ -113,37 +114,40 @@ WAYS = (
     Way(SPEED + r"/start\.py", "--config.data.name=digits"),
     Way(SPEED + r"/trace_table\.py"),
 )
-# Words that stand for something of the reader's own.
-MEANT = {"IMAGE...": "image.png", "--set ...": "", "FLAGS OF MAIN": ""}
+# Placeholders for something of the reader's own, and their substitutes.
+PLACEHOLDERS = {"IMAGE...": "image.png", "--set ...": "", "FLAGS OF MAIN": ""}
 
 
 def commands(page: str) -> list[Command]:
-    """The commands of a page: in indented blocks, and between backquotes; those joined by && one by one."""
+    """Returns the commands of a page: from indented blocks and backquotes; commands joined by && are split."""
     text = re.sub(r"^```.*?^```", lambda m: "\n" * m[0].count("\n"), (ROOT / page).read_text(), flags=re.M | re.S)
     blocks = re.finditer(r"^ {4}((?:.*\\\n)*.+)", text, re.M)
     spans = re.finditer(r"`([^`]+)`", text)
-    found = []
-    for each in sorted([*blocks, *spans], key=lambda each: each.start()):
-        whole = " ".join(each[1].replace("\\\n", " ").split(" #")[0].split())
-        line = text.count("\n", 0, each.start()) + 1
-        if re.sub(r"^([A-Z]+=\S+ )+", "", whole).startswith(PROGRAMS):
-            found += [Command(one, page, line) for one in whole.split(" && ")]
-    return found
+    result = []
+    for match in sorted([*blocks, *spans], key=lambda match: match.start()):
+        joined = " ".join(match[1].replace("\\\n", " ").split(" #")[0].split())
+        line = text.count("\n", 0, match.start()) + 1
+        if re.sub(r"^([A-Z]+=\S+ )+", "", joined).startswith(PROGRAMS):
+            result += [Command(command, page, line) for command in joined.split(" && ")]
+    return result
 
 
 def files(page: str) -> dict[str, str]:
-    """What a page has its reader write: the Python blocks that follow a line such as "Write `my_method.py`:"."""
-    found = re.finditer(r"^Write `(\w+\.py)`:\n\n```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
-    return {each[1]: each[2] for each in found}
+    """Returns the files that a page asks its reader to write, content by name.
+
+    These are the Python blocks that follow a line such as "Write `my_method.py`:".
+    """
+    blocks = re.finditer(r"^Write `(\w+\.py)`:\n\n```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+    return {block[1]: block[2] for block in blocks}
 
 
 def way(command: Command) -> Way | None:
-    """How it is run."""
+    """Returns the rule for a command; None if there is none."""
     return next((way for way in WAYS if re.match(way.start, command.text)), None)
 
 
 def make_scratch(folder: Path) -> None:
-    """Links to the repository, and what the readers of its pages have besides."""
+    """Fills a scratch folder with links to the repository and the files that readers of its pages have besides."""
     for path in ROOT.iterdir():
         if path.name != "runs" and not path.name.startswith("."):
             (folder / path.name).symlink_to(path)
@@ -151,73 +155,73 @@ def make_scratch(folder: Path) -> None:
         for name, text in files(page).items():
             (folder / name).write_text(text)
     gradient = np.add.outer(np.arange(24), np.arange(24)).astype(np.uint8) * 5
-    Image.fromarray(gradient).save(folder / MEANT["IMAGE..."])
+    Image.fromarray(gradient).save(folder / PLACEHOLDERS["IMAGE..."])
 
 
 def run(command: Command, folder: Path, *, whole: bool = False) -> subprocess.CompletedProcess[str]:
     """Runs one command in a scratch folder, with this Python.
 
     Args:
-      command: one that has a way, and no other place.
-      folder: of `make_scratch`.
-      whole: as it stands, not made short.
+      command: one that has a rule, and is not run elsewhere.
+      folder: filled by `make_scratch`.
+      whole: runs the command unchanged, not shortened.
     """
-    found = way(command)
-    assert found is not None
-    text = command.text if whole else f"{command.text} {found.more}"
-    for word, meant in MEANT.items():
-        text = text.replace(word, meant)
+    rule = way(command)
+    assert rule is not None
+    text = command.text if whole else f"{command.text} {rule.more}"
+    for placeholder, substitute in PLACEHOLDERS.items():
+        text = text.replace(placeholder, substitute)
     words = [sys.executable if word == "python" else word for word in shlex.split(text)]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
 
 
-def _present(needed: str) -> bool:
+def _is_available(needed: str) -> bool:
     return not needed or importlib.util.find_spec(needed) is not None or shutil.which(needed) is not None
 
 
-def _carry_out(chosen: list[Command], folder: Path, *, whole: bool) -> Iterator[bool]:
-    """Runs and prints one after another; whether each is well."""
-    seen: set[str] = set()
-    for command in chosen:
-        where = f"{command.page}:{command.line}"
-        found = way(command)
-        if found is None:
-            print(f"{'unknown':8} {'':6} {where} {command.text}")
+def _run_all(page_commands: list[Command], folder: Path, *, whole: bool) -> Iterator[bool]:
+    """Runs commands one after another and prints the outcome; yields whether each succeeded."""
+    started: set[str] = set()
+    for command in page_commands:
+        location = f"{command.page}:{command.line}"
+        rule = way(command)
+        if rule is None:
+            print(f"{'unknown':8} {'':6} {location} {command.text}")
             yield False
-        elif found.elsewhere or not _present(found.needs):
-            print(f"{'left':8} {'':6} {where} {command.text}: {found.elsewhere or 'needs ' + found.needs}")
-        elif command.text not in seen:
-            seen.add(command.text)
+        elif rule.elsewhere or not _is_available(rule.needs):
+            print(f"{'skipped':8} {'':6} {location} {command.text}: {rule.elsewhere or 'needs ' + rule.needs}")
+        elif command.text not in started:
+            started.add(command.text)
             start = time.monotonic()
             done = run(command, folder, whole=whole)
-            said = "ok" if done.returncode == 0 else f"status {done.returncode}"
-            print(f"{said:8} {time.monotonic() - start:5.0f}s {where} {command.text}", flush=True)
+            outcome = "ok" if done.returncode == 0 else f"status {done.returncode}"
+            print(f"{outcome:8} {time.monotonic() - start:5.0f}s {location} {command.text}", flush=True)
             if done.returncode:
                 print((done.stdout + done.stderr)[-2000:])
             yield done.returncode == 0
 
 
 def main() -> None:
-    """Reads flags, runs, reports."""
+    """Reads the flags, runs the commands and prints how many succeeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PAGES, default=list(PAGES), help="these pages")
-    parser.add_argument("--whole", action="store_true", help="as they stand, nothing made short")
+    parser.add_argument("--whole", action="store_true", help="run the commands unchanged, not shortened")
     parser.add_argument("--list", action="store_true", help="print each command and how it is run")
-    given = parser.parse_args()
-    if given.list:
-        for command in [each for page in given.only for each in commands(page)]:
-            found = way(command)
-            how = "unknown" if found is None else found.elsewhere or found.more or "as it stands"
+    args = parser.parse_args()
+    if args.list:
+        for command in [command for page in args.only for command in commands(page)]:
+            rule = way(command)
+            how = "unknown" if rule is None else rule.elsewhere or rule.more or "unchanged"
             print(f"{command.page}:{command.line} {command.text}\n    {how}")
         return
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    well: list[bool] = []
-    for page in given.only:
+    succeeded: list[bool] = []
+    for page in args.only:
         with tempfile.TemporaryDirectory() as scratch:
             make_scratch(Path(scratch))
-            well += _carry_out(commands(page), Path(scratch), whole=given.whole)
-    print(f"{sum(well)} of {len(well)} ran well")
-    sys.exit(0 if all(well) else 1)
+            succeeded += _run_all(commands(page), Path(scratch), whole=args.whole)
+    print(f"{sum(succeeded)} of {len(succeeded)} succeeded")
+    sys.exit(0 if all(succeeded) else 1)
 
 
 if __name__ == "__main__":

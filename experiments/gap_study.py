@@ -1,11 +1,11 @@
-"""The paper's motivation: what becomes of the student and of the gap between the two as the teacher grows.
+"""The paper's motivation: student accuracy and distillation gap as the teacher grows.
 
 python experiments/gap_study.py --smoke --jobs=2
 python experiments/gap_study.py --plan
 
-DML is run as SwitOKD that is kept in learning mode: for a pair these are the same losses, and it logs the gap. Besides
-the table this draws gap.png, student top-1 and the mean gap of the last epoch against the size of the teacher, and
-writes its numbers as gap.md, gap.csv and gap.tex.
+DML runs as SwitOKD that always stays in learning mode: for a pair the losses are the same, and the gap is logged.
+Besides the table this draws gap.png, the student's top-1 and the mean gap of the last epoch against the size of the
+teacher, and writes these numbers to gap.md, gap.csv and gap.tex.
 """
 
 from __future__ import annotations
@@ -32,13 +32,21 @@ ARMS = {
     "dml": Arm(("method=switokd", "switokd.mode=learning")),
     "switokd": Arm(("method=switokd",)),
 }
-ARMS_BESIDE = 1.04  # bars of one size of the teacher stand beside each other: its parameters times powers of this
-SHOWN = {"top1": "student top-1 (%)", "gap": "gap G, last epoch"}
+BAR_SPACING = 1.04  # factor in parameters between the bars of one teacher, which would overlap otherwise
+QUANTITIES = {"top1": "student top-1 (%)", "gap": "gap G, last epoch"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """An arm with one teacher: the teacher's model and parameters, and a value for each seed."""
+    """An arm with one teacher.
+
+    Attributes:
+      arm: its name in `ARMS`.
+      teacher: the teacher's model.
+      parameters: of that model.
+      top1: the student's final top-1, percent, over the seeds.
+      gap: the mean gap of the last epoch over the seeds; empty if nothing is distilled.
+    """
 
     arm: str
     teacher: str
@@ -48,26 +56,27 @@ class Point:
 
 
 def finish(folder: Path) -> list[Path]:
-    """Writes gap.png, and what it shows as gap.md, gap.csv and gap.tex, from the runs in a folder."""
-    points = measured(folder)
+    """Writes gap.png, gap.md, gap.csv and gap.tex from the runs in a folder, and returns their paths."""
+    points = read_points(folder)
     rows = tuple((point.arm, point.teacher, point.parameters, point.top1, point.gap) for point in points)
-    head = ("arm", "teacher", "teacher's parameters", *SHOWN.values())
+    head = ("arm", "teacher", "teacher's parameters", *QUANTITIES.values())
     table = Table("Student and gap as the teacher grows", head, rows, "Mean and standard deviation of the seeds.")
     return [draw(points, folder / "gap.png"), *tables.write(table, folder / "gap")]
 
 
-def measured(folder: Path) -> list[Point]:
-    """Every arm in the order of ARMS, its teachers by size. No gap is logged where nothing is distilled."""
-    found: dict[tuple[str, int, str], list[tuple[float, float | None]]] = {}
+def read_points(folder: Path) -> list[Point]:
+    """Reads the results of this study from a folder: in the order of `ARMS`, then by the size of the teacher."""
+    results: dict[tuple[str, int, str], list[tuple[float, float | None]]] = {}
     for run in runs.find_runs([folder]):
         arm = re.sub(r"_seed\d+$", "", run.folder.name).rpartition("_")[2]
-        if arm not in ARMS:  # nothing of this study
+        if arm not in ARMS:  # a run of something else
             continue
         teacher, student = (run.summary["networks"][name] for name in ("teacher", "student"))
-        last = [line for line in run.of_split("train") if line["epoch"] > run.summary["epochs"] - 1]
-        gaps = [line[key] for line in last for key in line if key.endswith("/gap")]
-        seen = (student["final_top1"], statistics.fmean(gaps) if gaps else None)
-        found.setdefault((arm, teacher["parameters"], teacher["model"]), []).append(seen)
+        last_epoch = [row for row in run.rows("train") if row["epoch"] > run.summary["epochs"] - 1]
+        gaps = [row[f"{pair}/gap"] for row in last_epoch for pair in run.pairs]
+        key = (arm, teacher["parameters"], teacher["model"])
+        results.setdefault(key, []).append((student["final_top1"], statistics.fmean(gaps) if gaps else None))
+    arms = [*ARMS]
     return [
         Point(
             arm,
@@ -76,32 +85,32 @@ def measured(folder: Path) -> list[Point]:
             MeanStd(tuple(top1 for top1, _ in seeds)),
             MeanStd(tuple(gap for _, gap in seeds if gap is not None), digits=3),
         )
-        for (arm, parameters, model), seeds in sorted(found.items(), key=lambda item: ([*ARMS].index(item[0][0]), item))
+        for (arm, parameters, model), seeds in sorted(results.items(), key=lambda item: (arms.index(item[0][0]), item))
     ]
 
 
 def draw(points: Sequence[Point], path: Path) -> Path:
-    """Draws student top-1 and gap against the teacher's size; a bar is a standard deviation of the seeds."""
+    """Draws student top-1 and gap against the teacher's size; error bars are standard deviations of the seeds."""
     figure = Figure(figsize=(8.0, 3.0), layout="constrained")
     panels = figure.subplots(1, 2)
-    colours = style.colours([*dict.fromkeys(point.arm for point in points)])
-    for place, (arm, colour) in enumerate(colours.items()):
-        beside = ARMS_BESIDE ** (place - (len(colours) - 1) / 2)
-        for axes, value in zip(panels, SHOWN, strict=True):
-            known = {point.parameters: getattr(point, value) for point in points if point.arm == arm}
-            spreads = {size: each for size, each in known.items() if each.values}
+    colors = style.colors([*dict.fromkeys(point.arm for point in points)])
+    for i, (arm, color) in enumerate(colors.items()):
+        offset = BAR_SPACING ** (i - (len(colors) - 1) / 2)
+        for axes, quantity in zip(panels, QUANTITIES, strict=True):
+            values = {point.parameters: getattr(point, quantity) for point in points if point.arm == arm}
+            values = {size: value for size, value in values.items() if value.values}
             axes.errorbar(
-                [size * beside for size in spreads],
-                [each.mean for each in spreads.values()],
-                [each.deviation or 0.0 for each in spreads.values()],
-                color=colour,
+                [size * offset for size in values],
+                [value.mean for value in values.values()],
+                [value.std or 0.0 for value in values.values()],
+                color=color,
                 marker="o",
                 markersize=4,
                 capsize=2,
                 label=arm,
             )
-    for axes, label in zip(panels, SHOWN.values(), strict=True):
-        style.tidy(axes, "parameters of the teacher", label)
+    for axes, label in zip(panels, QUANTITIES.values(), strict=True):
+        style.style_axes(axes, "parameters of the teacher", label)
         axes.set_xscale("log")
         axes.margins(x=0.05)
     handles, labels = panels[0].get_legend_handles_labels()

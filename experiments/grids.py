@@ -1,4 +1,4 @@
-"""The grid behind a table: settings, arms and seeds, and the jobs that they are."""
+"""The grid of a table: settings, arms and seeds, and the jobs of their combinations."""
 
 from __future__ import annotations
 
@@ -17,22 +17,28 @@ from switokd_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
-    """What `--plan` and the notes have to know of a data set that may not be there."""
+class DataSize:
+    """Size of a data set, for `--plan` and the notes: the data set itself need not be on this machine.
+
+    Attributes:
+      train: number of training images.
+      shape: of an image, (height, width, channels).
+      classes: number of classes.
+    """
 
     train: int
     shape: tuple[int, int, int]
     classes: int
 
 
-ROUTE = 4  # checkpoints of its teacher that RCO goes through, equally far apart
+NUM_ANCHORS = 4  # teacher checkpoints that RCO learns from in turn, equally spaced
 
-IMAGES = {
-    "digits": Images(1437, (8, 8, 1), 10),
-    "cifar10": Images(50_000, (32, 32, 3), 10),
-    "cifar100": Images(50_000, (32, 32, 3), 100),
-    "tiny_imagenet_200": Images(100_000, (64, 64, 3), 200),
-    "imagenet2012": Images(1_281_167, (224, 224, 3), 1000),
+DATA_SIZES = {
+    "digits": DataSize(1437, (8, 8, 1), 10),
+    "cifar10": DataSize(50_000, (32, 32, 3), 10),
+    "cifar100": DataSize(50_000, (32, 32, 3), 100),
+    "tiny_imagenet_200": DataSize(100_000, (64, 64, 3), 200),
+    "imagenet2012": DataSize(1_281_167, (224, 224, 3), 1000),
 }
 
 
@@ -41,16 +47,17 @@ class Arm:
     """One way to train the networks of a setting.
 
     Attributes:
-      flags: what it differs in, as fields of the config without `--config.`.
-      config: a config file in place of the setting's.
-      taught: whether the network `teacher` is frozen at the end of the arm 'vanilla' with the same seed.
-      route: whether it goes through `ROUTE` checkpoints of that arm (RCO).
+      flags: config fields and their values, 'FIELD=VALUE' without `--config.`.
+      config: a config file that replaces the setting's.
+      offline: whether the network `teacher` is frozen, with the parameters that it has at the end of the arm 'vanilla'
+        with the same seed.
+      anchored: whether the student learns from `NUM_ANCHORS` checkpoints of that teacher in turn (RCO).
     """
 
     flags: tuple[str, ...] = ()
     config: str = ""
-    taught: bool = False
-    route: bool = False
+    offline: bool = False
+    anchored: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +65,12 @@ class Setting:
     """Networks on a data set, trained in several ways.
 
     Attributes:
-      name: in the table and in folders.
+      name: in the table and in names of folders.
       config: the config file.
       arms: by name.
       flags: of all arms, as in `Arm`.
-      epochs: of all runs in place of the config's; milestones move along.
-      published: top-1 in percent of the best test epoch, by arm and network.
+      epochs: replaces the config's; milestones are scaled with it.
+      published: top-1 of the best test epoch, percent, by arm and network.
     """
 
     name: str
@@ -75,8 +82,8 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where in the grid a job stands."""
+class GridPoint:
+    """The combination that one job of a grid trains."""
 
     setting: Setting
     arm: str
@@ -90,8 +97,8 @@ KDCL: dict[str, Arm] = {
     "kdcl_general": Arm(("method=kdcl", "kdcl.target=general", "data.validation_fraction=0.1")),
 }
 OFFLINE: dict[str, Arm] = {
-    **{name: Arm((f"method={name}",), taught=True) for name in ("kd", "dkd", "dist", "at", "fitnet", "crd")},
-    "rco": Arm(("method=rco",), taught=True, route=True),
+    **{name: Arm((f"method={name}",), offline=True) for name in ("kd", "dkd", "dist", "at", "fitnet", "crd")},
+    "rco": Arm(("method=rco",), offline=True, anchored=True),
 }
 
 
@@ -102,91 +109,102 @@ def jobs(
     folder: Path,
     epochs: float | None = None,
     flags: Sequence[str] = (),
-) -> dict[job_runner.Job, Place]:
-    """The jobs of a grid, and where they stand in it; seeds in the outer loop, so that a table fills evenly.
+) -> dict[job_runner.Job, GridPoint]:
+    """Builds the jobs of a grid, each with its combination; seeds are the outer loop, so that a table fills evenly.
+
+    Args:
+      settings: of the grid.
+      arms: names of those to run; all if empty. Offline arms add 'vanilla', which trains their teacher.
+      seeds: of every arm.
+      folder: of all runs.
+      epochs: replaces the settings' and the configs'.
+      flags: flags of main for all runs, with `--config.`.
 
     Raises:
-      ConfigError: naming an arm that no setting has, or one that takes more epochs.
+      UserError: naming an arm that no setting has, or one that needs more epochs.
     """
     settings = [*settings]
     known = {name for setting in settings for name in setting.arms}
     if unknown := [name for name in arms if name not in known]:
         raise UserError(f"--arms {unknown[0]!r} is none of {', '.join(sorted(known))}")
-    made = {}
+    points_by_job = {}
     for seed in seeds:
         for setting in settings:
-            wanted = [name for name in setting.arms if not arms or name in arms]
-            if any(setting.arms[name].taught for name in wanted):
-                wanted = ["vanilla", *(name for name in wanted if name != "vanilla")]
-            for name in wanted:
-                place = Place(setting, name, seed)
-                made[_job(place, folder, epochs, flags)] = place
-    return made
+            names = [name for name in setting.arms if not arms or name in arms]
+            if any(setting.arms[name].offline for name in names):
+                names = ["vanilla", *(name for name in names if name != "vanilla")]
+            for name in names:
+                point = GridPoint(setting, name, seed)
+                points_by_job[_job(point, folder, epochs, flags)] = point
+    return points_by_job
 
 
-def _job(place: Place, folder: Path, epochs: float | None, more: Sequence[str]) -> job_runner.Job:
-    setting, arm = place.setting, place.setting.arms[place.arm]
+def _job(point: GridPoint, folder: Path, epochs: float | None, extra_flags: Sequence[str]) -> job_runner.Job:
+    setting, arm = point.setting, point.setting.arms[point.arm]
     config = arm.config or setting.config
-    flags = [f"seed={place.seed}", "log.progress=False", "log.tensorboard=False", *setting.flags, *arm.flags]
-    if length := epochs or setting.epochs:
-        flags += _lasting(config, flags, length)
-    stretch = int(load(config, flags).epochs) // ROUTE
-    if arm.route and not stretch:
+    flags = [f"seed={point.seed}", "log.progress=False", "log.tensorboard=False", *setting.flags, *arm.flags]
+    if num_epochs := epochs or setting.epochs:
+        flags += _flags_for_epochs(config, flags, num_epochs)
+    anchor_epochs = int(load(config, flags).epochs) // NUM_ANCHORS
+    if arm.anchored and not anchor_epochs:
         raise UserError(
-            f"arm {place.arm!r} goes through {ROUTE} checkpoints of its teacher: it takes at least --epochs={ROUTE}; "
-            "name other --arms without it"
+            f"arm {point.arm!r} learns from {NUM_ANCHORS} checkpoints of its teacher: it needs at least "
+            f"--epochs={NUM_ANCHORS}; name other --arms without it"
         )
-    if stretch and any(other.route for other in setting.arms.values()) and place.arm == "vanilla":
-        flags.append(f"checkpoint.keep_every_epochs={stretch}")
-    after: tuple[str, ...] = ()
-    if arm.taught:
-        after = (_name(dataclasses.replace(place, arm="vanilla")),)
-        teacher = f"{(folder / after[0]).resolve()}:teacher"
-        first = "latest"
-        if arm.route:
+    if anchor_epochs and any(other.anchored for other in setting.arms.values()) and point.arm == "vanilla":
+        flags.append(f"checkpoint.keep_every_epochs={anchor_epochs}")
+    depends_on: tuple[str, ...] = ()
+    if arm.offline:
+        depends_on = (_name(dataclasses.replace(point, arm="vanilla")),)
+        teacher = f"{(folder / depends_on[0]).resolve()}:teacher"
+        version = "latest"
+        if arm.anchored:
             c = load(config, flags)
-            steps = steps_per_epoch(IMAGES[c.data.name].train, c.batch_size) * stretch
-            first = str(steps)
-            anchors = (*(f"{teacher}@{steps * i}" for i in range(2, ROUTE)), f"{teacher}@latest")
-            flags += [f"rco.anchors={anchors}", f"rco.every={stretch}"]
-        flags += ["networks.teacher.frozen=True", f"networks.teacher.init_from={teacher}@{first}"]
-    return job_runner.Job(_name(place), config, (*(f"--config.{flag}" for flag in flags), *more), after)
+            steps = steps_per_epoch(DATA_SIZES[c.data.name].train, c.batch_size) * anchor_epochs
+            version = str(steps)
+            anchors = (*(f"{teacher}@{steps * i}" for i in range(2, NUM_ANCHORS)), f"{teacher}@latest")
+            flags += [f"rco.anchors={anchors}", f"rco.every={anchor_epochs}"]
+        flags += ["networks.teacher.frozen=True", f"networks.teacher.init_from={teacher}@{version}"]
+    return job_runner.Job(_name(point), config, (*(f"--config.{flag}" for flag in flags), *extra_flags), depends_on)
 
 
-def _name(place: Place) -> str:
-    return f"{place.setting.name}_{place.arm}_seed{place.seed}"
+def _name(point: GridPoint) -> str:
+    return f"{point.setting.name}_{point.arm}_seed{point.seed}"
 
 
-def _lasting(config: str, flags: Sequence[str], epochs: float) -> list[str]:
-    """Flags that bring a recipe to a number of epochs, its milestones with it."""
+def _flags_for_epochs(config: str, flags: Sequence[str], epochs: float) -> list[str]:
+    """Returns the flags that change the number of epochs of a recipe, and scale its milestones with it."""
     c = load(config, flags)
-    moved = {
+    milestones = {
         name: tuple(round(1 + (m - 1) * epochs / c.epochs, 3) for m in network.milestones)
         for name, network in c.networks.items()
     }
-    return [f"epochs={epochs}", *(f"networks.{name}.milestones={each}" for name, each in moved.items() if each)]
+    return [
+        f"epochs={epochs}",
+        *(f"networks.{name}.milestones={values}" for name, values in milestones.items() if values),
+    ]
 
 
 def load(config: str, flags: Sequence[str]) -> ConfigDict:
-    """A config file, 'FILE' or 'FILE:ARGUMENT', with flags as main takes them."""
+    """Loads a config file, 'FILE' or 'FILE:ARGUMENT', and applies flags as main takes them."""
     path, _, argument = config.partition(":")
     c: ConfigDict = config_module(Path(path)).get_config(*([argument] if argument else []))
     for flag in flags:
         field, _, value = flag.removeprefix("--config.").partition("=")
         try:
-            read = ast.literal_eval(value)
+            literal = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            read = value
+            literal = value
         with c.unlocked(), c.ignore_type():
-            c.update_from_flattened_dict({field: read})
+            c.update_from_flattened_dict({field: literal})
     return c
 
 
-def parsed(job: job_runner.Job) -> configs.Config:
-    """The config of a job.
+def parse_config(job: job_runner.Job) -> configs.Config:
+    """Returns the checked config of a job.
 
     Raises:
-      ConfigError: naming the job and the field that cannot be used.
+      UserError: naming the job and the field that cannot be used.
     """
     try:
         return configs.parse(load(job.config, job.flags))

@@ -1,4 +1,4 @@
-"""What the tables have in common: from flags to runs, and to a table beside published numbers."""
+"""Common part of the table scripts: reads flags, trains a grid, and tabulates it beside published numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import jax
 
-from experiments.grids import IMAGES, Images, Place, Setting, jobs, parsed
+from experiments.grids import DATA_SIZES, DataSize, GridPoint, Setting, jobs, parse_config
 from switokd_jax import cli, models, sweep
 from switokd_jax import config as configs
 from switokd_jax.analysis import job_runner
@@ -19,20 +19,20 @@ from switokd_jax.analysis.tables import Cell, MeanStd, Table
 from switokd_jax.errors import UserError
 from switokd_jax.models import flops
 
-# Of `--plan`, FLOP/s of training as measured: the CIFAR-100 pair on 2 CPU cores in float32, and on an H200 in bfloat16.
-MEASURED = {"cpu": 95e9, "gpu": 2e13}
+# FLOP/s of training for `--plan`, measured with the CIFAR-100 pair: on 2 CPU cores in float32, on an H200 in bfloat16.
+MEASURED_FLOPS_PER_SECOND = {"cpu": 95e9, "gpu": 2e13}
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A table.
+    """Definition of a table.
 
     Attributes:
       title: its first line.
-      full: as published.
-      smoke: the same grid in minutes.
-      columns: what a column stands for, the networks' names or their models.
-      finish: draws more from the folder of the runs, once all are done.
+      full: the settings as published.
+      smoke: a small version of the same grid that takes minutes.
+      columns: whether networks share a column by their name or by their model.
+      finish: writes further files from the folder of the runs once all have finished, and returns their paths.
     """
 
     title: str
@@ -43,38 +43,38 @@ class Study:
 
 
 def main(study: Study, doc: str | None) -> None:
-    """Reads flags; plans, or trains and writes the table."""
+    """Reads the flags; prints the plan, or trains and writes the table."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, help="a folder for all runs (runs/NAME, or runs/NAME_smoke)")
     parser.add_argument("--smoke", action="store_true", help="the whole grid in minutes, on scikit-learn's digits")
-    parser.add_argument("--plan", action="store_true", help="print what would run, and how long")
+    parser.add_argument("--plan", action="store_true", help="print what would run, and how long it would take")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--settings", nargs="+", default=[], help="only these")
-    parser.add_argument("--arms", nargs="+", default=[], help="only these (and what they need)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--epochs", type=float, help="shorter or longer runs; milestones move along")
-    parser.add_argument("--gflops", type=float, help="of --plan: the machine's GFLOP/s in training")
+    parser.add_argument("--arms", nargs="+", default=[], help="only these (and those that they need)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
+    parser.add_argument("--epochs", type=float, help="shorter or longer runs; milestones are scaled")
+    parser.add_argument("--gflops", type=float, help="for --plan: the machine's GFLOP/s in training")
     parser.add_argument("flags", nargs="*", help="flags of main for all runs, after --: -- --config.data.dir=DIR")
-    given = parser.parse_args()
+    args = parser.parse_args()
     name = Path(parser.prog).stem
-    folder = given.workdir or Path("runs") / (f"{name}_smoke" if given.smoke else name)
+    folder = args.workdir or Path("runs") / (f"{name}_smoke" if args.smoke else name)
 
     def command() -> str:
-        settings = _chosen(study.smoke if given.smoke else study.full, given.settings)
-        places = jobs(settings, given.arms, given.seeds, folder, given.epochs, given.flags)
-        if given.plan:
-            counted = [dataclasses.replace(job, flops=run_flops(parsed(job))) for job in places]
-            rate = given.gflops * 1e9 if given.gflops else MEASURED.get(jax.default_backend(), MEASURED["gpu"])
-            return job_runner.plan(counted, folder, given.jobs, rate)
-        for job in places:
-            parsed(job)  # a mistake is found before the first run, not after hours
-        said = sweep.run_and_tabulate([*places], folder, given.jobs, lambda results: table(study, places, results))
-        return "\n".join([said, *(f"wrote {path}" for path in study.finish(folder))])
+        settings = _select(study.smoke if args.smoke else study.full, args.settings)
+        points = jobs(settings, args.arms, args.seeds, folder, args.epochs, args.flags)
+        if args.plan:
+            with_flops = [dataclasses.replace(job, flops=run_flops(parse_config(job))) for job in points]
+            measured = MEASURED_FLOPS_PER_SECOND.get(jax.default_backend(), MEASURED_FLOPS_PER_SECOND["gpu"])
+            return job_runner.plan(with_flops, folder, args.jobs, args.gflops * 1e9 if args.gflops else measured)
+        for job in points:
+            parse_config(job)  # finds a mistake before the first run, not after hours
+        text = sweep.run_and_tabulate([*points], folder, args.jobs, lambda results: table(study, points, results))
+        return "\n".join([text, *(f"wrote {path}" for path in study.finish(folder))])
 
     cli.run(command)
 
 
-def _chosen(settings: Sequence[Setting], names: Sequence[str]) -> list[Setting]:
+def _select(settings: Sequence[Setting], names: Sequence[str]) -> list[Setting]:
     known = [setting.name for setting in settings]
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"--settings {unknown[0]!r} is none of {', '.join(known)}")
@@ -82,61 +82,69 @@ def _chosen(settings: Sequence[Setting], names: Sequence[str]) -> list[Setting]:
 
 
 def run_flops(config: configs.Config) -> float:
-    """Of a run without a pause."""
-    images = IMAGES[config.data.name]
-    seen = config.epochs * (config.data.train_examples or images.train)
-    each = [(_cost(network.model, images), network.frozen) for network in config.networks.values()]
-    return seen * sum(of.forward + (0.0 if frozen else of.backward) for of, frozen in each)
+    """Returns the floating-point operations of a run in which no network pauses."""
+    size = DATA_SIZES[config.data.name]
+    examples = config.epochs * (config.data.train_examples or size.train)
+    counts = [(_count_flops(network.model, size), network.frozen) for network in config.networks.values()]
+    return examples * sum(count.forward + (0.0 if frozen else count.backward) for count, frozen in counts)
 
 
 @functools.cache
-def _cost(model: str, images: Images) -> flops.FlopCount:
-    return flops.count_flops_per_image(models.create(model, images.classes), images.shape)
+def _count_flops(model: str, size: DataSize) -> flops.FlopCount:
+    return flops.count_flops_per_image(models.create(model, size.classes), size.shape)
 
 
-def table(study: Study, places: Mapping[job_runner.Job, Place], results: Mapping[str, Any]) -> Table:
-    """A row for each setting and arm: every network's final and best top-1 beside the published one, the share of
-    expert steps, and what training cost."""
-    rows: dict[tuple[str, str], list[Any]] = {}
-    settings = {place.setting.name: place.setting for place in places.values()}
-    for job, place in places.items():
-        rows.setdefault((place.setting.name, place.arm), [])
+def table(study: Study, points: Mapping[job_runner.Job, GridPoint], results: Mapping[str, Any]) -> Table:
+    """Builds the table: a row for each setting and arm.
+
+    A row has the final and best top-1 of every network beside the published one, the share of expert steps, and the
+    training cost.
+
+    Args:
+      study: definition of the table.
+      points: the combination of each job.
+      results: summaries of the finished runs by job name; at least one.
+    """
+    summaries: dict[tuple[str, str], list[Any]] = {}
+    settings = {point.setting.name: point.setting for point in points.values()}
+    for job, point in points.items():
+        seeds = summaries.setdefault((point.setting.name, point.arm), [])
         if job.name in results:
-            made = dict(results[job.name])
+            summary = dict(results[job.name])
             if study.columns == "model":
-                made["networks"] = {of["model"]: of for of in made["networks"].values()}
-            rows[place.setting.name, place.arm].append(made)
-    names = [*dict.fromkeys(name for made in rows.values() for each in made for name in each["networks"])]
-    with_published = {name for s in settings.values() for arm in s.published.values() for name in arm}
+                summary["networks"] = {network["model"]: network for network in summary["networks"].values()}
+            seeds.append(summary)
+    finished = [summary for seeds in summaries.values() for summary in seeds]
+    names = [*dict.fromkeys(name for summary in finished for name in summary["networks"])]
+    published = {name for setting in settings.values() for arm in setting.published.values() for name in arm}
     head = ["setting", "arm"]
     for name in names:
-        head += [f"{name} final %", f"{name} best %", *([f"{name} published %"] if name in with_published else [])]
-    unit, size = flops.unit(max(each["training_flops"] for made in rows.values() for each in made))
-    table = []
-    for (setting, arm), summaries in rows.items():
+        head += [f"{name} final %", f"{name} best %", *([f"{name} published %"] if name in published else [])]
+    unit, size = flops.unit(max(summary["training_flops"] for summary in finished))
+    rows = []
+    for (setting, arm), seeds in summaries.items():
         cells: list[Cell] = [setting, arm]
         for name in names:
-            there = [each for each in summaries if name in each["networks"]]
-            cells += sweep.scores(there, name)
-            if name in with_published:
+            cells += sweep.scores([summary for summary in seeds if name in summary["networks"]], name)
+            if name in published:
                 cells.append(settings[setting].published.get(arm, {}).get(name))
-        cells += [sweep.expert_share(summaries), MeanStd(tuple(each["training_flops"] / size for each in summaries))]
-        table.append(tuple(cells))
-    return Table(study.title, (*head, "expert steps %", unit), tuple(table), _note(places, unit))
+        cells += [sweep.expert_share(seeds), MeanStd(tuple(summary["training_flops"] / size for summary in seeds))]
+        rows.append(tuple(cells))
+    return Table(study.title, (*head, "expert steps %", unit), tuple(rows), _note(points, unit))
 
 
-def _note(places: Mapping[job_runner.Job, Place], unit: str) -> str:
-    """The size of the runs."""
+def _note(points: Mapping[job_runner.Job, GridPoint], unit: str) -> str:
+    """Describes the size of the runs and the meaning of the columns."""
     sizes: dict[str, dict[str, None]] = {}
     held_out: dict[str, None] = {}
-    for job, place in places.items():
-        c = parsed(job)
-        train = c.data.train_examples or IMAGES[c.data.name].train
+    for job, point in points.items():
+        c = parse_config(job)
+        train = c.data.train_examples or DATA_SIZES[c.data.name].train
         size = f"{c.epochs:g} epochs of {train:,} images of {c.data.name} in batches of {c.batch_size}"
-        sizes.setdefault(size, {})[place.setting.name] = None
+        sizes.setdefault(size, {})[point.setting.name] = None
         if c.data.validation_fraction:
-            held_out[place.arm] = None
-    seeds = sorted({place.seed for place in places.values()})
+            held_out[point.arm] = None
+    seeds = sorted({point.seed for point in points.values()})
     runs = "; ".join(f"{', '.join(names)}: {size}" if len(sizes) > 1 else size for size, names in sizes.items())
     chosen = f", for {', '.join(held_out)} of the one that is best on images held out of training" if held_out else ""
     return (

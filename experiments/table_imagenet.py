@@ -19,8 +19,8 @@ from experiments.study import Study, main
 
 ARMS = {
     **ONLINE,
-    "kd": Arm(("method=kd", "kd.temperature=1", "kd.weight=0.5"), taught=True),
-    "dist": Arm(("method=dist", "dist.temperature=1"), taught=True),
+    "kd": Arm(("method=kd", "kd.temperature=1", "kd.weight=0.5"), offline=True),
+    "dist": Arm(("method=dist", "dist.temperature=1"), offline=True),
 }
 
 STUDY = Study(

@@ -81,6 +81,28 @@ def expert_share(expert_steps: Mapping[str, Any], steps: int) -> dict[str, float
     return {pair: int(count) / max(steps, 1) for pair, count in expert_steps.items()}
 
 
+def expert_share_of_rows(rows: Sequence[Mapping[str, Any]], pair: str) -> float:
+    """Returns the share of expert steps among rows of metrics.jsonl, in [0, 1].
+
+    Args:
+      rows: at least one row of the training split; each is one step.
+      pair: 'teacher->student'.
+
+    >>> expert_share_of_rows([{"t->s/expert": True}, {"t->s/expert": False}], "t->s")
+    0.5
+    """
+    return float(np.mean([row[f"{pair}/expert"] for row in rows]))
+
+
+def expert_share_of_summary(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the share of expert steps of a finished run by pair, in [0, 1], from the content of its summary.json.
+
+    >>> expert_share_of_summary({"switch": {"t->s": {"expert_fraction": 0.25}}})
+    {'t->s': 0.25}
+    """
+    return {pair: switch["expert_fraction"] for pair, switch in summary["switch"].items()}
+
+
 def finite_key(network: str) -> str:
     """Name of the step metric that says whether a network's loss and gradient are finite."""
     return f"{network}/finite"

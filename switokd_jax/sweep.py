@@ -3,8 +3,8 @@
 python -m switokd_jax.sweep --config=configs/digits.py --workdir=runs/sweep --seeds 0 1 2 \\
     --over switokd.epsilon=adaptive,0,1 --over batch_size=32,64 --jobs=2 -- --config.epochs=5
 
-Every combination is a run; flags after `--` hold for all of them. Runs that are done are skipped, and one that was cut
-short goes on. Writes WORKDIR/table.md, .csv and .tex: mean and standard deviation over the seeds.
+Every combination is a run; flags after `--` hold for all of them. Finished runs are skipped, interrupted ones resume.
+Writes WORKDIR/table.md, .csv and .tex: mean and standard deviation over the seeds.
 """
 
 from __future__ import annotations
@@ -21,32 +21,43 @@ from switokd_jax import cli
 from switokd_jax.analysis import job_runner, tables
 from switokd_jax.analysis.tables import Cell, MeanStd, Table
 from switokd_jax.errors import UserError
+from switokd_jax.metrics import expert_share_of_summary
+
+Summary = Mapping[str, Any]
+"""Content of a summary.json."""
 
 
 def jobs(
-    config: str, over: Mapping[str, Sequence[str]], seeds: Sequence[int], flags: Sequence[str]
+    config: str, param_grid: Mapping[str, Sequence[str]], seeds: Sequence[int], flags: Sequence[str]
 ) -> dict[tuple[str, ...], list[job_runner.Job]]:
-    """A job for each combination of values and seed, by the values.
+    """Builds the jobs of a sweep: by combination of values, one job for each seed.
 
     Args:
       config: the config file.
-      over: values by the field's dotted name.
+      param_grid: values by the dotted name of a config field.
       seeds: of every combination.
       flags: of all runs.
+
+    >>> [job.name for job in jobs("digits.py", {"switokd.epsilon": ["0", "1"]}, [7], [])["1",]]
+    ['epsilon=1_seed=7']
     """
-    made = {}
-    for values in itertools.product(*over.values()):
-        own = tuple(f"--config.{field}={value}" for field, value in zip(over, values, strict=True))
-        name = "_".join(f"{field.split('.')[-1]}={value}" for field, value in zip(over, values, strict=True))
-        made[values] = [
+    jobs_by_values = {}
+    for values in itertools.product(*param_grid.values()):
+        settings = [*zip(param_grid, values, strict=True)]
+        name = "_".join(f"{field.split('.')[-1]}={value}" for field, value in settings)
+        jobs_by_values[values] = [
             job_runner.Job(
                 name=_folder_name(f"{name}_seed={seed}" if name else f"seed={seed}"),
                 config=config,
-                flags=(*flags, *own, f"--config.seed={seed}"),
+                flags=(
+                    *flags,
+                    *(f"--config.{field}={value}" for field, value in settings),
+                    f"--config.seed={seed}",
+                ),
             )
             for seed in seeds
         ]
-    return made
+    return jobs_by_values
 
 
 def _folder_name(text: str) -> str:
@@ -54,66 +65,77 @@ def _folder_name(text: str) -> str:
 
 
 def table(
-    title: str, over: Sequence[str], results: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]], note: str
+    title: str, fields: Sequence[str], summaries: Mapping[tuple[str, ...], Sequence[Summary]], note: str
 ) -> Table:
-    """A row for each combination, and the networks' scores over its seeds."""
-    names = [*next(made for made in results.values() if made)[0]["networks"]]
+    """Builds the table of a sweep: a row for each combination of values, with the scores of every network.
+
+    Args:
+      title: of the table.
+      fields: names of the swept config fields, in the order of the values.
+      summaries: of the finished runs, one for each seed, by combination of values; at least one in all.
+      note: below the table.
+    """
+    names = [*next(runs for runs in summaries.values() if runs)[0]["networks"]]
     rows = [
-        (*values, *(cell for name in names for cell in scores(made, name)), expert_share(made))
-        for values, made in results.items()
+        (*values, *(cell for name in names for cell in scores(runs, name)), expert_share(runs))
+        for values, runs in summaries.items()
     ]
     head = [text for name in names for text in (f"{name} final %", f"{name} best %")]
-    return Table(title, (*over, *head, "expert steps %"), tuple(rows), note)
+    return Table(title, (*fields, *head, "expert steps %"), tuple(rows), note)
 
 
-def scores(made: Sequence[Mapping[str, Any]], network: str) -> tuple[MeanStd, MeanStd]:
-    """Final and best top-1 of a network over seeds."""
-    of = [summary["networks"][network] for summary in made]
-    return MeanStd(tuple(each["final_top1"] for each in of)), MeanStd(tuple(each["best_top1"] for each in of))
+def scores(summaries: Sequence[Summary], network: str) -> tuple[MeanStd, MeanStd]:
+    """Returns the final and the best top-1 of a network, in percent, over the runs of several seeds."""
+    networks = [summary["networks"][network] for summary in summaries]
+    return MeanStd(tuple(n["final_top1"] for n in networks)), MeanStd(tuple(n["best_top1"] for n in networks))
 
 
-def expert_share(made: Sequence[Mapping[str, Any]]) -> Cell:
-    """Share of expert steps in percent, the mean over a run's pairs; None where nothing switches."""
-    shares = [[100.0 * pair["expert_fraction"] for pair in summary["switch"].values()] for summary in made]
-    return MeanStd(tuple(statistics.fmean(each) for each in shares if each), digits=1) if any(shares) else None
+def expert_share(summaries: Sequence[Summary]) -> Cell:
+    """Returns the share of expert steps in percent over the runs of several seeds; the mean over the pairs of each run.
+
+    None if no run has a pair that switches.
+    """
+    by_pair = [expert_share_of_summary(summary) for summary in summaries]
+    shares = tuple(statistics.fmean(100.0 * share for share in pairs.values()) for pairs in by_pair if pairs)
+    return MeanStd(shares, digits=1) if shares else None
 
 
 def run_and_tabulate(
-    jobs: Sequence[job_runner.Job], folder: Path, max_parallel: int, make: Callable[[Mapping[str, Any]], Table]
+    jobs: Sequence[job_runner.Job], folder: Path, max_parallel: int, make_table: Callable[[Mapping[str, Any]], Table]
 ) -> str:
-    """Runs what is not done and writes FOLDER/table.md, .csv and .tex of what is.
+    """Runs the jobs that have not finished, and writes FOLDER/table.md, .csv and .tex of those that have.
 
     Args:
       jobs: as `job_runner.run` takes them.
       folder: of all runs.
-      max_parallel: runs side by side.
-      make: summaries by job name, to the table.
+      max_parallel: number of runs at the same time.
+      make_table: builds the table from the summaries by job name.
 
     Returns:
-      The table as wide as the terminal, and the files' names.
+      The table, as wide as the terminal, and the names of the files.
 
     Raises:
-      ConfigError: if a run failed, after all others and the table are made.
+      UserError: if a run failed; all others have run by then, and the table is written.
     """
     failed = job_runner.run(jobs, folder, max_parallel)
-    results = {job.name: made for job in jobs if (made := job_runner.result(job, folder))}
-    if not results:
-        raise UserError(f"no run succeeded; {_said(failed)}")
-    table = make(results)
+    summaries = {job.name: summary for job in jobs if (summary := job_runner.read_result(job, folder))}
+    if not summaries:
+        raise UserError(f"no run succeeded; {_first_failure(failed)}")
+    table = make_table(summaries)
     paths = tables.write(table, folder / "table")
-    shown = tables.console(table, shutil.get_terminal_size().columns)
+    text = tables.to_console(table, shutil.get_terminal_size().columns)
     if failed:
-        print(shown)
-        raise UserError(f"{len(failed)} of {len(jobs)} runs failed; {_said(failed)}")
-    return "\n".join([shown, *(f"wrote {path}" for path in paths)])
+        print(text)
+        raise UserError(f"{len(failed)} of {len(jobs)} runs failed; {_first_failure(failed)}")
+    return "\n".join([text, *(f"wrote {path}" for path in paths)])
 
 
-def _said(failed: Mapping[str, str]) -> str:
+def _first_failure(failed: Mapping[str, str]) -> str:
     name, reason = next(iter(failed.items()))
     return f"{name}: {reason}"
 
 
-def _over(text: str) -> tuple[str, list[str]]:
+def _field_and_values(text: str) -> tuple[str, list[str]]:
     field, equals, values = text.partition("=")
     if not equals or not field or not values:
         raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE,VALUE such as switokd.epsilon=adaptive,0,1")
@@ -121,28 +143,32 @@ def _over(text: str) -> tuple[str, list[str]]:
 
 
 def main() -> None:
-    """Reads flags, trains, writes the table."""
+    """Reads the flags, trains, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="a config file")
     parser.add_argument("--workdir", type=Path, required=True, help="a folder for all runs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--over", action="append", type=_over, default=[], metavar="FIELD=VALUE,VALUE")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--over", action="append", type=_field_and_values, default=[], metavar="FIELD=VALUE,VALUE")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
     parser.add_argument("--plan", action="store_true", help="print what would run")
     parser.add_argument("flags", nargs="*", help="flags of main for all runs, after --")
-    given = parser.parse_args()
-    over = dict(given.over)
-    by_values = jobs(given.config, over, given.seeds, given.flags)
-    flat = [job for of in by_values.values() for job in of]
-    if given.plan:
-        cli.run(lambda: job_runner.plan(flat, given.workdir, given.jobs))
+    args = parser.parse_args()
+    param_grid = dict(args.over)
+    jobs_by_values = jobs(args.config, param_grid, args.seeds, args.flags)
+    all_jobs = [job for seeds in jobs_by_values.values() for job in seeds]
+    if args.plan:
+        cli.run(lambda: job_runner.plan(all_jobs, args.workdir, args.jobs))
         return
 
-    def made(results: Mapping[str, Any]) -> Table:
-        rows = {values: [results[job.name] for job in of if job.name in results] for values, of in by_values.items()}
-        return table(f"{Path(given.config).stem}, seeds {', '.join(map(str, given.seeds))}", [*over], rows, "")
+    def make_table(summaries: Mapping[str, Any]) -> Table:
+        by_values = {
+            values: [summaries[job.name] for job in seeds if job.name in summaries]
+            for values, seeds in jobs_by_values.items()
+        }
+        title = f"{Path(args.config).stem}, seeds {', '.join(map(str, args.seeds))}"
+        return table(title, [*param_grid], by_values, "")
 
-    cli.run(lambda: run_and_tabulate(flat, given.workdir, given.jobs, made))
+    cli.run(lambda: run_and_tabulate(all_jobs, args.workdir, args.jobs, make_table))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def test_wheel(tmp_path: Path) -> None:
     assert held == {
         str(path.relative_to(source))
         for path in (source / "switokd_jax").rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix == ".py" or path.name in ("py.typed", "report.html")
     }
     subprocess.run(
         [*pip, "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=120

@@ -1,11 +1,11 @@
-"""Our training step beside PyTorch's: same networks, batch, dtype and optimizer, taking turns in one process.
+"""Our train step beside PyTorch's: same networks, batch, dtype and optimizer, alternating in one process.
 
 python experiments/speed/compare_torch.py --device=cpu --steps=8 --rounds=5 --json=runs/speed.json
 
 Topologies: the CIFAR-100 pair (wrn_16_2 teaches mobilenetv2_0.5) and a star of one teacher with two students, batches
-of 128. Modes: 'learning' (all networks take their step) and 'expert' (the teacher waits). Ours is the step that runs
-train with, crops, flips and normalisation included; what decides about the teacher is overruled by a traced value, so
-one compiled step serves both modes. PyTorch gets normalised images. Prints Markdown, writes JSON.
+of 128. Modes: 'learning' (all networks take their step) and 'expert' (the teacher pauses). Ours is the step of real
+runs, including crops, flips and normalization; a traced value replaces the decision about the teacher, so that one
+compiled step serves both modes. PyTorch gets normalized images. Prints Markdown, writes JSON.
 
 PyTorch's variants: 'eager' (NCHW), 'channels_last', and 'compile' (channels_last and torch.compile; on a GPU in its
 fastest mode, 'reduce-overhead', which replays CUDA graphs); in bfloat16 all under autocast.
@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the PyTorch networks that the
 
 import torch_networks
 from experiments.speed import torch_step
-from experiments.speed.our_step import BATCH, CLASSES, SIDE, Timed, our_config, ours, xla_flops
+from experiments.speed.our_step import BATCH, CLASSES, SIDE, Timed, our_config, our_timer, xla_flops
 from switokd_jax.files import write_json
 
 TOPOLOGIES = {
@@ -42,8 +42,8 @@ TOPOLOGIES = {
 VARIANTS = ("eager", "channels_last", "compile")
 
 
-def theirs(models: tuple[str, ...], teachers: int, device: str, dtype: str, variant: str) -> Timed:
-    """PyTorch's step in one variant."""
+def torch_timer(models: tuple[str, ...], teachers: int, device: str, dtype: str, variant: str) -> Timed:
+    """Builds PyTorch's step in one variant, and returns the function that times it."""
     torch.manual_seed(0)
     layout = torch.contiguous_format if variant == "eager" else torch.channels_last
     networks: list[Any] = [torch_networks.structure(name, CLASSES).to(device).train() for name in models]
@@ -64,7 +64,7 @@ def theirs(models: tuple[str, ...], teachers: int, device: str, dtype: str, vari
         wait()
         begin = time.perf_counter()
         for _ in range(steps):
-            torch.compiler.cudagraph_mark_step_begin()  # what the last step returned may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()  # the outputs of the last step may be overwritten
             step(images, labels, paused)
         wait()
         return time.perf_counter() - begin
@@ -86,37 +86,37 @@ def peak_flops(dtype: str, device: str) -> float:
     return 2 * side**3 / statistics.median(times)
 
 
-def warm_up(way: Timed) -> None:
-    """Both modes, untimed."""
+def warm_up(timer: Timed) -> None:
+    """Takes a few steps in both modes, so that everything is compiled before the clock starts."""
     for paused in (False, True):
-        way(paused, 3)
+        timer(paused, 3)
 
 
 def measure(topology: str, dtype: str, device: str, steps: int, rounds: int, peak: float) -> list[dict[str, Any]]:
-    """The rows of a topology, one for each mode."""
+    """Measures one topology; returns a row for each mode."""
     teachers, students = TOPOLOGIES[topology]
     models = (*teachers, *students)
-    ways: dict[str, Timed] = {}
-    ways["ours"], compiling = ours(our_config(teachers, students, dtype))
-    warm_up(ways["ours"])
+    timers: dict[str, Timed] = {}
+    timers["ours"], compiling = our_timer(our_config(teachers, students, dtype))
+    warm_up(timers["ours"])
     failed = {}
     for variant in VARIANTS:
         try:
-            way = theirs(models, len(teachers), "cuda" if device == "gpu" else "cpu", dtype, variant)
-            warm_up(way)
-            ways[variant] = way
-        except Exception as error:  # torch.compile fails in its own many ways where it has no compiler
+            timer = torch_timer(models, len(teachers), "cuda" if device == "gpu" else "cpu", dtype, variant)
+            warm_up(timer)
+            timers[variant] = timer
+        except Exception as error:  # torch.compile raises many types where it has no compiler; the row reports them
             failed[variant] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-    seen: dict[tuple[str, bool], list[float]] = {}
+    rates_by_round: dict[tuple[str, bool], list[float]] = {}
     for _ in range(rounds):
         for paused in (False, True):
-            for name, way in ways.items():
-                seen.setdefault((name, paused), []).append(steps * BATCH / way(paused, steps))
+            for name, timer in timers.items():
+                rates_by_round.setdefault((name, paused), []).append(steps * BATCH / timer(paused, steps))
     image = torch.zeros(1, 3, SIDE, SIDE)
     flops = [torch_step.forward_flops(torch_networks.structure(name, CLASSES).eval(), image) for name in models]
     rows = []
     for paused in (False, True):
-        rates = {name: statistics.median(seen[name, paused]) for name in ways}
+        rates = {name: statistics.median(rates_by_round[name, paused]) for name in timers}
         # A backward pass costs two forward ones.
         needed = sum(flop * (1 if paused and i < len(teachers) else 3) for i, flop in enumerate(flops))
         torch_rates = {name: rate for name, rate in rates.items() if name != "ours"}
@@ -134,7 +134,7 @@ def measure(topology: str, dtype: str, device: str, steps: int, rounds: int, pea
                 "torch_failed": failed,
                 "ratio_to_eager": rates["ours"] / torch_rates["eager"],
                 "ratio_to_fastest_torch": rates["ours"] / max(torch_rates.values()),
-                "rounds": {name: seen[name, paused] for name in ways},
+                "rounds": {name: rates_by_round[name, paused] for name in timers},
                 "flops_per_image": needed,
                 "xla_flops_per_image": xla_flops(teachers, students, paused),
                 "share_of_peak": rates["ours"] * needed / peak,
@@ -151,7 +151,7 @@ HEAD = (
 
 
 def table_row(row: dict[str, Any]) -> str:
-    """A row as Markdown, under `HEAD`."""
+    """Formats a row as Markdown, for the columns of `HEAD`."""
     rates = [row["torch_images_per_second"].get(name) for name in VARIANTS]
     cells = [row["topology"], row["mode"], row["dtype"], f"{row['ours_images_per_second']:.0f}"]
     cells += ["-" if rate is None else f"{rate:.0f}" for rate in rates]
@@ -160,9 +160,9 @@ def table_row(row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def facts(device: str) -> dict[str, Any]:
-    """What was measured, with what, and the memory that it took so far."""
-    known = {
+def environment(device: str) -> dict[str, Any]:
+    """Returns versions, device, number of cores, and the peak memory so far."""
+    result = {
         "jax": jax.__version__,
         "torch": torch.__version__,
         "device": str(jax.devices()[0].device_kind),
@@ -170,12 +170,12 @@ def facts(device: str) -> dict[str, Any]:
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     if device == "gpu":
-        known["our_peak_memory_on_gpu_bytes"] = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-    return known
+        result["our_peak_memory_on_gpu_bytes"] = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+    return result
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Reads the flags, measures, prints, and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--steps", type=int, default=8, help="timed in a row")
@@ -183,23 +183,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("runs/speed.json"))
     parser.add_argument("--topologies", nargs="+", choices=TOPOLOGIES, default=[*TOPOLOGIES])
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
-    options = parser.parse_args()
-    if jax.default_backend() != options.device:
-        sys.exit(f"--device={options.device}, and JAX runs on {jax.default_backend()}")
+    args = parser.parse_args()
+    if jax.default_backend() != args.device:
+        sys.exit(f"--device={args.device}, and JAX runs on {jax.default_backend()}")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    run = functools.partial(measure, device=options.device, steps=options.steps, rounds=options.rounds)
-    print(f"images/s, medians of {options.rounds} rounds of {options.steps} steps\n\n{HEAD}", flush=True)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
+    run = functools.partial(measure, device=args.device, steps=args.steps, rounds=args.rounds)
+    print(f"images/s, medians of {args.rounds} rounds of {args.steps} steps\n\n{HEAD}", flush=True)
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     rows = []
-    peaks = {dtype: peak_flops(dtype, options.device) for dtype in options.dtypes}
+    peaks = {dtype: peak_flops(dtype, args.device) for dtype in args.dtypes}
     for dtype, peak in peaks.items():
-        for topology in options.topologies:
-            made = run(topology, dtype=dtype, peak=peak)
-            rows += made
-            # At once: a run that is cut off has what it has measured.
-            write_json(options.json, {"facts": {**facts(options.device), "peak_flops": peaks}, "rows": rows})
-            print("\n".join(map(table_row, made)), flush=True)
-    print(f"\n{json.dumps({**facts(options.device), 'peak_flops': peaks})}")
+        for topology in args.topologies:
+            topology_rows = run(topology, dtype=dtype, peak=peak)
+            rows += topology_rows
+            # Written after each topology, so that an interrupted run keeps what it has measured.
+            write_json(args.json, {"facts": {**environment(args.device), "peak_flops": peaks}, "rows": rows})
+            print("\n".join(map(table_row, topology_rows)), flush=True)
+    print(f"\n{json.dumps({**environment(args.device), 'peak_flops': peaks})}")
 
 
 if __name__ == "__main__":

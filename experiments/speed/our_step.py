@@ -1,4 +1,4 @@
-"""Our training step as it is measured: what decides about the teacher is overruled by a traced value."""
+"""Our train step as it is measured: a traced value replaces the decision about the teacher."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from switokd_jax.parallel.mesh import DeviceBatches
 from switokd_jax.precision import DTYPES
 from switokd_jax.state import TrainState
 from switokd_jax.train import init_state, run_spec
-from switokd_jax.train.run_spec import TrainStepFn
+from switokd_jax.train.run_spec import TrainStepFn, make_train_step
 
 BATCH, CLASSES, SIDE = 128, 100, 32
-STACK = 8  # batches of one call
-LEARNING_EPOCHS = 10**6  # of the measured runs: the teacher learns before this epoch and waits from it on
+STACK = 8  # number of batches of one call
+LEARNING_EPOCHS = 10**6  # the teacher learns before this epoch of a measured run and pauses from it on
 Timed = Callable[[bool, int], float]
-"""(paused, steps) to the seconds that so many steps take."""
+"""Takes (paused, steps); returns the seconds of that many steps."""
 
 
 def our_config(teachers: tuple[str, ...], students: tuple[str, ...], dtype: str) -> Any:
-    """The config of a star, or of a pair."""
+    """Builds the config of a star, or of a pair."""
     c = config.default()
     c.data.name, c.batch_size, c.dtype = "cifar100", BATCH, dtype
     names = [f"n{i}" for i in range(len(teachers) + len(students))]
@@ -47,54 +47,54 @@ def our_config(teachers: tuple[str, ...], students: tuple[str, ...], dtype: str)
 
 
 def overruled(method: Callable[..., MethodOutput]) -> Callable[..., MethodOutput]:
-    """The method, with a traced value in place of what it decides."""
+    """Returns the method with a traced value in place of its decisions."""
 
-    def apply(outputs: MethodInputs, labels: jax.Array, *rest: Any) -> MethodOutput:
-        decision = method(outputs, labels, *rest)
-        learns = jnp.asarray(outputs.epoch) < LEARNING_EPOCHS
-        return dataclasses.replace(decision, should_update=dict.fromkeys(decision.should_update, learns))
+    def apply(inputs: MethodInputs, labels: jax.Array, *rest: Any) -> MethodOutput:
+        output = method(inputs, labels, *rest)
+        learns = jnp.asarray(inputs.epoch) < LEARNING_EPOCHS
+        return dataclasses.replace(output, should_update=dict.fromkeys(output.should_update, learns))
 
     return apply
 
 
-def planned(c: Any) -> run_spec.RunSpec:
-    """The plan of a config for the measured images, its decisions overruled."""
-    facts = dataset.DatasetInfo(CLASSES, (SIDE, SIDE, 3), STACK * BATCH, normalization.PUBLISHED["cifar100"])
-    made = run_spec.make(config.parse(c), facts, jax.devices()[:1])
-    return dataclasses.replace(made, method=dataclasses.replace(made.method, apply=overruled(made.method.apply)))
+def make_run_spec(c: Any) -> run_spec.RunSpec:
+    """Returns the run specification of a config for the measured images, with its decisions overruled."""
+    info = dataset.DatasetInfo(CLASSES, (SIDE, SIDE, 3), STACK * BATCH, normalization.PUBLISHED["cifar100"])
+    run = run_spec.make(config.parse(c), info, jax.devices()[:1])
+    return dataclasses.replace(run, method=dataclasses.replace(run.method, apply=overruled(run.method.apply)))
 
 
-def inputs(made: run_spec.RunSpec) -> tuple[TrainState, resident.DeviceDataset, DeviceBatches]:
-    """State, random images and one call's batches, placed."""
+def inputs(run: run_spec.RunSpec) -> tuple[TrainState, resident.DeviceDataset, DeviceBatches]:
+    """Returns state, random images and the batches of one call, all on the devices."""
     images = np.random.default_rng(0).integers(0, 256, (STACK * BATCH, SIDE, SIDE, 3)).astype(np.uint8)
     labels = np.random.default_rng(1).integers(0, CLASSES, STACK * BATCH).astype(np.int32)
     index = np.arange(STACK * BATCH, dtype=np.int32).reshape(STACK, BATCH)
     return (
-        made.distribution.device_put(init_state.init_state(made)),
-        made.distribution.device_put(resident.DeviceDataset(images, labels)),
-        made.distribution.put_batches(sampling.StackedBatches(BATCH, STACK, sampling.Batch(index))),
+        run.distribution.device_put(init_state.init_state(run)),
+        run.distribution.device_put(resident.DeviceDataset(images, labels)),
+        run.distribution.put_batches(sampling.StackedBatches(BATCH, STACK, sampling.Batch(index))),
     )
 
 
-def forward_only(made: run_spec.RunSpec) -> TrainStepFn:
-    """A step that is the first network's forward pass in training mode, and nothing else."""
-    name = made.topology.nodes[0]
-    network = made.networks[name]
-    read = loader.train_inputs(
-        made.dataset_info.preprocess,
-        made.config.data,
-        steps_per_epoch=made.steps_per_epoch,
-        dtype=DTYPES[made.config.dtype],
+def forward_only(run: run_spec.RunSpec) -> TrainStepFn:
+    """Returns a step that is only the forward pass of the first network, in training mode."""
+    name = run.topology.nodes[0]
+    network = run.networks[name]
+    make_inputs = loader.train_inputs(
+        run.dataset_info.preprocess,
+        run.config.data,
+        steps_per_epoch=run.steps_per_epoch,
+        dtype=DTYPES[run.config.dtype],
     )
 
     def step(
         collectives: Collectives, state: TrainState, data: Any, batch: sampling.Batch
     ) -> tuple[TrainState, jax.Array]:
-        images, _ = read(data, batch, state.rng, state.step)
+        images, _ = make_inputs(data, batch, state.rng, state.step)
         positions = jnp.arange(BATCH, dtype=jnp.int32)
         forward_pass = forward(network, state.networks[name], images, positions, state.rng)
-        new_network = dataclasses.replace(state.networks[name], batch_stats=forward_pass.batch_stats)
-        new_state = dataclasses.replace(state, networks={**state.networks, name: new_network}, step=state.step + 1)
+        with_new_stats = dataclasses.replace(state.networks[name], batch_stats=forward_pass.batch_stats)
+        new_state = dataclasses.replace(state, networks={**state.networks, name: with_new_stats}, step=state.step + 1)
         return new_state, jnp.mean(forward_pass.output.logits)
 
     return step
@@ -102,55 +102,53 @@ def forward_only(made: run_spec.RunSpec) -> TrainStepFn:
 
 @functools.cache
 def xla_flops(teachers: tuple[str, ...], students: tuple[str, ...], paused: bool) -> float | None:
-    """Operations of a star's step per image, as XLA counts them before it optimises.
+    """Counts the operations of a star's step per image, as XLA does before optimization.
 
-    On CPU our convolutions loop over images, and XLA counts a loop's body once: counted are lax's own convolutions.
-    None where a backend does not count: GPUs.
+    Our convolutions loop over images on CPU, and XLA counts the body of a loop once; so the count is that of lax's own
+    convolutions. None on backends that do not count, such as GPUs.
     """
-    made = planned(our_config(teachers, students, "float32"))
-    state, data, drawn = inputs(made)
-    plain = convolution.for_devices("tpu", single_device=True)
+    run = make_run_spec(our_config(teachers, students, "float32"))
+    state, data, batches = inputs(run)
+    lax_convolution = convolution.for_devices("tpu", single_device=True)
     networks = {
         name: dataclasses.replace(
             network,
-            module=with_options(network.module, convolution=plain),
-            frozen=paused and name in {teacher for teacher, _ in made.pairs},
+            module=with_options(network.module, convolution=lax_convolution),
+            frozen=paused and name in {teacher for teacher, _ in run.pairs},
         )
-        for name, network in made.networks.items()
+        for name, network in run.networks.items()
     }
-    step = made.distribution.compile(
-        run_spec.make_train_step(dataclasses.replace(made, networks=networks)), has_state=True
-    )
-    costs = step.variants[True].lower(state, data, drawn.examples, 1).cost_analysis()
+    step = run.distribution.compile(make_train_step(dataclasses.replace(run, networks=networks)), has_state=True)
+    costs = step.variants[True].lower(state, data, batches.examples, 1).cost_analysis()
     return float(costs["flops"]) / BATCH if costs else None
 
 
-def ours(
-    c: Any, make_step: Callable[[run_spec.RunSpec], TrainStepFn] = run_spec.make_train_step
+def our_timer(
+    c: Any, make_step: Callable[[run_spec.RunSpec], TrainStepFn] = make_train_step
 ) -> tuple[Timed, dict[str, float]]:
-    """Our step, and what compiling it took."""
-    made = planned(c)
+    """Returns the function that times our step, and the seconds of compiling it."""
+    run = make_run_spec(c)
     begin = time.perf_counter()
-    state, data, drawn = inputs(made)
-    step = made.distribution.compile(make_step(made), has_state=True)
+    state, data, batches = inputs(run)
+    step = run.distribution.compile(make_step(run), has_state=True)
     started = time.perf_counter()
-    state, metrics = step.call(state, data, dataclasses.replace(drawn, count=1))
+    state, metrics = step.call(state, data, dataclasses.replace(batches, count=1))
     jax.block_until_ready(metrics)
     ended = time.perf_counter()
-    held = {"state": state}
-    first_waiting_step = LEARNING_EPOCHS * made.steps_per_epoch
+    carry = {"state": state}
+    first_paused_step = LEARNING_EPOCHS * run.steps_per_epoch
 
     def timed(paused: bool, steps: int) -> float:
-        # Placed as the step returns it: another placement would be another program.
-        number = made.distribution.device_put(np.int32(first_waiting_step if paused else 0))
-        state = jax.block_until_ready(dataclasses.replace(held["state"], step=number))
+        # With the sharding that the step returns: another one would compile another program.
+        number = run.distribution.device_put(np.int32(first_paused_step if paused else 0))
+        state = jax.block_until_ready(dataclasses.replace(carry["state"], step=number))
         begin = time.perf_counter()
-        for done in range(0, steps, drawn.count):
-            coming = dataclasses.replace(drawn, count=min(drawn.count, steps - done))
-            state, metrics = step.call(state, data, coming)
+        for done in range(0, steps, batches.count):
+            call_batches = dataclasses.replace(batches, count=min(batches.count, steps - done))
+            state, metrics = step.call(state, data, call_batches)
         jax.block_until_ready((state, metrics))
-        taken = time.perf_counter() - begin
-        held["state"] = state
-        return taken
+        seconds = time.perf_counter() - begin
+        carry["state"] = state
+        return seconds
 
     return timed, {"compile_seconds": ended - started, "seconds_to_first_step": ended - begin}

@@ -1,4 +1,4 @@
-"""Seconds from starting `switokd_jax.main` to the end of its first step: with an empty compilation cache, then again.
+"""Seconds from the start of `switokd_jax.main` to its first row of metrics, with an empty and a full compilation cache.
 
 python experiments/speed/start.py --times=3 -- --config=configs/cifar100_wrn16_2_mobilenetv2.py --config.data.dir=...
 """
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def seconds_to_first_step(flags: list[str], cache: Path, workdir: Path) -> float:
-    """Starts a run, waits for its first line of metrics and ends it."""
+    """Starts a run, waits for its first row of metrics, and kills it."""
     command = [sys.executable, "-m", "switokd_jax.main", f"--workdir={workdir}", *flags]
     command += ["--config.log.every=1", "--config.log.progress=False"]
     begin = time.monotonic()
@@ -28,25 +28,24 @@ def seconds_to_first_step(flags: list[str], cache: Path, workdir: Path) -> float
             if process.poll() is not None:
                 sys.exit(f"the run ended with status {process.returncode} before its first step")
             time.sleep(0.02)
-        taken = time.monotonic() - begin
+        seconds = time.monotonic() - begin
         process.kill()
-    return taken
+    return seconds
 
 
 def main() -> None:
-    """Prints both times."""
+    """Reads the flags, measures, and prints both times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=3, help="of the second start")
+    parser.add_argument("--times", type=int, default=3, help="number of starts with the full cache")
     parser.add_argument("flags", nargs="+", help="of switokd_jax.main, after --")
-    options = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        first, *again = (
-            seconds_to_first_step(options.flags, root / "cache", root / str(number))
-            for number in range(1 + options.times)
+        first, *warm = (
+            seconds_to_first_step(args.flags, root / "cache", root / str(number)) for number in range(1 + args.times)
         )
-    print(f"start to first step: {first:.1f} s with an empty cache, then {statistics.median(again):.1f} s")
-    print(f"(median of {', '.join(f'{seconds:.1f}' for seconds in again)})")
+    print(f"start to first step: {first:.1f} s with an empty cache, then {statistics.median(warm):.1f} s")
+    print(f"(median of {', '.join(f'{seconds:.1f}' for seconds in warm)})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where the time of a traced call goes, by kind of XLA operation.
+"""Time of a traced call by kind of XLA operation.
 
 python -m switokd_jax.main --config=... --workdir=W --config.log.profile=True
 python experiments/speed/trace_table.py W
@@ -17,18 +17,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-CONTAINERS = ("while", "conditional", "cond", "call")  # their time is that of what they hold
+CONTAINERS = ("while", "conditional", "cond", "call")  # their time is that of the operations inside
 
 
 def operations(trace: Path) -> list[dict[str, Any]]:
-    """The events of XLA operations: name, dur [microseconds]."""
+    """Reads the events of XLA operations from a trace; `dur` is in microseconds."""
     with gzip.open(trace, "rt") as file:
         events = json.load(file)["traceEvents"]
     return [event for event in events if event.get("ph") == "X" and "hlo_op" in event.get("args", {})]
 
 
 def by_kind(events: list[dict[str, Any]]) -> dict[str, tuple[float, int]]:
-    """Seconds and number of operations whose names differ by numbers only; the longest first."""
+    """Sums the seconds and counts the operations whose names differ in numbers only; the longest come first."""
     seconds: collections.Counter[str] = collections.Counter()
     counts: collections.Counter[str] = collections.Counter()
     for event in events:
@@ -36,23 +36,23 @@ def by_kind(events: list[dict[str, Any]]) -> dict[str, tuple[float, int]]:
         if kind not in CONTAINERS:
             seconds[kind] += event["dur"] / 1e6
             counts[kind] += 1
-    return {kind: (taken, counts[kind]) for kind, taken in seconds.most_common()}
+    return {kind: (duration, counts[kind]) for kind, duration in seconds.most_common()}
 
 
 def main() -> None:
-    """Prints the table."""
+    """Reads the flags and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--rows", type=int, default=20)
-    options = parser.parse_args()
-    traces = sorted((options.workdir / "profile").rglob("*.trace.json.gz"))
+    args = parser.parse_args()
+    traces = sorted((args.workdir / "profile").rglob("*.trace.json.gz"))
     if not traces:
-        sys.exit(f"{options.workdir}/profile holds no trace; run with --config.log.profile=True")
-    found = by_kind(operations(traces[-1]))
-    total = sum(taken for taken, _ in found.values())
+        sys.exit(f"{args.workdir}/profile holds no trace; run with --config.log.profile=True")
+    kinds = by_kind(operations(traces[-1]))
+    total = sum(duration for duration, _ in kinds.values())
     print(f"{total:.3f} s of operations, summed over threads or streams")
-    for kind, (taken, count) in [*found.items()][: options.rows]:
-        print(f"{100 * taken / total:5.1f} %  {1000 * taken:9.1f} ms  {count:6} x  {kind}")
+    for kind, (duration, count) in [*kinds.items()][: args.rows]:
+        print(f"{100 * duration / total:5.1f} %  {1000 * duration:9.1f} ms  {count:6} x  {kind}")
 
 
 if __name__ == "__main__":

@@ -1,41 +1,44 @@
-"""Many runs, each by the command that a user types: so many at a time, what is done is skipped, what was cut short
-goes on, and what fails does not keep the others from running."""
+"""Runs many training runs, each with the command that a user would type.
+
+Several run at a time. Finished runs are skipped, interrupted ones resume, and a failed run does not stop the others.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from switokd_jax.analysis.tables import aligned
+from switokd_jax.analysis.tables import align_columns
 from switokd_jax.errors import UserError
 from switokd_jax.files import write_json
 from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.resume import OVERRIDABLE_ON_RESUME
 
-Say = Callable[[str], None]
-PAUSE = 0.2  # seconds between two looks at the running processes
+LogFn = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run.
+    """One training run.
 
     Attributes:
-      name: its folder in the grid's.
+      name: its folder inside the folder of all runs.
       config: the config file.
-      flags: what it differs in, as on a command line.
-      depends_on: names of the jobs whose results it reads; it starts once they are done.
-      flops: of its training, or None where nobody counted them.
+      flags: the flags of `switokd_jax.main` besides --config and --workdir.
+      depends_on: names of the jobs whose checkpoints it reads; it starts after them.
+      flops: floating-point operations of its training, or None if they have not been counted.
     """
 
     name: str
@@ -45,78 +48,74 @@ class Job:
     flops: float | None = None
 
     def command(self, folder: Path) -> list[str]:
-        """What a user would type, with the workdir inside `folder`."""
+        """Returns the command line; the workdir is FOLDER/NAME."""
         main = [sys.executable, "-m", "switokd_jax.main"]
         return [*main, f"--config={self.config}", f"--workdir={(folder / self.name).resolve()}", *self.flags]
 
 
-@dataclasses.dataclass
-class _Running:
-    job: Job
-    process: subprocess.Popen[bytes]
-    since: float
-    slot: int
-
-
-def result(job: Job, folder: Path) -> dict[str, Any] | None:
-    """The summary of a job that is done: FOLDER/results/NAME.json has it, with the config file and flags.
+def read_result(job: Job, folder: Path) -> dict[str, Any] | None:
+    """Reads the summary of a finished job from FOLDER/results/NAME.json; returns None if the job has not finished.
 
     Raises:
-      ConfigError: if the folder has a result of that name from other flags.
+      UserError: if the result is of a run with another config file or other flags.
     """
-    path = _result(job, folder)
+    path = _result_path(job, folder)
     if not path.exists():
         return None
-    found = json.loads(path.read_text())
-    if (found["config"], _fixed(found["flags"])) != (job.config, _fixed(job.flags)):
+    result = json.loads(path.read_text())
+    if (result["config"], _fixed_flags(result["flags"])) != (job.config, _fixed_flags(job.flags)):
         raise UserError(
-            f"{path} is of a run with {' '.join([found['config'], *found['flags']])}, not "
+            f"{path} is of a run with {' '.join([result['config'], *result['flags']])}, not "
             f"{' '.join([job.config, *job.flags])}; choose another --workdir"
         )
-    made: dict[str, Any] = found["summary"]
-    return made
+    summary: dict[str, Any] = result["summary"]
+    return summary
 
 
-def run(jobs: Sequence[Job], folder: Path, max_parallel: int = 1, say: Say = print) -> dict[str, str]:
-    """Runs all jobs that are not done.
+def run(jobs: Sequence[Job], folder: Path, max_parallel: int = 1, log: LogFn = print) -> dict[str, str]:
+    """Runs all jobs that have not finished.
 
-    What a job prints goes to FOLDER/logs/NAME.txt. Ctrl-C and SIGTERM are handed to the running jobs, which save.
+    The output of a job goes to FOLDER/logs/NAME.txt. Ctrl-C and SIGTERM are passed on to the running jobs, which save
+    a checkpoint and end; no other job starts.
 
     Args:
-      jobs: in the order in which they start, but for what they wait for.
-      folder: of the grid.
-      max_parallel: how many run side by side; on Linux each gets its share of the cores, on a GPU of its memory.
-      say: takes a line of progress.
+      jobs: in the order in which they start, except that a job waits for those it depends on.
+      folder: for all workdirs, results and logs.
+      max_parallel: how many run at the same time. On Linux each gets its share of the cores, on a GPU of the memory.
+      log: receives one line for each job that ends.
 
     Returns:
-      By name of a job that is not done, why: empty if all are.
+      The reason of failure by name of each job that has no result; empty if all succeeded.
 
     Raises:
       KeyboardInterrupt: after the running jobs have ended.
     """
-    waiting = [job for job in jobs if result(job, folder) is None]
-    done, failed = {job.name for job in jobs} - {job.name for job in waiting}, dict[str, str]()
-    running: list[_Running] = []
-    if done:
-        say(f"{len(done)} of {len(jobs)} runs are done")
-    with _terminable():
+    pending = [job for job in jobs if read_result(job, folder) is None]
+    finished, failed = {job.name for job in jobs} - {job.name for job in pending}, dict[str, str]()
+    if finished:
+        log(f"{len(finished)} of {len(jobs)} runs are done")
+    processes = _Processes(folder, max_parallel)
+    futures: dict[concurrent.futures.Future[_Outcome], Job] = {}
+    with _sigterm_as_interrupt(), concurrent.futures.ThreadPoolExecutor(max_parallel) as pool:
         try:
-            while waiting or running:
-                _start(waiting, running, done, failed, folder, max_parallel)
-                time.sleep(PAUSE)
-                for each in [each for each in running if each.process.poll() is not None]:
-                    running.remove(each)
-                    name, status = each.job.name, each.process.returncode
-                    if status == 0:
-                        scores = _note(each.job, folder)
-                        done.add(name)
-                        say(f"[{len(done)}/{len(jobs)}] {name}: {scores}, {time.monotonic() - each.since:.0f} s")
+            while pending or futures:
+                for job in _take_ready(pending, finished, max_parallel - len(futures)):
+                    futures[pool.submit(processes.run, job)] = job
+                failed |= _take_unreachable(pending, failed, idle=not futures)
+                ended, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in ended:
+                    job, outcome = futures.pop(future), future.result()
+                    if outcome.returncode == 0:
+                        scores = _write_result(job, folder)
+                        finished.add(job.name)
+                        log(f"[{len(finished)}/{len(jobs)}] {job.name}: {scores}, {outcome.seconds:.0f} s")
                     else:
-                        failed[name] = _last_line(_log(each.job, folder)) or f"status {status}"
-                        say(f"{name} failed: {failed[name]}")
-        except KeyboardInterrupt:
-            say("waiting for the running jobs to save")
-            _end(running)
+                        failed[job.name] = _last_line(_log_path(job, folder)) or f"status {outcome.returncode}"
+                        log(f"{job.name} failed: {failed[job.name]}")
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                log("waiting for the running jobs to save")
+            processes.terminate()  # the pool then waits for its threads, and they for their processes
             raise
     return failed
 
@@ -124,110 +123,174 @@ def run(jobs: Sequence[Job], folder: Path, max_parallel: int = 1, say: Say = pri
 def plan(
     jobs: Sequence[Job], folder: Path, max_parallel: int, flops_per_second: float | None = None, start: float = 30.0
 ) -> str:
-    """What would run, as text: each job's state and its time.
+    """Formats what would run as text: the state of each job, and an estimate of its time.
 
-    The time of a job is `start` seconds and its floating-point operations at the rate of the jobs that are done, or
-    else at `flops_per_second`. That jobs side by side slow each other down is not in it.
+    The time of a job is `start` plus its floating-point operations at the rate of the finished jobs, or at
+    `flops_per_second` if there are none. The estimate ignores that parallel jobs slow each other down.
+
+    Args:
+      jobs: as `run` takes them.
+      folder: likewise.
+      max_parallel: likewise.
+      flops_per_second: of this machine in training; None if unknown.
+      start: seconds from the start of a job to its first step.
     """
-    made = {job.name: result(job, folder) for job in jobs}
-    done = [each for each in made.values() if each]
-    rate = sum(of["training_flops"] for of in done) / sum(of["seconds"] for of in done) if done else flops_per_second
+    summaries = {job.name: summary for job in jobs if (summary := read_result(job, folder))}
+    rate = flops_per_second
+    if summaries:
+        rate = sum(s["training_flops"] for s in summaries.values()) / sum(s["seconds"] for s in summaries.values())
     rows, total = [("run", "state", "time")], 0.0
     for job in jobs:
-        state = "goes on" if Workdir(folder / job.name).checkpoints.exists() else "to do"
+        if job.name in summaries:
+            rows.append((job.name, "done", ""))
+            continue
+        state = "resumes" if Workdir(folder / job.name).checkpoints.exists() else "to do"
         seconds = start + job.flops / rate if job.flops and rate else None
-        if made[job.name]:
-            state, seconds = "done", 0.0
         total += seconds or 0.0
-        rows.append((job.name, state, "?" if seconds is None else "" if state == "done" else duration(seconds)))
-    left = f"{len(jobs) - len(done)} of {len(jobs)} runs"
+        rows.append((job.name, state, "?" if seconds is None else format_duration(seconds)))
+    remaining = f"{len(jobs) - len(summaries)} of {len(jobs)} runs"
     if not rate or any(job.flops is None for job in jobs):
-        return f"{aligned(rows)}\n{left}"
-    speed = f"{rate / 1e9:,.0f} GFLOP/s, {'as those done' if done else 'assumed'}"
-    return f"{aligned(rows)}\n{left}, about {duration(total / max_parallel)} with {max_parallel} at a time ({speed})"
+        return f"{align_columns(rows)}\n{remaining}"
+    duration = f"about {format_duration(total / max_parallel)} with {max_parallel} at a time"
+    speed = f"{rate / 1e9:,.0f} GFLOP/s, {'as those done' if summaries else 'assumed'}"
+    return f"{align_columns(rows)}\n{remaining}, {duration} ({speed})"
 
 
-def duration(seconds: float) -> str:
-    """'45 s', '12 min', '3.5 h', '2.1 days'."""
+def format_duration(seconds: float) -> str:
+    """Formats a rough duration in its largest unit.
+
+    >>> [format_duration(seconds) for seconds in (45, 720, 12600, 181440)]
+    ['45 s', '12 min', '3.5 h', '2.1 days']
+    """
     for unit, size in (("days", 86400.0), ("h", 3600.0)):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def _start(
-    waiting: list[Job], running: list[_Running], done: set[str], failed: dict[str, str], folder: Path, max_parallel: int
-) -> None:
-    """Starts what may start; a job that waits for one that failed fails."""
-    for job in [*waiting]:
-        if lost := [name for name in job.depends_on if name in failed]:
-            waiting.remove(job)
-            failed[job.name] = f"it needs {lost[0]}, which failed"
-        elif len(running) < max_parallel and done.issuperset(job.depends_on):
-            waiting.remove(job)
-            slot = next(i for i in range(max_parallel) if i not in {each.slot for each in running})
-            running.append(_Running(job, _spawn(job, folder, slot, max_parallel), time.monotonic(), slot))
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """Exit status of a process, and how long it ran."""
+
+    returncode: int
+    seconds: float
 
 
-def _spawn(job: Job, folder: Path, slot: int, max_parallel: int) -> subprocess.Popen[bytes]:
-    log = _log(job, folder)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = dict(os.environ)
-    if max_parallel > 1:
-        environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / max_parallel:.3f}")
-    with log.open("ab") as out:
-        # A session of its own: Ctrl-C reaches it through us, once.
-        process = subprocess.Popen(
-            job.command(folder), stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-    if hasattr(os, "sched_setaffinity") and max_parallel > 1:
-        cores = sorted(os.sched_getaffinity(0))
-        if len(cores) >= max_parallel:  # XLA takes a thread for each core that it sees
-            os.sched_setaffinity(process.pid, cores[slot::max_parallel])
-    return process
+class _Processes:
+    """The child processes of `run`: starts them from the pool's threads, and terminates all of them at once."""
+
+    def __init__(self, folder: Path, max_parallel: int) -> None:
+        self._folder, self._max_parallel = folder, max_parallel
+        self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(max_parallel):
+            self._slots.put(slot)
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._terminated = False
+        self._lock = threading.Lock()
+
+    def run(self, job: Job) -> _Outcome:
+        """Runs a job to its end; after `terminate` nothing starts any more."""
+        slot, begin = self._slots.get(), time.monotonic()
+        with self._lock:  # a process must not start between the end of `terminate` and being known to it
+            if self._terminated:
+                return _Outcome(-signal.SIGTERM, 0.0)
+            process = self._start(job, slot)
+            self._running.add(process)
+        returncode = process.wait()
+        with self._lock:
+            self._running.remove(process)
+        self._slots.put(slot)
+        return _Outcome(returncode, time.monotonic() - begin)
+
+    def terminate(self) -> None:
+        """Sends SIGTERM to all running processes."""
+        with self._lock:
+            self._terminated = True
+            for process in self._running:
+                process.terminate()
+
+    def _start(self, job: Job, slot: int) -> subprocess.Popen[bytes]:
+        environment = dict(os.environ)
+        if self._max_parallel > 1:
+            environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / self._max_parallel:.3f}")
+        path = _log_path(job, self._folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as output:
+            # In a session of its own, or the terminal would send Ctrl-C to the process as well as to us.
+            process = subprocess.Popen(
+                job.command(self._folder),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        if hasattr(os, "sched_setaffinity") and self._max_parallel > 1:
+            cores = sorted(os.sched_getaffinity(0))
+            if len(cores) >= self._max_parallel:  # XLA starts a thread for each core that it may use
+                os.sched_setaffinity(process.pid, cores[slot :: self._max_parallel])
+        return process
+
+
+def _take_ready(pending: list[Job], finished: set[str], limit: int) -> list[Job]:
+    """Removes from `pending`, and returns, the first jobs whose dependencies have finished: at most `limit`."""
+    ready = [job for job in pending if finished.issuperset(job.depends_on)][:limit]
+    for job in ready:
+        pending.remove(job)
+    return ready
+
+
+def _take_unreachable(pending: list[Job], failed: Mapping[str, str], *, idle: bool) -> dict[str, str]:
+    """Removes from `pending` the jobs that can never start, and returns the reason by name.
+
+    These are the jobs that depend on a failed one and, where `idle` says that none is running, all others: they depend
+    on each other, or on jobs that are not in the list.
+    """
+    reasons = {}
+    for job in [*pending]:
+        lost = [name for name in job.depends_on if name in failed or name in reasons]
+        if lost or idle:
+            pending.remove(job)
+            reasons[job.name] = (
+                f"it needs {lost[0]}, which failed"
+                if lost
+                else f"it needs {', '.join(job.depends_on)}, which never ran"
+            )
+    return reasons
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM is a Ctrl-C while the context lasts."""
-    if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Turns SIGTERM into a KeyboardInterrupt within the context."""
+    if threading.current_thread() is not threading.main_thread():  # only there Python allows signal handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
-def _end(running: Sequence[_Running]) -> None:
-    for each in running:
-        if each.process.poll() is None:
-            each.process.send_signal(signal.SIGTERM)
-    for each in running:
-        each.process.wait()
-
-
-def _note(job: Job, folder: Path) -> str:
-    """Writes the result of a job that has ended; the scores for people."""
-    made = json.loads(Workdir(folder / job.name).summary.read_text())
-    path = _result(job, folder)
+def _write_result(job: Job, folder: Path) -> str:
+    """Writes the result of a job that succeeded, and returns its scores as text."""
+    summary = json.loads((folder / job.name / "summary.json").read_text())
+    path = _result_path(job, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"config": job.config, "flags": [*job.flags], "summary": made})
-    return ", ".join(f"{name} {of['final_top1']:.2f} %" for name, of in made["networks"].items())
+    write_json(path, {"config": job.config, "flags": [*job.flags], "summary": summary})
+    return ", ".join(f"{name} {scores['final_top1']:.2f} %" for name, scores in summary["networks"].items())
 
 
-def _fixed(flags: Sequence[str]) -> list[str]:
-    """The flags that may not change between two starts."""
-    free = tuple(f"--config.{name}" for name in OVERRIDABLE_ON_RESUME)
-    return [each for each in flags if not each.startswith(free)]
+def _fixed_flags(flags: Sequence[str]) -> list[str]:
+    """Returns the flags that must be the same when a run is resumed."""
+    overridable = tuple(f"--config.{name}" for name in OVERRIDABLE_ON_RESUME)
+    return [flag for flag in flags if not flag.startswith(overridable)]
 
 
-def _result(job: Job, folder: Path) -> Path:
+def _result_path(job: Job, folder: Path) -> Path:
     return folder / "results" / f"{job.name}.json"
 
 
-def _log(job: Job, folder: Path) -> Path:
+def _log_path(job: Job, folder: Path) -> Path:
     return folder / "logs" / f"{job.name}.txt"
 
 

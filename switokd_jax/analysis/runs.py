@@ -1,4 +1,4 @@
-"""Runs that have ended, read from their workdirs, and those of them that are seeds of the same experiment."""
+"""Finished runs, read from their workdirs, and groups of runs that differ in their seed only."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.metric_writers import MetricsRow, read_metrics
 from switokd_jax.workdir.resume import flatten, is_overridable, settings
 
-LONGEST = 40  # characters of a label
+MAX_LABEL_LENGTH = 40  # characters
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """Made by `read`.
+    """One finished run; `read_run` loads it.
 
     Attributes:
       folder: the workdir.
-      config: the content of its config.json.
-      summary: of its summary.json.
+      config: content of config.json.
+      summary: content of summary.json.
     """
 
     folder: Path
@@ -33,18 +33,23 @@ class Run:
     summary: Mapping[str, Any]
 
     @functools.cached_property
-    def lines(self) -> list[MetricsRow]:
-        """The lines of its metrics.jsonl."""
+    def all_rows(self) -> list[MetricsRow]:
+        """All rows of metrics.jsonl, in their order."""
         return read_metrics(Workdir(self.folder).metrics)
 
-    def of_split(self, split: str) -> list[MetricsRow]:
-        """Those of 'train', 'validation' or 'test'."""
-        return [line for line in self.lines if line["split"] == split]
+    def rows(self, split: str) -> list[MetricsRow]:
+        """Returns the rows of one split: 'train', 'validation', 'test' or 'skipped'."""
+        return [row for row in self.all_rows if row["split"] == split]
 
     @property
     def networks(self) -> list[str]:
-        """Names, in the topology's order."""
+        """Names of the networks, in the topology's order."""
         return [*self.summary["networks"]]
+
+    @property
+    def pairs(self) -> list[str]:
+        """Names of the switched pairs, 'teacher->student'; empty where the method does not switch."""
+        return [*self.summary["switch"]]
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -65,59 +70,61 @@ class Run:
         }
 
 
-def read(folder: str | Path) -> Run:
-    """Reads a run.
+def read_run(folder: str | Path) -> Run:
+    """Reads one finished run.
 
     Raises:
-      ConfigError: if the folder holds none, or one that has not ended.
+      UserError: if the folder is no workdir, or the run in it has not finished.
     """
-    where = Path(folder)
-    paths = Workdir(where)
-    values = []
+    folder = Path(folder)
+    paths, content = Workdir(folder), []
     for path in (paths.config, paths.summary):
         try:
-            values.append(json.loads(path.read_text()))
+            content.append(json.loads(path.read_text()))
         except OSError as error:
-            what = "no run" if path == paths.config else "a run that has not ended; start its command again"
-            raise UserError(f"{where} holds {what} ({path.name}: {error.strerror})") from None
+            problem = "no run" if path == paths.config else "an unfinished run; repeat its command to resume it"
+            raise UserError(f"{folder} holds {problem} ({path.name}: {error.strerror})") from None
         except ValueError:
             raise UserError(f"{path} is not JSON; name a run's folder") from None
-    config, summary = values
-    return Run(where, config, summary)
+    config, summary = content
+    return Run(folder, config, summary)
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """Reads runs; a folder without one stands for all runs that have ended in the folders inside it.
+    """Loads runs. A folder that is not itself a workdir is searched recursively for finished runs.
 
     Raises:
-      ConfigError: naming a folder in which there is none.
+      UserError: naming a folder in which there is none.
     """
-    found = []
+    runs = []
     for folder in map(Path, folders):
         paths = Workdir(folder)
-        inside = [] if paths.config.exists() else sorted(p.parent for p in folder.rglob(paths.summary.name))
-        found += [read(each) for each in inside or [folder]]
-    return found
+        workdirs = [] if paths.config.exists() else sorted(path.parent for path in folder.rglob(paths.summary.name))
+        runs += [read_run(workdir) for workdir in workdirs or [folder]]
+    return runs
 
 
 def group_by_settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs of the same settings, which differ in their seeds, under a label that says what sets them apart: the method
-    where that is enough, otherwise the settings that are not alike, or, were that too long, the folder's name."""
-    alike: list[list[Run]] = []
+    """Groups runs of the same settings, which differ in their seeds, by a label that tells the groups apart.
+
+    The label is the method where that is enough, otherwise the method and the settings that differ, or the folder's
+    name where that would be too long.
+    """
+    groups: list[list[Run]] = []
     for run in runs:
-        place = next((group for group in alike if group[0].settings == run.settings), None)
-        if place is None:
-            alike.append([run])
+        group = next((group for group in groups if group[0].settings == run.settings), None)
+        if group is None:
+            groups.append([run])
         else:
-            place.append(run)
-    labels = [_label(group[0], [other[0] for other in alike]) for group in alike]
+            group.append(run)
+    labels = [_label(group[0], [other[0] for other in groups]) for group in groups]
     if len({*labels}) < len(labels):
-        labels = [str(group[0].folder) for group in alike]
-    return dict(zip(labels, alike, strict=True))
+        labels = [str(group[0].folder) for group in groups]
+    return dict(zip(labels, groups, strict=True))
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The settings that are not alike in all runs, by dotted name: a value for each run, None where it has none."""
+    """Returns the settings that differ between runs, by dotted name: a value for each run, None where it has none."""
     names = sorted({name for run in runs for name in run.settings})
     values = {name: [run.settings.get(name) for run in runs] for name in names}
     return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
@@ -127,9 +134,11 @@ def _label(run: Run, firsts: Sequence[Run]) -> str:
     method = str(run.config["method"])
     if [first.config["method"] for first in firsts].count(method) == 1:
         return method
-    apart = differences([first for first in firsts if first.config["method"] == method])
-    enough = [name for name, values in apart.items() if len({str(value) for value in values}) == len(values)]
-    # One setting is enough where each has a value of its own; of several the method's own.
-    chosen = sorted(enough, key=lambda name: not name.startswith(f"{method}."))[:1] or [*apart]
-    label = ", ".join([method, *(f"{name.split('.')[-1]}={run.settings.get(name)}" for name in chosen)])
-    return label if len(label) <= LONGEST else run.folder.name
+    differing = differences([first for first in firsts if first.config["method"] == method])
+    distinguishing = [
+        name for name, values in differing.items() if len({str(value) for value in values}) == len(values)
+    ]
+    # One setting that has another value in each group is enough; the method's own settings come first.
+    names = sorted(distinguishing, key=lambda name: not name.startswith(f"{method}."))[:1] or [*differing]
+    label = ", ".join([method, *(f"{name.split('.')[-1]}={run.settings.get(name)}" for name in names)])
+    return label if len(label) <= MAX_LABEL_LENGTH else run.folder.name

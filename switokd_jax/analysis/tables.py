@@ -1,4 +1,4 @@
-"""Tables of results: means and standard deviations over seeds beside published numbers, in three forms."""
+"""Tables of results: mean and standard deviation over seeds, for the terminal and as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import rich.console
+import rich.measure
+import rich.table
+from rich.text import Text
+
 from switokd_jax.files import atomic_write
 
 MISSING = "-"
@@ -17,7 +22,12 @@ MISSING = "-"
 
 @dataclasses.dataclass(frozen=True)
 class MeanStd:
-    """Values of several seeds; `digits` behind the point."""
+    """Values of several seeds, shown as their mean and standard deviation.
+
+    Attributes:
+      values: one for each seed; may be empty.
+      digits: decimal places in the text.
+    """
 
     values: tuple[float, ...]
     digits: int = 2
@@ -28,16 +38,20 @@ class MeanStd:
         return statistics.fmean(self.values)
 
     @property
-    def deviation(self) -> float | None:
-        """Sample standard deviation; None of one value."""
+    def std(self) -> float | None:
+        """Sample standard deviation (n - 1); None for fewer than two values."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def text(self, plus_minus: str = "\N{PLUS-MINUS SIGN}") -> str:
-        """'mean ± deviation', or the one value."""
+        """Formats the values as 'mean ± std', as 'mean' for one value, or as '-' for none.
+
+        >>> MeanStd((90.0, 91.0, 95.0)).text()
+        '92.00 ± 2.65'
+        """
         if not self.values:
             return MISSING
         mean = f"{self.mean:.{self.digits}f}"
-        return mean if self.deviation is None else f"{mean} {plus_minus} {self.deviation:.{self.digits}f}"
+        return mean if self.std is None else f"{mean} {plus_minus} {self.std:.{self.digits}f}"
 
 
 Cell = str | float | int | None | MeanStd
@@ -45,12 +59,13 @@ Cell = str | float | int | None | MeanStd
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Attributes:
+    """A table of results.
 
-    title: one line.
-    head: names of the columns.
-    rows: a cell for each column; the first ones say what the row is.
-    note: what a reader has to know, such as the size of the runs.
+    Attributes:
+      title: one line.
+      head: names of the columns.
+      rows: one cell for each column; the first columns, up to the first with numbers, name the row.
+      note: what a reader has to know, such as the size of the runs.
     """
 
     title: str
@@ -59,49 +74,49 @@ class Table:
     note: str = ""
 
 
-def markdown(table: Table) -> str:
-    """As Markdown."""
+def to_markdown(table: Table) -> str:
+    """Formats a table as GitHub's Markdown."""
     lines = [table.head, ["---"] * len(table.head), *([_plain(cell) for cell in row] for row in table.rows)]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{table.title}\n\n{body}\n" + (f"\n{table.note}\n" if table.note else "")
 
 
-def comma_separated(table: Table) -> str:
-    """As CSV: a column of spreads becomes three, mean, deviation and number of seeds."""
-    spread = [any(isinstance(row[i], MeanStd) for row in table.rows) for i in range(len(table.head))]
+def to_csv(table: Table) -> str:
+    """Formats a table as CSV. A column of `MeanStd` becomes three: mean, standard deviation and number of seeds."""
+    is_mean_std = [any(isinstance(row[i], MeanStd) for row in table.rows) for i in range(len(table.head))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    # 'deviation', not 'std': readers of files from earlier versions look for it.
     writer.writerow(
         [
             name
             for i, head in enumerate(table.head)
-            for name in ((f"{head} mean", f"{head} deviation", f"{head} seeds") if spread[i] else (head,))
+            for name in ((f"{head} mean", f"{head} deviation", f"{head} seeds") if is_mean_std[i] else (head,))
         ]
     )
     for row in table.rows:
         cells: list[object] = []
         for i, cell in enumerate(row):
             if isinstance(cell, MeanStd):
-                cells += [cell.mean if cell.values else "", cell.deviation, len(cell.values)]
+                cells += [cell.mean if cell.values else "", cell.std, len(cell.values)]
             else:
-                cells += [cell, *(("", "") if spread[i] else ())]
+                cells += [cell, *(("", "") if is_mean_std[i] else ())]
         writer.writerow(["" if cell is None else cell for cell in cells])
     return out.getvalue()
 
 
-def latex(table: Table) -> str:
-    """As a LaTeX table for the package booktabs."""
-    heads = [*table.head]
-    left = [not _numbers(table, i) for i in range(len(heads))]
+def to_latex(table: Table) -> str:
+    """Formats a table as LaTeX, for the package booktabs."""
+    alignment = "".join("r" if _is_numeric(table, i) else "l" for i in range(len(table.head)))
     lines = [
         r"\begin{table}",
         r"  \centering",
-        rf"  \caption{{{_escaped(table.title)}{' ' + _escaped(table.note) if table.note else ''}}}",
-        rf"  \begin{{tabular}}{{{''.join('l' if is_text else 'r' for is_text in left)}}}",
+        rf"  \caption{{{_escape_latex(table.title)}{' ' + _escape_latex(table.note) if table.note else ''}}}",
+        rf"  \begin{{tabular}}{{{alignment}}}",
         r"    \toprule",
-        f"    {' & '.join(map(_escaped, heads))} " + r"\\",
+        f"    {' & '.join(map(_escape_latex, table.head))} " + r"\\",
         r"    \midrule",
-        *(f"    {' & '.join(map(_in_latex, row))} " + r"\\" for row in table.rows),
+        *(f"    {' & '.join(map(_latex_cell, row))} " + r"\\" for row in table.rows),
         r"    \bottomrule",
         r"  \end{tabular}",
         r"\end{table}",
@@ -109,50 +124,86 @@ def latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-FORMS = {".md": markdown, ".csv": comma_separated, ".tex": latex}
+FORMATTERS = {".md": to_markdown, ".csv": to_csv, ".tex": to_latex}
 
 
 def write(table: Table, stem: Path) -> list[Path]:
-    """Writes STEM.md, STEM.csv and STEM.tex."""
+    """Writes STEM.md, STEM.csv and STEM.tex, and returns their paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    made = []
-    for suffix, form in FORMS.items():
-        path, text = stem.with_name(stem.name + suffix), form(table)
+    paths = []
+    for suffix, formatter in FORMATTERS.items():
+        path, text = stem.with_name(stem.name + suffix), formatter(table)
         atomic_write(path, lambda p, text=text: p.write_text(text))  # type: ignore[misc]
-        made.append(path)
-    return made
+        paths.append(path)
+    return paths
 
 
-def console(table: Table, width: int) -> str:
-    """For a terminal of `width` columns: what does not fit beside the rest stands below it, under the same names of
-    rows. A single column may be wider."""
-    names = max(1, next((i for i in range(len(table.head)) if _numbers(table, i)), len(table.head)))
-    rows = [table.head, *([_plain(cell) for cell in row] for row in table.rows)]
-    blocks: list[str] = []
-    widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(table.head))]
-    left = [*range(names, len(table.head))]
-    while left or not blocks:
-        taken = [*range(names)]
-        while left and (len(taken) == names or sum(widths[i] for i in [*taken, left[0]]) - 2 <= width):
-            taken.append(left.pop(0))
-        blocks.append(aligned([[row[i] for i in taken] for row in rows], names))
+def to_console(table: Table, width: int) -> str:
+    """Formats a table for a terminal: text to the left, numbers to the right.
+
+    Columns that do not fit side by side follow in blocks below, each with the row names again. No cell is broken or
+    truncated: a single column that is too wide for the terminal stays wider.
+
+    Args:
+      table: any table.
+      width: of the terminal, in columns.
+    """
+    num_names = max(1, next((i for i in range(len(table.head)) if _is_numeric(table, i)), len(table.head)))
+    rows = [[_plain(cell) for cell in row] for row in table.rows]
+
+    def block(columns: Sequence[int]) -> rich.table.Table:
+        return _rich_table([[row[i] for i in columns] for row in [[*table.head], *rows]], num_names)
+
+    names = [*range(num_names)]
+    blocks, columns = [], names
+    for column in range(num_names, len(table.head)):
+        if columns != names and _width(block([*columns, column])) > width:
+            blocks.append(block(columns))
+            columns = names
+        columns = [*columns, column]
+    blocks.append(block(columns))
     note = [textwrap.fill(table.note, width)] if table.note else []
-    return "\n\n".join([table.title, *blocks, *note]) + "\n"
+    return "\n\n".join([table.title, *map(_render, blocks), *note]) + "\n"
 
 
-def aligned(rows: Sequence[Sequence[str]], names: int = 1) -> str:
-    """Columns as wide as their widest cell, the first `names` to the left and the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < names else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+def align_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Formats rows of text, the first of which is the head, with the first column to the left and others to the right.
+
+    >>> print(align_columns([("run", "time"), ("a_long_one", "3 s")]))
+    run         time
+    a_long_one   3 s
+    """
+    return _render(_rich_table(rows, num_names=1))
 
 
-def _numbers(table: Table, column: int) -> bool:
+def _rich_table(rows: Sequence[Sequence[str]], num_names: int) -> rich.table.Table:
+    table = rich.table.Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, head in enumerate(rows[0]):
+        # Text, not str: a name in brackets is no markup.
+        table.add_column(Text(head), justify="left" if i < num_names else "right", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _width(table: rich.table.Table) -> int:
+    console = _plain_console()
+    return rich.measure.Measurement.get(console, console.options, table).maximum
+
+
+def _render(table: rich.table.Table) -> str:
+    console = _plain_console()
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _plain_console() -> rich.console.Console:
+    """Returns a console without colors or a width of its own, so that the text is the same in terminals and files."""
+    return rich.console.Console(width=10_000, file=io.StringIO(), color_system=None, force_terminal=False)
+
+
+def _is_numeric(table: Table, column: int) -> bool:
     return any(isinstance(row[column], MeanStd | float | int) for row in table.rows)
 
 
@@ -166,12 +217,12 @@ def _plain(cell: Cell) -> str:
     return MISSING if cell is None else str(cell)
 
 
-def _in_latex(cell: Cell) -> str:
+def _latex_cell(cell: Cell) -> str:
     if isinstance(cell, MeanStd) and cell.values:
         return "$" + cell.text(r"\pm") + "$"
-    return _escaped(_plain(cell))
+    return _escape_latex(_plain(cell))
 
 
-def _escaped(text: str) -> str:
+def _escape_latex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(special.get(c, rf"\{c}" if c in "&%$#_{}" else c) for c in text)

@@ -1,21 +1,19 @@
-"""Pictures drawn from a run's metrics.jsonl."""
+"""Figures of finished runs, drawn from their metrics and networks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from switokd_jax.workdir.layout import Workdir
-from switokd_jax.workdir.metric_writers import read_metrics
-
 
 def draw_run(workdir: Path) -> list[Path]:
-    """Draws figures/curves.png and, where the run switched, figures/switching.png."""
-    # matplotlib takes a second to import, which a run has at its end.
-    from switokd_jax.figures.curves import draw_curves
-    from switokd_jax.figures.switching import draw_switching
+    """Draws the figures that the end of training shows into WORKDIR/figures, and returns their paths.
 
-    lines = read_metrics(Workdir(workdir).metrics)
-    folder = Workdir(workdir).figures
-    folder.mkdir(exist_ok=True)
-    drawn = [draw_curves(lines, folder / "curves.png"), draw_switching(lines, folder / "switching.png")]
-    return [path for path in drawn if path]
+    Args:
+      workdir: of a run whose summary.json is written.
+    """
+    # Importing matplotlib takes a second; a run should not spend it before it trains.
+    from switokd_jax.analysis.runs import read_run
+    from switokd_jax.figures import draw_all
+
+    pictures = draw_all.draw([read_run(workdir)], workdir / "figures", after_training=True)
+    return [picture.path for picture in pictures]

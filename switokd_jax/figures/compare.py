@@ -1,11 +1,13 @@
-"""Runs side by side: top-1 over epochs, the share of expert steps, and top-1 against what training cost.
+"""Figures of runs side by side: top-1 over epochs, the share of expert steps, and top-1 against training cost.
 
-As many experiments as one panel can tell apart share a panel for each network. Of more, each has a panel, where the
-others stand behind it in grey."""
+A few experiments share a panel for each network or pair. If there are more than one panel can tell apart, each
+experiment has its own panel, with the others in gray in the background.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,25 +17,30 @@ from matplotlib.figure import Figure
 
 from switokd_jax.analysis.runs import Run
 from switokd_jax.figures import style
-from switokd_jax.figures.curves import epoch_means
+from switokd_jax.figures.curves import rows_by_epoch
 from switokd_jax.figures.style import Picture
+from switokd_jax.metrics import expert_share_of_rows
 from switokd_jax.models.flops import training_flops, unit
 
 Groups = Mapping[str, Sequence[Run]]
+"""Runs that differ in their seed only, by the label of their experiment."""
 Curve = tuple[np.ndarray, np.ndarray]
-ACROSS, ACROSS_SMALL = 3, 4  # panels in a row
+"""x and y, both [points]."""
+PANELS_PER_ROW, SMALL_PANELS_PER_ROW = 3, 4
+MAX_TITLE_LENGTH = 40  # characters in a line above a panel
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """What a picture is of.
+    """The quantity that a figure shows.
 
     Attributes:
-      stem: of its file's name.
-      caption: what it shows.
-      xlabel, ylabel: of the axes; a '{}' in the latter is the network's or pair's name.
-      curve: of a run and one of its networks or pairs; None if the run does not know it.
-      ends: whether the last place is marked, since the lines end at different ones.
+      stem: of the file's name.
+      caption: of the picture.
+      xlabel, ylabel: of the axes; a '{}' in the latter is the name of the panel's network or pair.
+      curve: returns the curve of a run for one such name; None if the run has none.
+      mark_end: whether the last point has a marker, because the lines end at different x.
+      title: of a panel; a '{}' is its name. For names too long for the side of a panel.
     """
 
     stem: str
@@ -41,165 +48,202 @@ class Measure:
     xlabel: str
     ylabel: str
     curve: Callable[[Run, str], Curve | None]
-    ends: bool = False
+    mark_end: bool = False
+    title: str = ""
 
 
 def draw_accuracy(groups: Groups, folder: Path) -> list[Picture]:
-    """Test top-1 of every network over the epochs; mean of the seeds, the band is one standard deviation.
+    """Draws the test top-1 of every network over the epochs: the mean of the seeds, and a band of one std.
 
     Args:
-      groups: runs that differ in their seed only, by label.
+      groups: at least two runs; a single one has `curves`.
       folder: for the PNGs.
 
     Returns:
-      Of few experiments one picture or, where there is nothing to draw, none; of many one for each network.
+      One picture for a few experiments, one for each network for many, and none if there is nothing to draw.
     """
-    names = _all(run.networks for runs in groups.values() for run in runs)
+    if sum(len(seeds) for seeds in groups.values()) < 2:
+        return []
     measure = Measure("accuracy", "Top-1 over the epochs", "epoch", "{} top-1 (%)", _accuracy)
-    return _draw(groups, names, measure, folder)
+    return draw_measure(groups, _union(run.networks for run in _runs(groups)), measure, folder)
 
 
-def draw_shares(groups: Groups, folder: Path) -> list[Picture]:
-    """Share of expert steps in each epoch, by pair; as `draw_accuracy`."""
-    pairs = _all(run.summary["switch"] for runs in groups.values() for run in runs)
-    measure = Measure("expert_share", "Expert steps over the epochs", "epoch", "{} expert steps (%)", share)
-    return _draw(groups, pairs, measure, folder)
+def draw_expert_shares(groups: Groups, folder: Path) -> list[Picture]:
+    """Draws the share of expert steps in each epoch by pair, with bands as in `draw_accuracy`."""
+    measure = Measure(
+        "expert_share", "Expert steps over the epochs", "epoch", "{} expert steps (%)", expert_share_curve
+    )
+    return draw_measure(groups, _union(run.pairs for run in _runs(groups)), measure, folder)
 
 
 def draw_costs(groups: Groups, folder: Path) -> list[Picture]:
-    """Test top-1 of every network against the floating-point operations of the whole run up to then, steps without a
-    backward pass counted as such; as `draw_accuracy`."""
-    runs = [run for of in groups.values() for run in of if "training_flops" in run.summary]
+    """Draws the test top-1 of every network against the floating-point operations of training up to then.
+
+    A step that pauses a network counts without that network's backward pass. Bands are those of `draw_accuracy`.
+    """
+    runs = [run for run in _runs(groups) if "training_flops" in run.summary]
     if not runs:
         return []
-    name, size = unit(max(run.summary["training_flops"] for run in runs))
+    unit_name, unit_size = unit(max(run.summary["training_flops"] for run in runs))
 
     def curve(run: Run, name: str) -> Curve | None:
         accuracy = _accuracy(run, name)
-        return None if accuracy is None or "training_flops" not in run.summary else (costs(run) / size, accuracy[1])
+        if accuracy is None or "training_flops" not in run.summary:
+            return None
+        return cumulative_flops(run) / unit_size, accuracy[1]
 
-    caption, xlabel = "Top-1 against the training that it cost", f"training cost ({name})"
-    measure = Measure("cost", caption, xlabel, "{} top-1 (%)", curve, ends=True)
-    return _draw(groups, _all(run.networks for run in runs), measure, folder)
+    caption, xlabel = "Top-1 against the training that it cost", f"training cost ({unit_name})"
+    measure = Measure("cost", caption, xlabel, "{} top-1 (%)", curve, mark_end=True)
+    return draw_measure(groups, _union(run.networks for run in runs), measure, folder)
 
 
-def share(run: Run, pair: str) -> Curve | None:
-    """Epochs, and the percentage of expert steps in each; None if the run does not know the pair."""
-    if pair not in run.summary["switch"]:
+def expert_share_curve(run: Run, pair: str) -> Curve | None:
+    """Returns the ends of the epochs and the percentage of expert steps in each; None if the run has no such pair."""
+    rows = [row for row in run.rows("train") if f"{pair}/expert" in row]
+    if pair not in run.pairs or not rows:
         return None
-    epochs, shares = epoch_means(run.of_split("train"), f"{pair}/expert")
-    return epochs, 100.0 * shares
+    by_epoch = rows_by_epoch(rows)
+    shares = [100.0 * expert_share_of_rows(epoch, pair) for epoch in by_epoch.values()]
+    return np.asarray([*by_epoch]), np.asarray(shares)
 
 
-def costs(run: Run) -> np.ndarray:
-    """Floating-point operations training_flops at each evaluation of the test split."""
-    per_epoch = run.summary["examples"] / run.summary["epochs"]
-    made = []
-    for line in run.of_split("test"):
-        networks = {name: {**of, "updates": line[f"{name}/updates"]} for name, of in run.summary["networks"].items()}
-        made.append(training_flops(networks, line["step"], line["epoch"] * per_epoch))
-    return np.asarray(made)
+def cumulative_flops(run: Run) -> np.ndarray:
+    """Returns the floating-point operations of training up to each evaluation of the test split, [evaluations]."""
+    examples_per_epoch = run.summary["examples"] / run.summary["epochs"]
+    flops = []
+    for row in run.rows("test"):
+        networks = {
+            name: {**network, "updates": row[f"{name}/updates"]} for name, network in run.summary["networks"].items()
+        }
+        flops.append(training_flops(networks, row["step"], row["epoch"] * examples_per_epoch))
+    return np.asarray(flops)
 
 
 def _accuracy(run: Run, name: str) -> Curve | None:
-    lines = run.of_split("test")
-    if not lines or f"{name}/top1" not in lines[0]:
+    rows = run.rows("test")
+    if not rows or f"{name}/top1" not in rows[0]:
         return None
-    return np.asarray([line["epoch"] for line in lines]), np.asarray([line[f"{name}/top1"] for line in lines])
+    return np.asarray([row["epoch"] for row in rows]), np.asarray([row[f"{name}/top1"] for row in rows])
 
 
-def _draw(groups: Groups, names: Sequence[str], measure: Measure, folder: Path) -> list[Picture]:
-    seeds = any(len(of) > 1 for of in groups.values())
-    bands = "; bands are one standard deviation of the seeds" if seeds else ""
-    lines = {name: _lines(groups, name, measure) for name in names}
-    lines = {name: of for name, of in lines.items() if of}
-    if not lines:
+def draw_measure(groups: Groups, names: Sequence[str], measure: Measure, folder: Path) -> list[Picture]:
+    """Draws one quantity for several names.
+
+    Args:
+      groups: runs by label.
+      names: of networks, pairs or metrics; one panel each.
+      measure: the quantity.
+      folder: for the PNGs.
+
+    Returns:
+      As `draw_accuracy`.
+    """
+    has_seeds = any(len(seeds) > 1 for seeds in groups.values())
+    bands = "; bands are one standard deviation of the seeds" if has_seeds else ""
+    curves = {name: _curves(groups, name, measure) for name in names}
+    curves = {name: by_label for name, by_label in curves.items() if by_label}
+    if not curves:
         return []
-    if len(_all(lines.values())) <= style.TOGETHER:
-        return [Picture(_together(lines, measure, folder / f"{measure.stem}.png"), measure.caption + bands)]
+    if len(_union(curves.values())) <= style.MAX_LINES_PER_PANEL:
+        return [Picture(_shared_panels(curves, measure, folder / f"{measure.stem}.png"), measure.caption + bands)]
     return [
         Picture(
-            _apart(of, name, measure, folder / f"{measure.stem}_{style.slug(name)}.png"),
-            f"{measure.caption}, {_arrow(name)}{bands}",
+            _small_multiples(by_label, name, measure, folder / f"{measure.stem}_{style.slug(name)}.png"),
+            f"{measure.caption}, {style.display_name(name)}{bands}",
         )
-        for name, of in lines.items()
+        for name, by_label in curves.items()
     ]
 
 
-def _lines(groups: Groups, name: str, measure: Measure) -> dict[str, list[Curve]]:
-    """The curves of every experiment that has some."""
-    curves = {label: [made for run in of if (made := measure.curve(run, name))] for label, of in groups.items()}
-    return {label: of for label, of in curves.items() if of and all(len(x) for x, _ in of)}
+def _curves(groups: Groups, name: str, measure: Measure) -> dict[str, list[Curve]]:
+    """Returns the curves of the seeds by label, of experiments that have some."""
+    by_label = {
+        label: [curve for run in seeds if (curve := measure.curve(run, name))] for label, seeds in groups.items()
+    }
+    return {label: curves for label, curves in by_label.items() if curves and all(len(x) for x, _ in curves)}
 
 
-def _together(lines: Mapping[str, Mapping[str, Sequence[Curve]]], measure: Measure, path: Path) -> Path:
-    """A panel for each name, a line with its band for each experiment."""
-    across = min(len(lines), ACROSS)
-    down = -(-len(lines) // across)
-    figure = Figure(figsize=(max(2.9 * across, 4.6), 0.35 + 2.7 * down), layout="constrained")
-    panels = [*figure.subplots(down, across, squeeze=False).flat]
-    colours = style.colours(_all(lines.values()))
-    for axes, (name, of) in zip(panels, lines.items(), strict=False):
-        for label, curves in of.items():
-            banded(axes, curves, colours[label], label, measure.ends)
-        _labelled(axes, measure.xlabel, measure.ylabel.format(_arrow(name)))
-    for axes in panels[len(lines) :]:
+def _shared_panels(curves: Mapping[str, Mapping[str, Sequence[Curve]]], measure: Measure, path: Path) -> Path:
+    """Draws a panel for each name, with a line and its band for each experiment."""
+    columns = min(len(curves), PANELS_PER_ROW)
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(max(2.9 * columns, 4.6), 0.35 + 2.7 * rows), layout="constrained")
+    panels = [*figure.subplots(rows, columns, squeeze=False).flat]
+    colors = style.colors(_union(curves.values()))
+    for axes, (name, by_label) in zip(panels, curves.items(), strict=False):
+        for label, seeds in by_label.items():
+            plot_mean_std(axes, seeds, colors[label], label, measure.mark_end)
+        _label_axes(axes, measure.xlabel, measure.ylabel.format(style.display_name(name)))
+        title = textwrap.wrap(measure.title.format(style.display_name(name)), MAX_TITLE_LENGTH)
+        axes.set_title("\n".join(title), fontsize=8)
+    for axes in panels[len(curves) :]:
         axes.remove()
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend([*handles.values()], [*handles], loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return style.save(figure, path)
 
 
-def _apart(lines: Mapping[str, Sequence[Curve]], name: str, measure: Measure, path: Path) -> Path:
-    """A panel for each experiment, on the same axes."""
-    across = min(len(lines), ACROSS_SMALL)
-    down = -(-len(lines) // across)
-    figure = Figure(figsize=(2.3 * across, 0.3 + 1.7 * down), layout="constrained")
-    panels = [*figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat]
-    for axes, (label, curves) in zip(panels, lines.items(), strict=False):
-        for other, behind in lines.items():
+def _small_multiples(curves: Mapping[str, Sequence[Curve]], name: str, measure: Measure, path: Path) -> Path:
+    """Draws a panel for each experiment, all with the same axes."""
+    columns = min(len(curves), SMALL_PANELS_PER_ROW)
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(2.3 * columns, 0.3 + 1.7 * rows), layout="constrained")
+    panels = [*figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat]
+    for axes, (label, seeds) in zip(panels, curves.items(), strict=False):
+        for other, others_seeds in curves.items():
             if other != label:
-                axes.plot(*mean(behind)[:2], color=style.BEHIND[style.current()], linewidth=0.6)
-        banded(axes, curves, style.shade(style.NETWORKS[0]), label, measure.ends)
+                color = style.BACKGROUND_LINE[style.current_theme()]
+                axes.plot(*mean_std(others_seeds)[:2], color=color, linewidth=0.6)
+        plot_mean_std(axes, seeds, style.themed(style.NETWORKS[0]), label, measure.mark_end)
         axes.set_title(label, fontsize=8, pad=3)
-        _labelled(axes, measure.xlabel, "")
+        _label_axes(axes, measure.xlabel, "")
         axes.set(xlabel="", ylabel="")
         axes.tick_params(labelsize=7)
     for i, axes in enumerate(panels):
-        axes.tick_params(labelbottom=i + across >= len(lines))  # shared axes label the last row alone, if it is full
-        if i >= len(lines):
+        # Shared axes have tick labels in the last row only, where some columns may have no panel.
+        axes.tick_params(labelbottom=i + columns >= len(curves))
+        if i >= len(curves):
             axes.remove()
     figure.supxlabel(measure.xlabel, fontsize=9)
-    figure.supylabel(measure.ylabel.format(_arrow(name)), fontsize=9)
+    figure.supylabel((measure.ylabel or measure.title).format(style.display_name(name)), fontsize=9)
     return style.save(figure, path)
 
 
-def _labelled(axes: Axes, xlabel: str, ylabel: str) -> None:
-    style.tidy(axes, xlabel, ylabel)
+def _label_axes(axes: Axes, xlabel: str, ylabel: str) -> None:
+    style.style_axes(axes, xlabel, ylabel)
     axes.locator_params(axis="x", nbins=5)
 
 
-def banded(axes: Axes, curves: Sequence[Curve], colour: str, label: str, ends: bool) -> None:
-    """The mean of several curves and one standard deviation around it, as far as all of them go."""
-    x, middle, spread = mean(curves)
-    axes.plot(x, middle, color=colour, linewidth=1.5, label=label)
+def plot_mean_std(axes: Axes, curves: Sequence[Curve], color: str, label: str, mark_end: bool) -> None:
+    """Plots the mean of several curves and a band of one standard deviation around it."""
+    x, mean, std = mean_std(curves)
+    axes.plot(x, mean, color=color, linewidth=1.5, label=label)
     if len(curves) > 1:
-        axes.fill_between(x, middle - spread, middle + spread, color=colour, alpha=0.18, linewidth=0)
-    if ends or len(x) == 1:
-        axes.plot(x[-1:], middle[-1:], color=colour, marker="o", markersize=4)
+        axes.fill_between(x, mean - std, mean + std, color=color, alpha=0.18, linewidth=0)
+    if mark_end or len(x) == 1:
+        axes.plot(x[-1:], mean[-1:], color=color, marker="o", markersize=4)
 
 
-def mean(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean places, mean values and their standard deviation (0 of a single curve), as far as all curves go."""
+def mean_std(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Averages curves point by point, up to the end of the shortest.
+
+    Returns:
+      Mean x, mean y and the sample standard deviation of y (0 for a single curve), all [points].
+
+    >>> x, mean, std = mean_std([(np.array([1.0, 2.0]), np.array([10.0, 20.0])), (np.array([1.0]), np.array([14.0]))])
+    >>> x.tolist(), mean.tolist(), std.round(3).tolist()
+    ([1.0], [12.0], [2.828])
+    """
     length = min(len(y) for _, y in curves)
     x = np.mean([x[:length] for x, _ in curves], axis=0)
     y = np.stack([y[:length] for _, y in curves])
     return x, y.mean(axis=0), y.std(axis=0, ddof=1) if len(y) > 1 else np.zeros(length)
 
 
-def _arrow(name: str) -> str:
-    return name.replace("->", " \N{RIGHTWARDS ARROW} ")
+def _runs(groups: Groups) -> list[Run]:
+    return [run for seeds in groups.values() for run in seeds]
 
 
-def _all(lists: Iterable[Iterable[str]]) -> list[str]:
-    return [*dict.fromkeys(name for each in lists for name in each)]
+def _union(lists: Iterable[Iterable[str]]) -> list[str]:
+    """Returns all names without repetition, in the order of their first appearance."""
+    return [*dict.fromkeys(name for names in lists for name in names)]

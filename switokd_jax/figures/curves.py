@@ -1,58 +1,81 @@
-"""Loss and top-1 of every network over the epochs."""
+"""Figure `curves`: loss and top-1 of every network of one run over the epochs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from switokd_jax.analysis.runs import Run
 from switokd_jax.figures import style
+from switokd_jax.figures.style import Picture
+from switokd_jax.workdir.metric_writers import MetricsRow
 
-MARKED = 40  # evaluations that still show as separate marks
+MAX_MARKERS = 40  # evaluations; the markers of more would overlap
 
 
-def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> Path | None:
-    """Left the loss, right the top-1: test solid with marks, training (mean of each epoch) dashed.
+def draw_curves(groups: Mapping[str, Sequence[Run]], folder: Path) -> list[Picture]:
+    """Draws the loss on the left and the top-1 on the right.
+
+    The test split is solid, with markers; training, as the mean of each epoch, is dashed.
 
     Args:
-      lines: of metrics.jsonl.
-      path: the PNG to write.
+      groups: runs by label; the figure is of a single run.
+      folder: for the PNG.
 
     Returns:
-      The path, or None where there is nothing to draw.
+      One picture; none for several runs, or for a run without steps or evaluations.
     """
-    test = [line for line in lines if line["split"] == "test"]
-    train = [line for line in lines if line["split"] == "train"]
+    runs = [run for seeds in groups.values() for run in seeds]
+    test, train = (runs[0].rows(split) for split in ("test", "train")) if len(runs) == 1 else ([], [])
     if not test or not train:
-        return None
-    names = [key.removesuffix("/loss") for key in test[0] if key.endswith("/loss")]
+        return []
+    names = [name for name in runs[0].networks if f"{name}/loss" in test[0]]
     figure = Figure(figsize=(8.0, 3.2), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, metric, label in zip(panels, ("loss", "top1"), ("cross-entropy", "top-1 (%)"), strict=True):
-        for name, colour in style.colours(names).items():
+        for name, color in style.colors(names).items():
             key = f"{name}/{metric}"
-            x, y = np.asarray([(line["epoch"], line[key]) for line in test]).T
-            marker = "o" if len(x) <= MARKED else None
-            axes.plot(x, y, color=colour, linewidth=1.6, marker=marker, markersize=2.5, label=f"{name}, test")
+            x, y = np.asarray([(row["epoch"], row[key]) for row in test]).T
+            marker = "o" if len(x) <= MAX_MARKERS else None
+            axes.plot(x, y, color=color, linewidth=1.6, marker=marker, markersize=2.5, label=f"{name}, test")
+            # The training loss contains the method's terms; the test loss does not.
             key = f"{name}/cross_entropy" if metric == "loss" else key
             x, y = epoch_means(train, key)
-            axes.plot(x, y, color=colour, linewidth=1.0, linestyle="--", alpha=0.8, label=f"{name}, train")
-        style.tidy(axes, "epoch", label)
+            axes.plot(x, y, color=color, linewidth=1.0, linestyle="--", alpha=0.8, label=f"{name}, train")
+        style.style_axes(axes, "epoch", label)
     panels[0].set_yscale("log")
-    panels[0].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))  # that of a short range is linear
+    panels[0].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))  # the default is linear for short ranges
     panels[0].yaxis.set_major_formatter("{x:g}")
     panels[0].minorticks_off()
     panels[1].legend(frameon=False, fontsize=8)
-    return style.save(figure, path)
+    return [Picture(style.save(figure, folder / "curves.png"), "Loss and top-1 over the epochs")]
 
 
-def epoch_means(train: Sequence[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of the epochs, and the mean of a metric over the steps of each."""
-    epochs = np.ceil([line["epoch"] for line in train])
-    values = np.asarray([line[key] for line in train])
-    ends = np.unique(epochs)
-    return ends, np.asarray([values[epochs == end].mean() for end in ends])
+def epoch_means(train: Sequence[MetricsRow], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Averages a metric over the steps of each epoch.
+
+    Args:
+      train: rows of the training split.
+      key: name of a metric that all of them have.
+
+    Returns:
+      The ends of the epochs, and the means, both [epochs].
+    """
+    by_epoch = rows_by_epoch(train)
+    return np.asarray([*by_epoch]), np.asarray([np.mean([row[key] for row in rows]) for rows in by_epoch.values()])
+
+
+def rows_by_epoch(train: Sequence[MetricsRow]) -> dict[float, list[MetricsRow]]:
+    """Groups rows of the training split by the end of their epoch, in ascending order.
+
+    >>> {end: len(rows) for end, rows in rows_by_epoch([{"epoch": 0.5}, {"epoch": 1.0}, {"epoch": 1.5}]).items()}
+    {1.0: 2, 2.0: 1}
+    """
+    by_epoch: dict[float, list[MetricsRow]] = {}
+    for row in sorted(train, key=lambda row: row["epoch"]):
+        by_epoch.setdefault(float(np.ceil(row["epoch"])), []).append(row)
+    return by_epoch

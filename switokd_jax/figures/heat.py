@@ -1,4 +1,4 @@
-"""Grad-CAM heat maps over their images, and the same maps as surfaces."""
+"""Figures `heat` and `surfaces`: Grad-CAM heat maps over their images, and the same maps as surfaces."""
 
 from __future__ import annotations
 
@@ -15,75 +15,78 @@ from matplotlib.textpath import TextPath
 
 from switokd_jax.figures import style
 
-CELL = 1.15  # inches a side
-HEAT = "inferno"
+CELL = 1.15  # side of an image, inches
+COLORMAP = "inferno"
 RIGHT, WRONG = "#009E73", "#D55E00"
-SMALL, WIDEST = 7, 1.05  # points and inches, of what stands below an image
-LINE = 0.16  # inches, of each further line of a title
-FINE = 60  # places a side of a surface
+CAPTION_POINTS, MAX_CAPTION_WIDTH = 7, 1.05  # size of the text below an image, points; its width, inches
+TITLE_LINE = 0.16  # height of each line of a title after the first, inches
+SURFACE_SIDE = 60  # points along each side of a surface
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HeatmapColumn:
-    """What a network sees in images.
+    """Heat maps of one network, for several images.
 
     Attributes:
-      title: of its column.
-      maps: [n, height, width] within 0 and 1.
-      chosen: [n], the classes that it takes them for.
-      probabilities: [n], what it gives these.
+      title: of the column.
+      maps: [n, height, width] in [0, 1].
+      predictions: [n], the classes that the network predicts.
+      probabilities: [n], of these classes.
     """
 
     title: str
     maps: np.ndarray
-    chosen: np.ndarray
+    predictions: np.ndarray
     probabilities: np.ndarray
 
 
 def draw_heat(
     images: np.ndarray, labels: np.ndarray | None, columns: Sequence[HeatmapColumn], classes: Sequence[str], path: Path
 ) -> Path:
-    """A row for each image: the image with its label, then each column's heat map over it, with the class that was
-    chosen in green where it is right.
+    """Draws a row for each image: the image with its label, then the heat map of each column over it.
+
+    The predicted class is below each heat map, in green if it is right.
 
     Args:
-      images: [n, height, width, channels] within 0 and 1.
-      labels: [n], or None where nobody knows them.
+      images: [n, height, width, channels] in [0, 1].
+      labels: [n], or None if they are unknown.
       columns: from the left.
       classes: names by label.
       path: the PNG to write.
     """
-    rows, across = len(images), 1 + len(columns)
-    size = (CELL * across + 0.65, (CELL + 0.13) * rows + _heading(columns))
+    num_rows, num_columns = len(images), 1 + len(columns)
+    size = (CELL * num_columns + 0.65, (CELL + 0.13) * num_rows + _title_height(columns))
     figure = Figure(figsize=size, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)  # type: ignore[union-attr, call-arg]
-    grid = figure.subplots(rows, across, squeeze=False)
-    shown: Any = None
+    grid = figure.subplots(num_rows, num_columns, squeeze=False)
+    overlay: Any = None
     for i, row in enumerate(grid):
-        _image(row[0], images[i])
+        _draw_image(row[0], images[i])
         if labels is not None:
-            _below(row[0], classes[int(labels[i])], "", style.ink())
-    for axes, column in zip(grid.T[1:], columns, strict=True):
-        for i, each in enumerate(axes):
-            _image(each, images[i], grey=True)
-            shown = each.imshow(
+            _write_below(row[0], classes[int(labels[i])], "", style.text_color())
+    for column_axes, column in zip(grid.T[1:], columns, strict=True):
+        for i, axes in enumerate(column_axes):
+            _draw_image(axes, images[i], gray=True)
+            overlay = axes.imshow(
                 column.maps[i],
-                cmap=HEAT,
+                cmap=COLORMAP,
                 vmin=0,
                 vmax=1,
-                # Little heat lets the image through, much has the colour of the bar, on dark pixels too.
+                # Low values let the image through; high ones have the color of the bar, also on dark pixels.
                 alpha=0.4 + 0.5 * column.maps[i],
                 interpolation="bilinear",
                 extent=_extent(images[i]),
             )
-            colour = style.ink()
+            color = style.text_color()
             if labels is not None:
-                colour = style.shade(RIGHT if column.chosen[i] == labels[i] else WRONG)
-            _below(each, classes[int(column.chosen[i])], f" {100 * column.probabilities[i]:.0f} %", colour)
+                color = style.themed(RIGHT if column.predictions[i] == labels[i] else WRONG)
+            _write_below(axes, classes[int(column.predictions[i])], f" {100 * column.probabilities[i]:.0f} %", color)
     for axes, title in zip(grid[0], ["image", *(column.title for column in columns)], strict=True):
-        axes.set_title(_wrapped(title), fontsize=8, pad=4)
-    if shown is not None:
-        bar = figure.colorbar(shown, ax=grid, shrink=min(1.0, 1.4 / rows + 0.2), aspect=25, pad=0.02, ticks=[0, 1])
+        axes.set_title(_wrap_title(title), fontsize=8, pad=4)
+    if overlay is not None:
+        bar = figure.colorbar(
+            overlay, ax=grid, shrink=min(1.0, 1.4 / num_rows + 0.2), aspect=25, pad=0.02, ticks=[0, 1]
+        )
         bar.ax.set_yticklabels(["none", "most"], fontsize=7)
         bar.solids.set_alpha(1)  # type: ignore[union-attr]
         bar.outline.set_visible(False)
@@ -91,60 +94,71 @@ def draw_heat(
 
 
 def draw_surfaces(images: np.ndarray, columns: Sequence[HeatmapColumn], path: Path) -> Path:
-    """The heat maps as surfaces over the image's plane: a row for each image, a column for each network, one scale.
+    """Draws the heat maps as surfaces above the image plane: a row for each image, a column for each network.
+
+    All surfaces have the same scale.
 
     Args:
-      images: [n, height, width, channels] within 0 and 1, drawn on the left.
+      images: [n, height, width, channels] in [0, 1], drawn on the left.
       columns: from the left.
       path: the PNG to write.
     """
-    rows, across = len(images), len(columns)
-    heading = _heading(columns)
-    figure = Figure(figsize=(0.9 + 2.1 * across, heading + 1.6 * rows))
-    left, top = 0.9 / (0.9 + 2.1 * across), 1 - heading / (heading + 1.6 * rows)
-    wide, high = (1 - left) / across, top / rows
+    num_rows, num_columns = len(images), len(columns)
+    title_height = _title_height(columns)
+    figure_width, figure_height = 0.9 + 2.1 * num_columns, title_height + 1.6 * num_rows
+    figure = Figure(figsize=(figure_width, figure_height))
+    left, top = 0.9 / figure_width, 1 - title_height / figure_height
+    width, height = (1 - left) / num_columns, top / num_rows
     for i, image in enumerate(images):
-        bottom = top - (i + 1) * high
-        _image(figure.add_axes((0.08 * left, bottom + 0.25 * high, 0.84 * left, 0.5 * high)), image)
+        bottom = top - (i + 1) * height
+        _draw_image(figure.add_axes((0.08 * left, bottom + 0.25 * height, 0.84 * left, 0.5 * height)), image)
         for j, column in enumerate(columns):
-            axes = figure.add_axes((left + j * wide, bottom, wide, high), projection="3d")
-            _surface(axes, column.maps[i])
+            axes = figure.add_axes((left + j * width, bottom, width, height), projection="3d")
+            _draw_surface(axes, column.maps[i])
             if i == 0:
-                figure.text(
-                    left + (j + 0.5) * wide,
-                    top + 0.05 * top / (1.6 * rows),
-                    _wrapped(column.title),
-                    ha="center",
-                    fontsize=9,
-                )
+                x, y = left + (j + 0.5) * width, top + 0.05 * top / (1.6 * num_rows)
+                figure.text(x, y, _wrap_title(column.title), ha="center", fontsize=9)
     return style.save(figure, path)
 
 
-def _surface(axes: Any, heat: np.ndarray) -> None:
-    fine = _finer(heat)
+def _draw_surface(axes: Any, heatmap: np.ndarray) -> None:
+    fine = _upsample(heatmap)
     x, y = np.meshgrid(np.linspace(0, 1, fine.shape[1]), np.linspace(0, 1, fine.shape[0]))
-    axes.plot_surface(x, y, fine, cmap=HEAT, vmin=0, vmax=1, rcount=FINE, ccount=FINE, linewidth=0, antialiased=False)
+    axes.plot_surface(
+        x,
+        y,
+        fine,
+        cmap=COLORMAP,
+        vmin=0,
+        vmax=1,
+        rcount=SURFACE_SIDE,
+        ccount=SURFACE_SIDE,
+        linewidth=0,
+        antialiased=False,
+    )
     axes.set(xlim=(0, 1), ylim=(1, 0), zlim=(0, 1), xticks=[], yticks=[], zticks=[0, 1])  # rows of an image run down
     axes.set_box_aspect((1, 1, 0.6), zoom=0.98)
     axes.view_init(elev=40, azim=-60)
     axes.tick_params(labelsize=6, pad=-3)
-    grid = style.PAPER[style.current()][2]
+    grid = style.THEMES[style.current_theme()][2]
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_pane_color((0.5, 0.5, 0.5, 0.06))
         axis.line.set_color(grid)
 
 
-def _finer(heat: np.ndarray) -> np.ndarray:
-    """Bilinearly to `FINE` places a side, so that small images too have smooth surfaces."""
+def _upsample(heatmap: np.ndarray) -> np.ndarray:
+    """Resizes a map bilinearly to `SURFACE_SIDE` points a side, so that small images too have smooth surfaces."""
     for axis in (0, 1):
-        places = np.linspace(0, heat.shape[axis] - 1, FINE)
-        heat = np.apply_along_axis(lambda line, at=places: np.interp(at, np.arange(len(line)), line), axis, heat)
-    return heat
+        points = np.linspace(0, heatmap.shape[axis] - 1, SURFACE_SIDE)
+        heatmap = np.apply_along_axis(
+            lambda values, points=points: np.interp(points, np.arange(len(values)), values), axis, heatmap
+        )
+    return heatmap
 
 
-def _image(axes: Axes, image: np.ndarray, grey: bool = False) -> None:
-    """An image without axes."""
-    if grey or image.shape[-1] == 1:
+def _draw_image(axes: Axes, image: np.ndarray, gray: bool = False) -> None:
+    """Draws an image without ticks and frame."""
+    if gray or image.shape[-1] == 1:
         axes.imshow(image.mean(axis=-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=_extent(image))
     else:
         axes.imshow(image, interpolation="nearest", extent=_extent(image))
@@ -157,31 +171,31 @@ def _extent(image: np.ndarray) -> tuple[float, float, float, float]:
     return 0.0, float(image.shape[1]), float(image.shape[0]), 0.0
 
 
-def _below(axes: Axes, name: str, rest: str, colour: str) -> None:
-    axes.set_xlabel(fitting(name, rest), fontsize=SMALL, color=colour, labelpad=2)
+def _write_below(axes: Axes, name: str, suffix: str, color: str) -> None:
+    axes.set_xlabel(truncate_to_width(name, suffix), fontsize=CAPTION_POINTS, color=color, labelpad=2)
 
 
-def _wrapped(title: str) -> str:
-    """As narrow as an image."""
+def _wrap_title(title: str) -> str:
+    """Breaks a title after its commas, so that it is about as narrow as an image."""
     return title.replace(", ", ",\n")
 
 
-def _heading(columns: Sequence[HeatmapColumn]) -> float:
-    """Inches above the first row, for the title of most lines."""
-    return 0.25 + LINE * max((_wrapped(column.title).count("\n") for column in columns), default=0)
+def _title_height(columns: Sequence[HeatmapColumn]) -> float:
+    """Returns the height above the first row, in inches, that the title with the most lines needs."""
+    return 0.25 + TITLE_LINE * max((_wrap_title(column.title).count("\n") for column in columns), default=0)
 
 
-def fitting(name: str, rest: str = "") -> str:
-    """The two as one text that is narrower than an image, the name cut for it."""
-    if width(name + rest) <= WIDEST:
-        return name + rest
-    cut = name
-    while cut and width(f"{cut}\N{HORIZONTAL ELLIPSIS}{rest}") > WIDEST:
-        cut = cut[:-1]
-    return f"{cut.rstrip()}\N{HORIZONTAL ELLIPSIS}{rest}"
+def truncate_to_width(name: str, suffix: str = "") -> str:
+    """Joins the two to a caption of at most `MAX_CAPTION_WIDTH`; the name is shortened if need be."""
+    if text_width(name + suffix) <= MAX_CAPTION_WIDTH:
+        return name + suffix
+    shortened = name
+    while shortened and text_width(f"{shortened}\N{HORIZONTAL ELLIPSIS}{suffix}") > MAX_CAPTION_WIDTH:
+        shortened = shortened[:-1]
+    return f"{shortened.rstrip()}\N{HORIZONTAL ELLIPSIS}{suffix}"
 
 
-def width(text: str) -> float:
-    """Inches of what stands below an image."""
-    # By its font: class names of one length differ by a factor of four.
-    return float(TextPath((0, 0), text, size=SMALL, prop=FontProperties()).get_extents().width) / 72
+def text_width(text: str) -> float:
+    """Returns the width of a caption in inches."""
+    # Measured in the font: the widths of class names of the same length differ by a factor of four.
+    return float(TextPath((0, 0), text, size=CAPTION_POINTS, prop=FontProperties()).get_extents().width) / 72

@@ -1,10 +1,9 @@
-"""Gap against threshold over the steps, with the mode as coloured bands; one panel per gated pair."""
+"""Figure `switching`: gap and threshold over the steps, with the mode as colored bands; one panel for each pair."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,31 +11,46 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from switokd_jax.analysis.runs import Run
 from switokd_jax.figures import style
+from switokd_jax.figures.style import Picture
+from switokd_jax.metrics import expert_share_of_rows
+from switokd_jax.workdir.metric_writers import MetricsRow
 
-BANDS = 400  # about one for each three pixels of a column of a paper
+MAX_BANDS = 400  # about one for every three pixels of a column of a paper
 
 
-def draw_switching(lines: Sequence[dict[str, Any]], path: Path) -> Path | None:
+def draw_switching(groups: Mapping[str, Sequence[Run]], folder: Path) -> list[Picture]:
     """Draws distillation gap G and threshold delta: each step thin, the running mean bold.
 
-    Where there are more steps than bands fit, a band's colour is the share of its expert steps.
+    Where there are more steps than `MAX_BANDS`, the color of a band is the share of its expert steps.
 
     Args:
-      lines: of metrics.jsonl.
-      path: the PNG to write.
+      groups: runs that differ in their seed only, by label; the first run of each is drawn.
+      folder: for the PNGs.
 
     Returns:
-      The path, or None where no pair switched.
+      A picture for each group that switches.
     """
-    train = [line for line in lines if line["split"] == "train"]
-    pairs = [key.removesuffix("/gap") for key in (train[0] if train else {}) if key.endswith("/gap")]
-    if not pairs:
-        return None
+    pictures = []
+    for label, seeds in groups.items():
+        train = seeds[0].rows("train")
+        pairs = [pair for pair in seeds[0].pairs if train and f"{pair}/gap" in train[0]]
+        if not pairs:
+            continue
+        name = "switching" if len(groups) == 1 else f"switching_{style.slug(label)}"
+        experiment = f", {label}" if len(groups) > 1 else ""
+        seed = f", seed {seeds[0].config['seed']}" if len(seeds) > 1 else ""
+        caption = f"Distillation gap against the adaptive threshold{experiment}{seed}"
+        pictures.append(Picture(_draw_pairs(train, pairs, folder / f"{name}.png"), caption))
+    return pictures
+
+
+def _draw_pairs(train: Sequence[MetricsRow], pairs: Sequence[str], path: Path) -> Path:
     figure = Figure(figsize=(8.0, 0.7 + 2.3 * len(pairs)), layout="constrained")
     panels = figure.subplots(len(pairs), 1, squeeze=False, sharex=True)[:, 0]
     for axes, pair in zip(panels, pairs, strict=True):
-        _panel(axes, train, pair)
+        _draw_panel(axes, train, pair)
     figure.legend(
         handles=[*panels[0].get_legend_handles_labels()[0], _patch("expert"), _patch("learning")],
         loc="outside upper center",
@@ -48,28 +62,27 @@ def draw_switching(lines: Sequence[dict[str, Any]], path: Path) -> Path | None:
     return style.save(figure, path)
 
 
-def _panel(axes: Axes, train: Sequence[dict[str, Any]], pair: str) -> None:
-    step = np.asarray([line["step"] for line in train])
-    expert = np.asarray([line[f"{pair}/expert"] for line in train], float)
-    gap, threshold = (np.asarray([line[f"{pair}/{key}"] for line in train]) for key in ("gap", "threshold"))
-    for values, colour, label in (
-        (gap, style.shade(style.GAP), "gap G"),
-        (threshold, style.ink(), r"threshold $\delta$"),
+def _draw_panel(axes: Axes, train: Sequence[MetricsRow], pair: str) -> None:
+    step = np.asarray([row["step"] for row in train])
+    expert = np.asarray([row[f"{pair}/expert"] for row in train], float)
+    gap, threshold = (np.asarray([row[f"{pair}/{key}"] for row in train]) for key in ("gap", "threshold"))
+    for values, color, label in (
+        (gap, style.themed(style.GAP), "gap G"),
+        (threshold, style.text_color(), r"threshold $\delta$"),
     ):
-        axes.plot(step, values, color=colour, linewidth=0.4, alpha=0.35)
-        axes.plot(step, running_mean(values), color=colour, linewidth=1.5, label=label)
+        axes.plot(step, values, color=color, linewidth=0.4, alpha=0.35)
+        axes.plot(step, running_mean(values), color=color, linewidth=1.5, label=label)
     low, high = np.percentile(np.concatenate([gap, threshold]), (0.5, 99.5))
-    room = 0.08 * (high - low) or 0.1
-    axes.set_ylim(low - room, high + room)
-    style.tidy(axes, "", "L1 distance")
-    axes.margins(x=0)  # bands reach the edges
+    margin = 0.08 * (high - low) or 0.1
+    axes.set_ylim(low - margin, high + margin)
+    style.style_axes(axes, "", "L1 distance")
+    axes.margins(x=0)  # the bands reach the edges
     axes.grid(False)
-    bins = np.array_split(expert, min(BANDS, len(expert)))
+    bands = np.array_split(expert, min(MAX_BANDS, len(expert)))
+    theme = style.current_theme()
     axes.imshow(
-        [[part.mean() for part in bins]],
-        cmap=LinearSegmentedColormap.from_list(
-            "modes", [style.LEARNING[style.current()], style.EXPERT[style.current()]]
-        ),
+        [[band.mean() for band in bands]],
+        cmap=LinearSegmentedColormap.from_list("modes", [style.LEARNING[theme], style.EXPERT[theme]]),
         vmin=0,
         vmax=1,
         aspect="auto",
@@ -77,12 +90,19 @@ def _panel(axes: Axes, train: Sequence[dict[str, Any]], pair: str) -> None:
         interpolation="nearest",
         zorder=0,
     )
-    teacher, student = pair.split("->")
-    axes.set_title(f"{teacher} \N{RIGHTWARDS ARROW} {student}: {100 * expert.mean():.0f} % expert", fontsize=9)
+    share = expert_share_of_rows(train, pair)
+    axes.set_title(f"{style.display_name(pair)}: {100 * share:.0f} % expert", fontsize=9)
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over about a fiftieth of the run around each step, shorter at the ends."""
+    """Averages over about a fiftieth of the run around each step, over less at the ends.
+
+    Args:
+      values: [steps].
+
+    Returns:
+      The means, [steps].
+    """
     half = max(len(values) // 100, 1)
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -91,5 +111,5 @@ def running_mean(values: np.ndarray) -> np.ndarray:
 
 
 def _patch(mode: str) -> Patch:
-    colour = (style.EXPERT if mode == "expert" else style.LEARNING)[style.current()]
-    return Patch(color=colour, label=f"{mode} mode")
+    color = (style.EXPERT if mode == "expert" else style.LEARNING)[style.current_theme()]
+    return Patch(color=color, label=f"{mode} mode")

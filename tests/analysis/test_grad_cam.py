@@ -266,9 +266,9 @@ def test_right_and_wrong_have_colours_where_labels_are_known(tmp_path: Path) -> 
 
 def test_captions_stay_below_their_image() -> None:
     for name in ("cat", "a very long name of a class", "M" * 30, "i" * 60):
-        text = heat.fitting(name, " 100 %")
+        text = heat.truncate_to_width(name, " 100 %")
         assert text.endswith(" 100 %")
-        assert heat.width(text) <= heat.WIDEST < heat.CELL
-    assert heat.fitting("cat", " 100 %") == "cat 100 %"
-    assert heat.fitting("aquarium_fish") == "aquarium_fish"
-    assert heat.fitting("M" * 30).startswith("MMM")
+        assert heat.text_width(text) <= heat.MAX_CAPTION_WIDTH < heat.CELL
+    assert heat.truncate_to_width("cat", " 100 %") == "cat 100 %"
+    assert heat.truncate_to_width("aquarium_fish") == "aquarium_fish"
+    assert heat.truncate_to_width("M" * 30).startswith("MMM")

@@ -1,4 +1,4 @@
-"""Many runs: order, what is skipped, what fails, how they stop. The runs are a script that writes what main would."""
+"""Many runs: their order, skipped and failed ones, and stopping. A script that writes the files of main replaces it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +23,7 @@ from switokd_jax.analysis.tables import MeanStd
 from switokd_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-# Stands in for main: writes when it began and ended, and a summary; or fails, or waits to be told to stop.
+# Replaces main: writes the times of its start and end, and a summary; or fails; or waits for a signal.
 MAIN = """
 import json, pathlib, signal, sys, time
 folder, config = pathlib.Path(sys.argv[1]), sys.argv[2]
@@ -46,7 +48,7 @@ summary = {"networks": {"student": network}, "switch": {}, "training_flops": 2e9
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fake_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script = tmp_path / "main.py"
     script.write_text(MAIN)
     monkeypatch.setattr(
@@ -60,76 +62,121 @@ def times(folder: Path, name: str) -> tuple[float, float]:
     return began, ended
 
 
-def test_order_and_number_at_a_time(stand_in: Path) -> None:
-    jobs = [Job("last", "works.py", depends_on=("a", "b")), *(Job(name, "works.py") for name in "abc")]
-    said: list[str] = []
-    assert job_runner.run(jobs, stand_in, max_parallel=2, say=said.append) == {}
-    spans = {name: times(stand_in, name) for name in ("a", "b", "c", "last")}
-    assert spans["last"][0] > max(spans["a"][1], spans["b"][1])
-    together = max(sum(began <= moment < ended for began, ended in spans.values()) for moment, _ in spans.values())
-    assert together == 2
-    assert len(said) == 4
-    assert "[4/4]" in said[-1]
-    assert "student 90.00 %" in said[0]
-    kept = json.loads((stand_in / "results" / "last.json").read_text())
-    assert (kept["config"], kept["summary"]["networks"]["student"]["best_top1"]) == ("works.py", 91.0)
+def ignore(line: str) -> None:
+    """Takes a line of progress that a test does not look at."""
 
 
-def test_what_is_done_is_skipped(stand_in: Path) -> None:
-    jobs = [Job("a", "works.py", ("--config.seed=0", "--config.data.dir=here"))]
-    job_runner.run(jobs, stand_in, say=lambda line: None)
-    before = times(stand_in, "a")
-    said: list[str] = []
-    moved = [Job("a", "works.py", ("--config.seed=0", "--config.data.dir=there")), Job("b", "works.py")]
-    job_runner.run(moved, stand_in, say=said.append)
-    assert said[0] == "1 of 2 runs are done"
-    assert times(stand_in, "a") == before
+def test_a_job_starts_after_those_it_depends_on(fake_main: Path) -> None:
+    jobs = [Job("last", "works.py", depends_on=("a", "b")), *(Job(name, "works.py") for name in "ab")]
+    assert job_runner.run(jobs, fake_main, max_parallel=2, log=ignore) == {}
+    assert times(fake_main, "last")[0] > max(times(fake_main, "a")[1], times(fake_main, "b")[1])
+
+
+def test_as_many_jobs_run_as_are_allowed(fake_main: Path) -> None:
+    job_runner.run([Job(name, "works.py") for name in "abcd"], fake_main, max_parallel=2, log=ignore)
+    spans = [times(fake_main, name) for name in "abcd"]
+    assert max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans) == 2
+
+
+def test_jobs_start_in_the_order_of_the_list(fake_main: Path) -> None:
+    """Also those that wait for others: a grid fills seed by seed."""
+    names = ["vanilla_0", "kd_0", "vanilla_1", "kd_1"]
+    jobs = [Job(name, "works.py", depends_on=(f"vanilla_{name[-1]}",) if "kd" in name else ()) for name in names]
+    job_runner.run(jobs, fake_main, log=ignore)
+    assert sorted(names, key=lambda name: times(fake_main, name)[0]) == names
+
+
+def test_each_result_is_logged_and_kept(fake_main: Path) -> None:
+    lines: list[str] = []
+    job_runner.run([Job("a", "works.py"), Job("b", "works.py")], fake_main, log=lines.append)
+    assert [line.split(",")[0] for line in lines] == ["[1/2] a: student 90.00 %", "[2/2] b: student 90.00 %"]
+    result = json.loads((fake_main / "results" / "b.json").read_text())
+    assert (result["config"], result["summary"]["networks"]["student"]["best_top1"]) == ("works.py", 91.0)
+
+
+def test_finished_jobs_are_skipped(fake_main: Path) -> None:
+    """Also with another folder for the data, which may change between two starts."""
+    job_runner.run([Job("a", "works.py", ("--config.seed=0", "--config.data.dir=here"))], fake_main, log=ignore)
+    before = times(fake_main, "a")
+    lines: list[str] = []
+    jobs = [Job("a", "works.py", ("--config.seed=0", "--config.data.dir=there")), Job("b", "works.py")]
+    job_runner.run(jobs, fake_main, log=lines.append)
+    assert lines[0] == "1 of 2 runs are done"
+    assert times(fake_main, "a") == before
+
+
+def test_a_result_of_other_flags_is_refused(fake_main: Path) -> None:
+    job_runner.run([Job("a", "works.py", ("--config.seed=0",))], fake_main, log=ignore)
     with pytest.raises(UserError, match=r"seed=0.*not works.py --config.seed=1; choose another --workdir"):
-        job_runner.run([Job("a", "works.py", ("--config.seed=1",))], stand_in)
+        job_runner.run([Job("a", "works.py", ("--config.seed=1",))], fake_main)
 
 
-def test_what_fails_keeps_the_others_running(stand_in: Path) -> None:
+def test_a_failed_job_stops_only_those_that_depend_on_it(fake_main: Path) -> None:
     jobs = [Job("bad", "fails.py"), Job("needs_it", "works.py", depends_on=("bad",)), Job("good", "works.py")]
-    failed = job_runner.run(jobs, stand_in, say=lambda line: None)
+    failed = job_runner.run(jobs, fake_main, log=ignore)
     assert failed == {"bad": "config.epochs is 0", "needs_it": "it needs bad, which failed"}
-    assert job_runner.result(jobs[2], stand_in) is not None
-    assert "some output" in (stand_in / "logs" / "bad.txt").read_text()
+    assert job_runner.read_result(jobs[2], fake_main) is not None
+    assert "some output" in (fake_main / "logs" / "bad.txt").read_text()
 
 
-def test_carry_out_writes_what_there_is_and_ends_with_the_failure(stand_in: Path) -> None:
+def test_jobs_that_can_never_start_fail(fake_main: Path) -> None:
+    jobs = [Job("a", "works.py", depends_on=("b",)), Job("b", "works.py", depends_on=("elsewhere",))]
+    failed = job_runner.run(jobs, fake_main, log=ignore)
+    assert failed == {"a": "it needs b, which never ran", "b": "it needs elsewhere, which never ran"}
+
+
+def sweep_table(jobs: dict[tuple[str, ...], list[Job]], summaries: Mapping[str, Any]) -> sweep.Table:
+    by_values = {values: [summaries[job.name] for job in seeds] for values, seeds in jobs.items()}
+    return sweep.table("A sweep", ["batch_size"], by_values, "")
+
+
+def test_a_sweep_has_a_job_for_each_value_and_seed() -> None:
+    jobs = [job for seeds in sweep.jobs("works.py", {"batch_size": ["32", "64"]}, [0, 1], []).values() for job in seeds]
+    assert [job.name for job in jobs][:2] == ["batch_size=32_seed=0", "batch_size=32_seed=1"]
+    assert jobs[2].flags == ("--config.batch_size=64", "--config.seed=0")
+
+
+def test_a_sweep_with_a_failure_still_writes_its_table(fake_main: Path) -> None:
     jobs = sweep.jobs("works.py", {"batch_size": ["32", "64"]}, [0, 1], [])
-    flat = [job for of in jobs.values() for job in of]
-    assert [job.name for job in flat][:2] == ["batch_size=32_seed=0", "batch_size=32_seed=1"]
-    assert flat[2].flags == ("--config.batch_size=64", "--config.seed=0")
-    bad = Job("bad", "fails.py")
-
-    def make(results: dict[str, object]) -> sweep.Table:
-        found = {values: [results[job.name] for job in of] for values, of in jobs.items()}
-        return sweep.table("A sweep", ["batch_size"], found, "")  # type: ignore[arg-type]
-
+    all_jobs = [*(job for seeds in jobs.values() for job in seeds), Job("bad", "fails.py")]
     with pytest.raises(UserError, match="1 of 5 runs failed; bad"):
-        sweep.run_and_tabulate([*flat, bad], stand_in, 2, make)  # type: ignore[arg-type]
-    assert "| 64 | 90.00 ± 0.00 | 91.00 ± 0.00 | - |" in (stand_in / "table.md").read_text()
+        sweep.run_and_tabulate(all_jobs, fake_main, 2, lambda summaries: sweep_table(jobs, summaries))
+    assert "| 64 | 90.00 ± 0.00 | 91.00 ± 0.00 | - |" in (fake_main / "table.md").read_text()
+
+
+def test_a_sweep_without_any_result_names_the_failure(fake_main: Path) -> None:
     with pytest.raises(UserError, match="no run succeeded; bad"):
-        sweep.run_and_tabulate([bad], stand_in, 1, make)  # type: ignore[arg-type]
+        sweep.run_and_tabulate([Job("bad", "fails.py")], fake_main, 1, lambda summaries: sweep_table({}, summaries))
 
 
-def test_plan(stand_in: Path) -> None:
-    jobs = [Job("a", "works.py", flops=3e9), Job("b", "works.py", flops=90e9)]
-    text = job_runner.plan(jobs, stand_in, max_parallel=1, flops_per_second=1e9, start=10.0)
-    assert [line.split() for line in text.splitlines()[1:3]] == [
-        ["a", "to", "do", "13", "s"],
-        ["b", "to", "do", "2", "min"],
-    ]
-    assert text.splitlines()[-1] == "2 of 2 runs, about 2 min with 1 at a time (1 GFLOP/s, assumed)"
-    job_runner.run(jobs[:1], stand_in, say=lambda line: None)  # 2 GFLOP in 4 s
-    text = job_runner.plan(jobs, stand_in, max_parallel=2, flops_per_second=1e9, start=10.0)
-    assert text.splitlines()[-1] == "1 of 2 runs, about 2 min with 2 at a time (0 GFLOP/s, as those done)"
-    assert job_runner.plan([Job("new", "works.py")], stand_in, 1).splitlines()[-1] == "1 of 1 runs"
+PLANNED = [Job("a", "works.py", flops=3e9), Job("b", "works.py", flops=90e9)]
 
 
+def test_a_plan_assumes_a_rate_until_a_job_has_finished(tmp_path: Path) -> None:
+    lines = job_runner.plan(PLANNED, tmp_path, max_parallel=1, flops_per_second=1e9, start=10.0).splitlines()
+    assert [line.split() for line in lines[1:3]] == [["a", "to", "do", "13", "s"], ["b", "to", "do", "2", "min"]]
+    assert lines[-1] == "2 of 2 runs, about 2 min with 1 at a time (1 GFLOP/s, assumed)"
+
+
+def test_a_plan_takes_the_rate_of_the_finished_jobs(fake_main: Path) -> None:
+    job_runner.run(PLANNED[:1], fake_main, log=ignore)  # 2 GFLOP in 4 s
+    lines = job_runner.plan(PLANNED, fake_main, max_parallel=2, flops_per_second=1e9, start=10.0).splitlines()
+    assert lines[1].split() == ["a", "done"]
+    assert lines[-1] == "1 of 2 runs, about 2 min with 2 at a time (0 GFLOP/s, as those done)"
+
+
+def test_a_plan_without_counted_operations_has_no_time(tmp_path: Path) -> None:
+    assert job_runner.plan([Job("new", "works.py")], tmp_path, 1).splitlines()[-1] == "1 of 1 runs"
+
+
+def test_a_plan_says_which_jobs_resume(tmp_path: Path) -> None:
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    assert job_runner.plan(PLANNED, tmp_path, 1, 1e9).splitlines()[1].split() == ["a", "resumes", "33", "s"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopping_has_the_jobs_save(tmp_path: Path, number: signal.Signals) -> None:
+def test_running_jobs_save_when_the_runner_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
     script, folder = tmp_path / "main.py", tmp_path / "grid"
     script.write_text(MAIN)
     driver = f"""
@@ -150,87 +197,121 @@ job_runner.run(jobs, Path({str(folder)!r}), max_parallel=2)
     assert all((folder / name / "saved").exists() for name in ("one", "two"))
 
 
-def test_study_jobs() -> None:
-    """Every arm of the smoke table is a config that parses; offline arms read the vanilla run of their seed."""
-    folder = Path("runs/somewhere")
-    made = grids.jobs(STUDY.smoke, [], [0, 1], folder)
-    assert len(made) == 2 * len(STUDY.smoke[0].arms)
-    for job, place in made.items():
-        config = grids.parsed(job)
-        assert (config.seed, config.epochs) == (place.seed, 5.0)
+def test_every_arm_of_the_smoke_table_has_a_config_that_parses() -> None:
+    points = grids.jobs(STUDY.smoke, [], [0, 1], Path("runs/somewhere"))
+    assert len(points) == 2 * len(STUDY.smoke[0].arms)
+    for job, point in points.items():
+        config = grids.parse_config(job)
+        assert (config.seed, config.epochs) == (point.seed, 5.0)
         assert config.networks["student"].milestones == (3.5, 4.75)  # epochs 11 and 16 of the recipe's 20
         assert study.run_flops(config) > 0
-        if place.setting.arms[place.arm].taught:
-            assert job.depends_on == (f"digits_vanilla_seed{place.seed}",)
-            assert config.networks["teacher"].frozen
-            assert job.depends_on[0] in config.networks["teacher"].init_from
-    note = study._note(made, "GFLOP")
+
+
+def test_offline_arms_read_the_vanilla_run_of_their_seed() -> None:
+    points = grids.jobs(STUDY.smoke, [], [0, 1], Path("runs/somewhere"))
+    offline = {job: point for job, point in points.items() if point.setting.arms[point.arm].offline}
+    assert len(offline) == 2 * 7
+    for job, point in offline.items():
+        teacher = grids.parse_config(job).networks["teacher"]
+        assert job.depends_on == (f"digits_vanilla_seed{point.seed}",)
+        assert teacher.frozen
+        assert job.depends_on[0] in teacher.init_from
+
+
+def test_rco_learns_from_four_checkpoints_of_its_teacher() -> None:
+    (rco, *_) = (job for job in grids.jobs(STUDY.smoke, [], [0], Path("runs/somewhere")) if "rco" in job.name)
+    config = grids.parse_config(rco)
+    assert config.networks["teacher"].init_from.endswith("@23")
+    assert [anchor.rpartition("@")[2] for anchor in config.hyperparameters.anchors] == ["46", "69", "latest"]
+
+
+def test_the_note_of_a_table_has_the_size_of_its_runs() -> None:
+    note = study._note(grids.jobs(STUDY.smoke, [], [0, 1], Path("runs/somewhere")), "GFLOP")
     assert "seeds 0, 1. 5 epochs of 1,437 images of digits in batches of 64. 'final'" in note
     assert "for kdcl_general of the one that is best on images held out of training" in note
-    rco = next(job for job in made if "rco" in job.name)
-    assert [anchor.rpartition("@")[2] for anchor in grids.parsed(rco).hyperparameters.anchors] == ["46", "69", "latest"]
 
 
-def test_study_chooses_arms_and_lengths() -> None:
-    made = grids.jobs(STUDY.full[:1], ["kd"], [3], Path("runs/x"), epochs=29.9, flags=["--config.dtype=bfloat16"])
-    assert [place.arm for place in made.values()] == ["vanilla", "kd"]
-    config = grids.parsed(next(iter(made)))
+def test_chosen_offline_arms_bring_their_teacher() -> None:
+    points = grids.jobs(STUDY.full[:1], ["kd"], [3], Path("runs/x"))
+    assert [point.arm for point in points.values()] == ["vanilla", "kd"]
+
+
+def test_chosen_epochs_scale_the_milestones() -> None:
+    points = grids.jobs(STUDY.full[:1], ["kd"], [3], Path("runs/x"), epochs=29.9, flags=["--config.dtype=bfloat16"])
+    config = grids.parse_config(next(iter(points)))
     assert (config.epochs, config.dtype) == (29.9, "bfloat16")
     assert config.networks["teacher"].milestones == pytest.approx((14.9, 20.9, 25.9), abs=1e-3)
+
+
+def test_an_unknown_arm_is_named() -> None:
     with pytest.raises(UserError, match="--arms 'switokdd' is none of"):
         grids.jobs(STUDY.full, ["switokdd"], [0], Path("runs/x"))
 
 
-def test_share_of_expert_steps_over_seeds() -> None:
-    """The mean of a run's pairs, then of the runs; those that switch nothing have none."""
+def test_the_expert_share_is_the_mean_over_pairs_and_then_over_seeds() -> None:
+    """A run that switches nothing does not count."""
     seeds = [{"switch": {"a->s": {"expert_fraction": a}, "b->s": {"expert_fraction": 0.5}}} for a in (0.1, 0.3)]
-    spread = sweep.expert_share([*seeds, {"switch": {}}])
-    assert isinstance(spread, MeanStd)
-    assert spread.values == pytest.approx((30.0, 40.0))
-    assert spread.text() == "35.0 ± 7.1"
+    share = sweep.expert_share([*seeds, {"switch": {}}])
+    assert isinstance(share, MeanStd)
+    assert share.values == pytest.approx((30.0, 40.0))
+    assert share.text() == "35.0 ± 7.1"
+
+
+def test_there_is_no_expert_share_without_switching() -> None:
     assert sweep.expert_share([{"switch": {}}]) is None
 
 
-def test_gap_study_measures(tmp_path: Path) -> None:
-    """Gaps of the last epoch alone, by arm and teacher, in the order of arms and sizes; other runs are left out."""
-    for name, gaps in (
-        ("dml_seed0", (9.0, 1.0, 2.0)),
-        ("dml_seed1", (9.0, 3.0, 4.0)),
-        ("vanilla_seed0", ()),
-        ("other_seed0", (5.0,)),
-    ):
-        folder = tmp_path / f"digits_{name}"
-        folder.mkdir()
-        networks = {
-            "teacher": {"model": "wrn_10_1", "parameters": 77898},
-            "student": {"final_top1": 80.0 + 2 * int(name[-1])},
-        }
-        (folder / "summary.json").write_text(json.dumps({"networks": networks, "epochs": 2.0}))
-        (folder / "config.json").write_text("{}")
-        lines = [
-            {"split": "train", "epoch": epoch, "teacher->student/gap": gap}
-            for epoch, gap in zip((1.0, 1.5, 2.0), gaps, strict=False)
-        ]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    vanilla, dml = gap_study.measured(tmp_path)
+def write_gap_run(folder: Path, name: str, gaps: Sequence[float]) -> None:
+    """Writes the files of a finished run whose first step is in the first of two epochs, all others in the second."""
+    workdir = folder / f"digits_{name}"
+    workdir.mkdir()
+    teacher, student = {"model": "wrn_10_1", "parameters": 77898}, {"final_top1": 80.0 + 2 * int(name[-1])}
+    switch = {"teacher->student": {"expert_fraction": 0.0}} if gaps else {}
+    summary = {"networks": {"teacher": teacher, "student": student}, "epochs": 2.0, "switch": switch}
+    (workdir / "summary.json").write_text(json.dumps(summary))
+    (workdir / "config.json").write_text("{}")
+    rows = [
+        {"split": "train", "epoch": epoch, "teacher->student/gap": gap}
+        for epoch, gap in zip((1.0, 1.5, 2.0), gaps, strict=False)
+    ]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def gap_runs(tmp_path: Path) -> Path:
+    """Two seeds of DML, one run without distillation, and one that does not belong to the study."""
+    for name, gaps in (("dml_seed0", (9.0, 1.0, 2.0)), ("dml_seed1", (9.0, 3.0, 4.0)), ("vanilla_seed0", ())):
+        write_gap_run(tmp_path, name, gaps)
+    write_gap_run(tmp_path, "other_seed0", (5.0,))
+    return tmp_path
+
+
+def test_the_gap_study_reads_the_gaps_of_the_last_epoch(gap_runs: Path) -> None:
+    vanilla, dml = gap_study.read_points(gap_runs)
     assert (vanilla.arm, vanilla.top1.values, vanilla.gap.values) == ("vanilla", (80.0,), ())
     assert (dml.arm, dml.teacher, dml.parameters) == ("dml", "wrn_10_1", 77898)
     assert (dml.top1.values, dml.gap.values) == ((80.0, 82.0), (1.5, 3.5))
-    assert [path.name for path in gap_study.finish(tmp_path)] == ["gap.png", "gap.md", "gap.csv", "gap.tex"]
-    row = (tmp_path / "gap.md").read_text().splitlines()[5]
+
+
+def test_the_gap_study_writes_a_figure_and_its_numbers(gap_runs: Path) -> None:
+    assert [path.name for path in gap_study.finish(gap_runs)] == ["gap.png", "gap.md", "gap.csv", "gap.tex"]
+    row = (gap_runs / "gap.md").read_text().splitlines()[5]
     assert row == "| dml | wrn_10_1 | 77,898 | 81.00 ± 1.41 | 2.500 ± 1.414 |"
 
 
-def test_a_route_takes_four_epochs() -> None:
-    with pytest.raises(UserError, match=r"arm 'rco' goes through 4 checkpoints .* at least --epochs=4"):
+def test_rco_needs_four_epochs() -> None:
+    with pytest.raises(UserError, match=r"arm 'rco' learns from 4 checkpoints .* at least --epochs=4"):
         grids.jobs(STUDY.smoke, [], [0], Path("runs/x"), epochs=3)
-    made = grids.jobs(STUDY.smoke, ["kd"], [0], Path("runs/x"), epochs=1)
-    assert [place.arm for place in made.values()] == ["vanilla", "kd"]
-    assert {grids.parsed(job).epochs for job in made} == {1.0}
 
 
-def test_a_smoke_table_for_real(tmp_path: Path) -> None:
-    """Vanilla, then KD from its teacher, and again: nothing is left to do."""
+def test_other_arms_need_one_epoch() -> None:
+    points = grids.jobs(STUDY.smoke, ["kd"], [0], Path("runs/x"), epochs=1)
+    assert {grids.parse_config(job).epochs for job in points} == {1.0}
+
+
+@pytest.mark.slow
+def test_a_smoke_table_trains_once(tmp_path: Path) -> None:
+    """Vanilla, then KD from its teacher; the second time there is nothing left to do."""
     command = [sys.executable, "experiments/table_cifar.py", "--smoke", f"--workdir={tmp_path}", "--arms", "kd"]
     command += ["--seeds", "0", "--epochs=1", "--", "--config.networks.teacher.model=resnet8"]
     for expected in ("[2/2] digits_kd_seed0", "2 of 2 runs are done"):

@@ -71,13 +71,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> finished_runs.Run:
     c.data.train_examples = 640
     c.switokd.threshold = 0.08
     loop.train_and_evaluate(c, folder, jax.devices()[:1])
-    return finished_runs.read(folder)
+    return finished_runs.read_run(folder)
 
 
 @pytest.mark.slow
 def test_training_flops_match_the_metrics_of_every_step(run: finished_runs.Run) -> None:
     networks = run.summary["networks"]
-    expert = [line["teacher->student/expert"] for line in run.of_split("train")]
+    expert = [line["teacher->student/expert"] for line in run.rows("train")]
     assert 0 < sum(expert) < len(expert) == 30, "both modes"
     by_step = [
         64
@@ -90,13 +90,13 @@ def test_training_flops_match_the_metrics_of_every_step(run: finished_runs.Run) 
         for paused in expert
     ]
     assert run.summary["training_flops"] == pytest.approx(sum(by_step), rel=1e-12)
-    np.testing.assert_allclose(compare.costs(run), np.cumsum(by_step)[9::10], rtol=1e-12)
+    np.testing.assert_allclose(compare.cumulative_flops(run), np.cumsum(by_step)[9::10], rtol=1e-12)
 
 
 @pytest.mark.slow
 def test_expert_share_matches_the_metrics_of_every_step(run: finished_runs.Run) -> None:
-    epochs, shares = compare.share(run, "teacher->student") or ((), ())
-    expert = np.asarray([line["teacher->student/expert"] for line in run.of_split("train")], float)
+    epochs, shares = compare.expert_share_curve(run, "teacher->student") or ((), ())
+    expert = np.asarray([line["teacher->student/expert"] for line in run.rows("train")], float)
     np.testing.assert_array_equal(epochs, [1, 2, 3])
     np.testing.assert_allclose(shares, 100 * expert.reshape(3, 10).mean(axis=1))
     assert run.summary["switch"]["teacher->student"]["expert_fraction"] == pytest.approx(expert.mean())
