@@ -116,7 +116,7 @@ def make(config: Config, data: dataset.DatasetInfo, devices: Sequence[jax.Device
     way = (config.parallelism, config.sharding, config.batch_norm)
     together = mesh.create(*way, config.batch_size, devices, deterministic=config.deterministic)
     check_microbatches(config, data.train_examples, together.device_count)
-    transforms.get_transforms(config.data.transforms)
+    transforms.check_transforms(config.data.transforms, data.image_shape, data.preprocess)
     per_epoch = sampling.steps_per_epoch(data.train_examples, config.batch_size)
     total = config.steps or max(round(config.epochs * per_epoch), 1)
     create = functools.partial(
