@@ -1,5 +1,5 @@
-# Two commands: `make demo` trains the embedded default, `make test` checks everything; `make table` compares the
-# methods, `make bench` measures speed.
+# Two commands: `make demo` trains the embedded default, `make test` checks everything (`make test-fast` all that is not
+# slow). `make table` compares the methods, `make bench` measures speed.
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/digits
@@ -12,7 +12,7 @@ DEVICE ?= cpu
 # Tests run in processes side by side, which share a compilation cache.
 PARALLEL ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo table test test-torch bench lint clean
+.PHONY: demo table test test-fast test-torch bench lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m switokd_jax.main --config=configs/digits.py --workdir=$(WORKDIR)
@@ -21,6 +21,10 @@ demo: $(VENV)/ready
 table: $(VENV)/ready
 	$(BIN)/python experiments/table_cifar.py --smoke --jobs=2
 	$(BIN)/python -m switokd_jax.report runs/table_cifar_smoke
+
+# Lint, types and every test that is not slow: about two minutes on two cores.
+test-fast: lint
+	$(BIN)/python -m pytest -m "not torch and not slow" $(PARALLEL)
 
 test: lint
 	$(BIN)/python -m pytest -m "not torch" $(PARALLEL)
@@ -38,6 +42,7 @@ lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 $(VENV)/ready: requirements.txt setup.cfg setup.py pyproject.toml
 	@echo "setting up $(VENV) with $$(grep -c == requirements.txt) packages: about a minute"
