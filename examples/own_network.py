@@ -5,34 +5,28 @@ python -m switokd_jax.main --config=examples/own_network.py --workdir=runs/own_n
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
 from switokd_jax import config
-from switokd_jax.models import MODELS, layers
+from switokd_jax.models import MODELS
+from switokd_jax.models.layers import Layers
 
 
 class Perceptron(nn.Module):
-    """Images, a hidden layer, logits. `create` gives every network these attributes; what is of no use is ignored."""
+    """Flattened images, a hidden layer, logits. `layers` has the run's dtypes, and layers that apply them."""
 
     num_classes: int
     hidden: int = 64
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    axis_name: str | None = None
-    convolution: Any = layers.convolution
+    layers: Layers = Layers(remat=None)  # no blocks that could be computed again
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Images [batch, height, width, channels] to logits [batch, classes], float32 at least."""
+        """Maps images [batch, height, width, channels] to logits [batch, classes], float32 at least."""
         del train  # neither BatchNorm nor dropout
-        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = nn.relu(nn.Dense(self.hidden, **kinds)(x.reshape(x.shape[0], -1)))
-        return layers.promote_to_float32(layers.linear(x, self.num_classes, name="linear", **kinds))
+        x = nn.relu(nn.Dense(self.hidden, **self.layers.dtypes)(x.reshape(x.shape[0], -1)))
+        return self.layers.logits(x, self.num_classes, name="linear")
 
 
 MODELS["perceptron"] = Perceptron

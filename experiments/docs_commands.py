@@ -32,8 +32,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("index", "results", "own_method", "api", "architecture")),
-    *(f"docs/{name}.md" for name in ("measured", "performance", "pods")),
+    *(f"docs/{name}.md" for name in ("index", "glossary", "training", "results", "own_method")),
+    *(f"docs/{name}.md" for name in ("architecture", "measured", "performance", "pods", "api")),
 )
 PROGRAMS = ("python ", "make ", "pip ", "mkdocs ", "sbatch ", "experiments/launch/tpu_slice.sh --")
 TIMEOUT_S = 1800.0  # of one command
@@ -84,11 +84,12 @@ WAYS = (
     Way(r"pip install -e", elsewhere="tests/test_docs.py compares the extras with setup.cfg"),
     Way(r"mkdocs build", elsewhere="tests/test_docs.py"),
     Way(r"make (bench|table)", "--dry-run"),
-    Way(r"(PROJECT=\S+ .*|)experiments/launch/tpu_slice\.sh|sbatch ", elsewhere="tests/test_launch.py"),
-    Way(MAIN + r" \.\.\. --coordinator", elsewhere="tests/test_processes.py"),
+    Way(r"(PROJECT=\S+ .*|)experiments/launch/tpu_slice\.sh|sbatch ", elsewhere="tests/parallel/test_launch.py"),
+    Way(MAIN + r" \.\.\. --coordinator", elsewhere="tests/parallel/test_multihost.py"),
     Way(MAIN + r" --help", quick=True),
     Way(MAIN + r" --config=my_method", "--config.epochs=1 --dry_run", quick=True),
     Way(MAIN + r" --config=configs/cifar100", "--config.data.name=digits --config.steps=10"),
+    Way(MAIN + r" .*--config\.data\.name=folder", elsewhere="tests/data/test_folder.py"),
     Way(MAIN + r" --config=configs/digits", "--config.epochs=1", quick=True),
     Way(MAIN, "--config.epochs=1"),
     Way(r"python -m switokd_jax\.(figures|evaluate|predict|export|report) (--workdir=)?runs/digits", quick=True),

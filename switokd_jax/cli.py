@@ -1,19 +1,25 @@
-"""What all commands have in common: how they end, where compiled programs are kept, and what a run may have added."""
+"""Shared parts of all commands: flags, exit statuses, the compilation cache, and the user's config file."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import logging as py_logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
+from absl import flags, logging
+from ml_collections import ConfigDict
 
-from switokd_jax.errors import UserError
+from switokd_jax.errors import EXIT_STATUS, NonFiniteError, SaveError, Stopped, UserError
 from switokd_jax.files import cache_dir
+from switokd_jax.parallel import multihost
 
 
 def use_compilation_cache() -> None:
@@ -23,8 +29,100 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+def configure_logging() -> None:
+    """Prints warnings and errors only, through absl."""
+    logging.set_verbosity(logging.WARNING)
+    logging.use_absl_handler()
+    # Orbax abandons the tasks of a failed save and asyncio prints a traceback of each; the checkpointer reports it.
+    py_logging.getLogger("asyncio").setLevel(py_logging.CRITICAL)
+
+
+def is_help_requested(argv: Sequence[str]) -> bool:
+    """Returns whether a command line asks for help.
+
+    >>> is_help_requested(["main.py", "--help"]), is_help_requested(["main.py", "--workdir=help"])
+    (True, False)
+    """
+    return any(flag.lstrip("-") in ("h", "help", "helpshort") for flag in argv[1:])
+
+
+def parse_flags(argv: Sequence[str], config_flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
+    """Parses the absl flags of a command line.
+
+    Args:
+      argv: the command and its flags.
+      config_flag: the flag --config.
+
+    Returns:
+      The config of --config, changed by all --config.FIELD.
+
+    Raises:
+      UserError: for a flag, file or value that cannot be used.
+    """
+    try:
+        rest = flags.FLAGS(argv)[1:]
+        config = config_flag.value
+        if config is not None and not isinstance(config, ConfigDict):
+            config = config.get()  # stands for a file that could not be loaded, and raises its error
+    # These are raised by absl and ml_collections for flags, files and values. Errors of other types come from the
+    # code of a config file; they keep their traceback, which names the line.
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        prefix = "" if isinstance(error, flags.Error) else "--config: "
+        raise UserError(prefix + _last_line(error)) from error
+    if rest:
+        raise UserError(
+            f"{rest[0]!r} is not a flag; flags are --config, --config.FIELD, --workdir, --dry_run; --help lists all"
+        )
+    if config is None:
+        raise UserError("--config is missing; give a file, such as --config=configs/digits.py; --help lists them")
+    return config
+
+
+def _last_line(error: BaseException) -> str:
+    # ml_collections puts the whole traceback of a config file into its message; the last line is the error.
+    message = str(error.args[0] if isinstance(error, KeyError) else error)
+    return [line.strip() for line in message.splitlines() if line.strip()][-1]
+
+
+@contextlib.contextmanager
+def exit_on_error(cluster: multihost.Cluster | None = None) -> Iterator[None]:
+    """Turns errors within the context into one line on stderr and an exit status.
+
+    Args:
+      cluster: of a process that has to end without waiting for the others; None for a process on its own.
+
+    Raises:
+      SystemExit: with status 1 after an error, or the status of `EXIT_STATUS` after a signal.
+    """
+    try:
+        yield
+    except (UserError, SaveError, NonFiniteError) as error:
+        _exit(cluster, "; ".join([str(error), *getattr(error, "__notes__", [])]))
+    except Stopped as stopped:
+        print(f"switokd_jax: {stopped}", file=sys.stderr)
+        sys.exit(stopped.status)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports it again when it ends
+        sys.exit(1)
+    except KeyboardInterrupt:
+        message = "stopped by Ctrl-C; repeat the command to resume from the latest checkpoint"
+        _exit(cluster, message, EXIT_STATUS[signal.SIGINT])
+    except jax.errors.JaxRuntimeError as error:
+        if cluster is None:
+            raise
+        message = "if another process has ended, restart all of them: the run resumes from the latest checkpoint"
+        _exit(cluster, f"{error}; {message}")
+
+
+def _exit(cluster: multihost.Cluster | None, message: str, status: int = 1) -> NoReturn:
+    print(f"switokd_jax: {' '.join(message.split())}", file=sys.stderr)
+    if cluster is None:
+        sys.exit(status)
+    multihost.exit_without_barrier(status)
+
+
 def make_parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentParser:
-    """The parser of a command that reads runs; `run` does what its `--config` says."""
+    """Makes the parser of a command that reads runs; pass its `--config` on to `run`."""
     parser = argparse.ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--config", metavar="FILE", help="the run's config file, where that adds a method, network or data set"
@@ -33,11 +131,11 @@ def make_parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentPa
 
 
 def run(command: Callable[[], str], config: str | None = None) -> None:
-    """Runs a command and prints what it answers; what cannot be used ends it with one line and status 1.
+    """Runs a command and prints the text that it returns. An error of the user ends it with one line and status 1.
 
     Args:
-      command: what to do.
-      config: a config file to import first, for what it enters into the package's dicts.
+      command: the command.
+      config: a config file to import first, because it registers a method, network or data set.
     """
     use_compilation_cache()
     try:
@@ -51,16 +149,16 @@ def run(command: Callable[[], str], config: str | None = None) -> None:
 
 
 def config_module(path: Path) -> Any:
-    """The module of a config file; its get_config() makes the config.
+    """Imports a config file and returns its module; its get_config() makes the config.
 
     Raises:
-      ConfigError: if there is no such file.
+      UserError: if there is no such file.
     """
     name = f"config_{path.stem}"  # hides no other module
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.exists():
         raise UserError(f"--config {path} is not a Python file")
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[name] = made  # where dataclasses look for the module that they are defined in
-    spec.loader.exec_module(made)
-    return made
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look up the module that they are defined in
+    spec.loader.exec_module(module)
+    return module

@@ -1,4 +1,4 @@
-"""What there is to choose from, as `python -m switokd_jax.main --help` lists it: a line each."""
+"""Lists of available configs, methods, networks and data sets, for `python -m switokd_jax.main --help`."""
 
 from __future__ import annotations
 
@@ -19,46 +19,47 @@ WIDTH = 80
 
 
 def configs(folder: Path) -> dict[str, str]:
-    """The config files of a folder by path, with the first line of each docstring; they are read, not run."""
-    found = {}
+    """Returns the config files of a folder: the first paragraph of each docstring, by path. The files are not run."""
+    descriptions = {}
     for path in sorted(folder.glob("*.py")):
         try:
-            found[str(path)] = _first(ast.get_docstring(ast.parse(path.read_text())))
+            descriptions[str(path)] = _first_paragraph(ast.get_docstring(ast.parse(path.read_text())))
         except SyntaxError as error:
-            found[str(path)] = f"cannot be read: {error.msg}, line {error.lineno}"
-    return found
+            descriptions[str(path)] = f"cannot be read: {error.msg}, line {error.lineno}"
+    return descriptions
 
 
 def methods() -> dict[str, str]:
-    """The methods: the first line of the module of each."""
-    return {name: _first(sys.modules[method.apply.__module__].__doc__) for name, method in METHODS.items()}
+    """Returns the methods: the first paragraph of the docstring of each one's module, by name."""
+    return {name: _first_paragraph(sys.modules[method.apply.__module__].__doc__) for name, method in METHODS.items()}
 
 
 def models() -> dict[str, str]:
-    """The networks: the first line of the class of each; those of one class together."""
-    kinds: dict[Any, list[str]] = {}
-    for name, make in MODELS.items():
-        kinds.setdefault(make.func if isinstance(make, functools.partial) else make, []).append(name)
-    return {", ".join(names): _first(inspect.getdoc(kind)) for kind, names in kinds.items()}
+    """Returns the networks: the first paragraph of the docstring of each class, by the names of its variants."""
+    names_by_class: dict[Any, list[str]] = {}
+    for name, create in MODELS.items():
+        cls = create.func if isinstance(create, functools.partial) else create
+        names_by_class.setdefault(cls, []).append(name)
+    return {", ".join(names): _first_paragraph(inspect.getdoc(cls)) for cls, names in names_by_class.items()}
 
 
 def data_sets() -> dict[str, str]:
-    """The data sets: the first line of the function of each, and TFDS's."""
-    own = {name: _first(inspect.getdoc(source)) for name, source in SOURCES.items()}
+    """Returns the data sets: the first paragraph of the docstring of each source, and those of TFDS."""
+    sources = {name: _first_paragraph(inspect.getdoc(source)) for name, source in SOURCES.items()}
     return {
-        **own,
+        **sources,
         "tiny_imagenet_200": "Tiny-ImageNet, prepared by a TFDS builder of ours.",
         "cifar10, cifar100, ...": "Any image-classification set of TensorFlow Datasets, by its name.",
     }
 
 
 def text(folder: Path = Path("configs")) -> str:
-    """All of it, within 80 columns."""
-    found = configs(folder)
-    note = "" if found else f"  none in {folder}/ here; a config is a Python file whose get_config() returns one\n"
+    """Returns all lists as text of 80 columns; `folder` holds the configs."""
+    files = configs(folder)
+    note = "" if files else f"  none in {folder}/ here; a config is a Python file whose get_config() returns one\n"
     return "\n".join(
         [
-            _section("configs (--config=FILE)", found) + note,
+            _section("configs (--config=FILE)", files) + note,
             _section("methods (--config.method=NAME)", methods()),
             _section("networks (--config.networks.NAME.model=NAME; D, K and W stand for numbers)", models()),
             _section("data sets (--config.data.name=NAME)", data_sets()),
@@ -66,13 +67,17 @@ def text(folder: Path = Path("configs")) -> str:
     )
 
 
-def _section(head: str, entries: Mapping[str, str]) -> str:
-    lines = [f"{head}:"]
-    for name, line in entries.items():
-        lines += textwrap.wrap(f"{name}: {line}", WIDTH, initial_indent="  ", subsequent_indent="      ")
+def _section(title: str, entries: Mapping[str, str]) -> str:
+    lines = [f"{title}:"]
+    for name, description in entries.items():
+        lines += textwrap.wrap(f"{name}: {description}", WIDTH, initial_indent="  ", subsequent_indent="      ")
     return "\n".join(lines) + "\n"
 
 
-def _first(doc: str | None) -> str:
-    """The first paragraph of a docstring, in one line."""
+def _first_paragraph(doc: str | None) -> str:
+    """Returns the first paragraph of a docstring in one line.
+
+    >>> _first_paragraph("One\\ntwo.\\n\\nThree.")
+    'One two.'
+    """
     return " ".join((doc or "").strip().split("\n\n")[0].split())

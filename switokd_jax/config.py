@@ -102,7 +102,8 @@ class DataConfig:
     Attributes:
       name: 'digits', 'tiny_imagenet_200', any other TFDS image-classification set, or 'folder'.
       dir: TFDS's data_dir, '' for its default; for 'folder' the one with train/CLASS/*.png and test/CLASS/*.png.
-      augment: random crop and flip in training.
+      augment: augmentation in training; False switches off the transforms and random resized crops.
+      transforms: names of `data.transforms.TRANSFORMS`, applied in this order in every training step.
       image_size: images of any size become squares of so many pixels a side: random resized crops in training, the
         centre otherwise; 0 for sets whose images have one size. Streams only.
       train_examples: a stratified choice of so many training images, the same in every run; 0 for all.
@@ -114,6 +115,7 @@ class DataConfig:
     name: str = config_fields.text("digits")
     dir: str = config_fields.text()
     augment: bool = config_fields.boolean(True)
+    transforms: tuple[str, ...] = config_fields.sequence(("random_crop_and_flip",))
     train_examples: int = config_fields.integer(0, low=0)
     validation_fraction: float = config_fields.number(0.0, low=0.0, high=0.9)
     image_size: int = config_fields.integer(0, low=0)

@@ -12,145 +12,108 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from switokd_jax import cli
 from switokd_jax.analysis import trained_network
-from switokd_jax.data import resident
 from switokd_jax.data.dataset import load_dataset
 from switokd_jax.data.loader import make_loader
-from switokd_jax.data.sampling import ProcessShard
 from switokd_jax.errors import UserError
 from switokd_jax.files import write_json
-from switokd_jax.losses import cross_entropy
-from switokd_jax.metrics import top_k_correct
+from switokd_jax.models.layers import layers_of
+from switokd_jax.parallel import mesh
+from switokd_jax.train.evaluator import Evaluator, make_eval_step
 
 SPLITS = ("test", "validation", "train")
-BATCH = 128
-BINS = 15  # of the calibration error, as in its source
+BATCH_SIZE = 128
+METRICS = ("top1", "top5", "loss", "calibration_error")
 
 
 def evaluate(
     workdir: str | Path, which: str = "best", split: str = "test", data: str = "", data_dir: str = ""
 ) -> dict[str, Any]:
-    """Scores every network of a run on every example of a split, without augmentation.
+    """Evaluates every network of a run on every example of a split, without augmentation.
 
     Args:
       workdir: of the run.
-      which: of its saves: 'best', 'latest', or a step.
+      which: checkpoint: 'best', 'latest', or a step.
       split: one of `SPLITS`.
-      data: name of another data set whose classes and images are alike; the run's own unless given.
-      data_dir: where that lies.
+      data: name of another data set with the same classes and image shape; the run's own unless args.
+      data_dir: its folder.
 
     Returns:
       {'examples': int, 'networks': {name: {'top1', 'top5' (percent), 'loss', 'calibration_error'}}, 'agreement':
       {'one, other': percent of examples that both put into the same class}}
 
     Raises:
-      ConfigError: naming what cannot be read, or does not fit the run.
+      UserError: naming what cannot be read, or does not fit the run.
     """
     config = trained_network.read_config(Path(workdir))
     networks = {name: trained_network.read(workdir, name, which) for name in config.networks}
     spec = dataclasses.replace(config.data, name=data or config.data.name, dir=data_dir or config.data.dir)
     dataset = load_dataset(spec, config.seed)
     for network in networks.values():
-        if (dataset.classes, dataset.image_spec.shape) != (network.facts.classes, network.facts.image_shape):
+        if (dataset.classes, dataset.image_spec.shape) != (network.model_info.classes, network.model_info.image_shape):
             raise UserError(
                 f"--data {spec.name!r} has {len(dataset.classes)} classes and images of {dataset.image_spec.shape}, "
-                f"the run has {len(network.facts.classes)} and {network.facts.image_shape}; names, order "
-                "and sizes have to be alike"
+                f"the run has {len(network.model_info.classes)} and {network.model_info.image_shape}; names, order "
+                "and sizes must be the same"
             )
-    chosen = getattr(dataset, split)
-    if not len(chosen):
+    examples = getattr(dataset, split)
+    if not len(examples):
         raise UserError(f"--split {split}: the run held no images out (config.data.validation_fraction); take 'test'")
-    fed = make_loader(chosen, dataset.image_spec, spec, config.seed, BATCH, ProcessShard())
-    steps = {name: _step(network) for name, network in networks.items()}
-    seen: dict[str, list[Any]] = {name: [] for name in networks}
-    for _, batch in fed.eval_batches():
-        images, labels = resident.gather_batch(fed.data, batch)
-        there = np.asarray(batch.mask, bool)  # the rest fills the last batch
-        for name, step in steps.items():
-            seen[name].append(jax.tree.map(lambda x, there=there: np.asarray(x)[there], step(images, labels)))
-    whole = {name: jax.tree.map(lambda *parts: np.concatenate(parts), *parts) for name, parts in seen.items()}
+    first = next(iter(networks.values()))
+    distribution = mesh.create("jit", "replicated", "global", BATCH_SIZE, jax.local_devices()[:1])
+    loader = make_loader(examples, dataset.image_spec, spec, config.seed, BATCH_SIZE, distribution.process_shard)
+    eval_step = make_eval_step(
+        {name: network.module for name, network in networks.items()}, first.preprocess, layers_of(first.module).dtype
+    )
+    evaluator = Evaluator(
+        step=distribution.compile(eval_step, has_state=False),
+        loader=dataclasses.replace(loader, device_data=distribution.device_put(loader.device_data)),
+        distribution=distribution,
+        max_steps=1,
+    )
+    evaluation = evaluator.run(distribution.device_put({name: network.variables for name, network in networks.items()}))
+    pairs = itertools.combinations(enumerate(networks), 2)
     return {
-        "examples": len(chosen),
+        "examples": len(examples),
         "networks": {
-            name: {
-                "top1": 100.0 * float(of["top1"].mean()),
-                "top5": 100.0 * float(of["top5"].mean()),
-                "loss": float(of["loss"].mean()),
-                "calibration_error": calibration_error(of["confidence"], of["top1"]),
-            }
-            for name, of in whole.items()
+            name: {metric: metrics[metric] for metric in METRICS} for name, metrics in evaluation.networks.items()
         },
-        "agreement": {
-            f"{one}, {other}": 100.0 * float((whole[one]["choice"] == whole[other]["choice"]).mean())
-            for one, other in itertools.combinations(networks, 2)
-        },
+        "agreement": {f"{one}, {other}": 100.0 * float(evaluation.agreement[i, j]) for (i, one), (j, other) in pairs},
     }
 
 
-def calibration_error(confidence: np.ndarray, hit: np.ndarray, bins: int = BINS) -> float:
-    """Expected calibration error: the mean over examples of |accuracy - confidence| of their bin.
-
-    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (arXiv 1706.04599), equation 3.
-
-    Args:
-      confidence: [n], the probability of the class that was chosen.
-      hit: [n], 1 where that class was right and 0 elsewhere.
-      bins: of equal width, each open below and closed above.
-    """
-    place = np.clip(np.ceil(np.asarray(confidence, np.float64) * bins).astype(int) - 1, 0, bins - 1)
-    gaps = [abs(float((hit[place == i] - confidence[place == i].astype(np.float64)).sum())) for i in range(bins)]
-    return sum(gaps) / len(hit)
-
-
-def _step(network: trained_network.TrainedNetwork) -> Any:
-    """(images, labels) -> what counts of each example, compiled."""
-
-    def step(images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-        logits = network.logits(images)
-        return {
-            "loss": cross_entropy(logits, labels),
-            "top1": top_k_correct(logits, labels),
-            "top5": top_k_correct(logits, labels, 5),
-            "confidence": jnp.max(jax.nn.softmax(logits), axis=-1),
-            "choice": jnp.argmax(logits, axis=-1),
-        }
-
-    return jax.jit(step)
-
-
-def table(found: dict[str, Any]) -> str:
-    """For people, within 80 columns."""
-    lines = [f"{found['examples']} examples", f"{'network':<20} {'top-1 %':>8} {'top-5 %':>8} {'loss':>8} {'ECE':>8}"]
+def format_table(result: dict[str, Any]) -> str:
+    """Formats the result for the console, within 80 columns."""
+    lines = [f"{result['examples']} examples", f"{'network':<20} {'top-1 %':>8} {'top-5 %':>8} {'loss':>8} {'ECE':>8}"]
     lines += [
-        f"{name:<20} {of['top1']:>8.2f} {of['top5']:>8.2f} {of['loss']:>8.4f} {of['calibration_error']:>8.4f}"
-        for name, of in found["networks"].items()
+        f"{name:<20} {metrics['top1']:>8.2f} {metrics['top5']:>8.2f} {metrics['loss']:>8.4f} "
+        f"{metrics['calibration_error']:>8.4f}"
+        for name, metrics in result["networks"].items()
     ]
-    lines += [f"{pair} agree on {share:.2f} %" for pair, share in found["agreement"].items()]
+    lines += [f"{pair} agree on {share:.2f} %" for pair, share in result["agreement"].items()]
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Reads flags, evaluates, prints."""
+    """Parses the flags, evaluates, and prints the result."""
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="of a run")
+    parser.add_argument("--workdir", required=True, help="workdir of a run")
     parser.add_argument("--which", default="best", help="best, latest, or a saved step")
     parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--data", default="", help="another data set with the same classes, by its name")
-    parser.add_argument("--data_dir", default="", help="where that lies")
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    given = parser.parse_args()
+    parser.add_argument("--data_dir", default="", help="its folder")
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+    args = parser.parse_args()
 
     def command() -> str:
-        found = evaluate(given.workdir, given.which, given.split, given.data, given.data_dir)
-        if given.json:
-            write_json(given.json, found)
-        return table(found)
+        result = evaluate(args.workdir, args.which, args.split, args.data, args.data_dir)
+        if args.json:
+            write_json(args.json, result)
+        return format_table(result)
 
-    cli.run(command, given.config)
+    cli.run(command, args.config)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes a trained network for other programs:
+"""Exports a trained network for other programs:
 
 python -m switokd_jax.export --workdir=runs/digits --network=student --format=stablehlo
 
@@ -14,53 +14,53 @@ from switokd_jax import cli
 from switokd_jax.analysis import trained_network
 from switokd_jax.errors import UserError
 from switokd_jax.interop import pytorch, stablehlo
+from switokd_jax.workdir.layout import Workdir
 
 SUFFIXES = {"stablehlo": ".stablehlo", "safetensors": ".safetensors", "torch": ".pth"}
 
 
-def export(workdir: str | Path, network: str, form: str, which: str = "best", output: str | Path = "") -> Path:
-    """Writes one file.
+def export(workdir: str | Path, network: str, file_format: str, version: str = "best", output: str | Path = "") -> Path:
+    """Writes a network of a run to one file.
 
     Args:
-      workdir: of the run.
-      network: its name there.
-      form: a key of `SUFFIXES`.
-      which: 'best', 'latest', or a saved step.
-      output: the file; NETWORK and the form's suffix in the workdir's folder 'exports' unless given.
+      workdir: workdir of the run.
+      network: name of the network in the run.
+      file_format: a key of `SUFFIXES`.
+      version: checkpoint to export: 'best', 'latest', or a saved step.
+      output: path of the file; by default WORKDIR/exports/NETWORK with the suffix of the format.
 
     Returns:
-      The file's path.
+      Path of the file.
 
     Raises:
-      ConfigError: naming what cannot be read or written.
+      UserError: naming what cannot be read or written.
     """
-    network_of_run = trained_network.read(workdir, network, which)
-    path = Path(output) if output else Path(workdir) / "exports" / f"{network}{SUFFIXES[form]}"
-    if path.suffix != SUFFIXES[form]:
-        raise UserError(f"--output {path} does not end in {SUFFIXES[form]}, as files of --format={form} do")
+    trained = trained_network.read(workdir, network, version)
+    suffix = SUFFIXES[file_format]
+    path = Path(output) if output else Workdir(Path(workdir)).exports / f"{network}{suffix}"
+    if path.suffix != suffix:
+        raise UserError(f"--output {path} does not end in {suffix}, as files of --format={file_format} do")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if form == "stablehlo":
-            stablehlo.write(path, network_of_run.logits, network_of_run.facts)
+        if file_format == "stablehlo":
+            stablehlo.write(path, trained.logits, trained.model_info)
         else:
-            pytorch.write(path, network_of_run.variables)
+            pytorch.write(path, trained.variables)
     except OSError as error:
         raise UserError(f"--output {path} cannot be written ({error.strerror}); name another file") from None
     return path
 
 
 def main() -> None:
-    """Reads flags and writes."""
+    """Parses the flags, writes the file and prints its path."""
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="of a run")
-    parser.add_argument("--network", required=True, help="its name in the run, such as student")
+    parser.add_argument("--workdir", required=True, help="workdir of a run")
+    parser.add_argument("--network", required=True, help="name of the network in the run, such as student")
     parser.add_argument("--format", required=True, choices=SUFFIXES)
-    parser.add_argument("--which", default="best", help="best, latest, or a saved step")
-    parser.add_argument("--output", default="", help="the file (WORKDIR/exports/NETWORK.SUFFIX)")
-    given = parser.parse_args()
-    cli.run(
-        lambda: f"wrote {export(given.workdir, given.network, given.format, given.which, given.output)}", given.config
-    )
+    parser.add_argument("--which", default="best", help="checkpoint: best, latest, or a saved step")
+    parser.add_argument("--output", default="", help="path of the file (default: WORKDIR/exports/NETWORK.SUFFIX)")
+    args = parser.parse_args()
+    cli.run(lambda: f"wrote {export(args.workdir, args.network, args.format, args.which, args.output)}", args.config)
 
 
 if __name__ == "__main__":

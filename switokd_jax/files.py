@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes, and the user's cache folder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from typing import Any
 
 
 def cache_dir() -> Path:
-    """The user's folder for what can be made again: $XDG_CACHE_HOME/switokd_jax, or ~/.cache/switokd_jax."""
+    """Returns the folder for files that can be made again: $XDG_CACHE_HOME/switokd_jax or ~/.cache/switokd_jax."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "switokd_jax"
 
 
 def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a temporary file beside `path` and renames it, so no reader sees half a file."""
+    """Writes a file so that no reader ever sees half of it.
+
+    Args:
+      path: the file.
+      write: fills the temporary file whose path it is given; that file is then renamed to `path`.
+    """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(temporary)
@@ -25,5 +30,5 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, indented, whole or not there."""
+    """Writes indented JSON, atomically."""
     atomic_write(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n"))

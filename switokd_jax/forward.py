@@ -1,4 +1,4 @@
-"""A network's forward pass, ready for its backward pass: whole, or in parts, one after another."""
+"""A network's forward pass, with its pullback for the backward pass: on the full batch or in microbatches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,17 @@ from switokd_jax.state import NetworkState, Tree
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSpec:
-    """What of one network, or of an adapter, does not change in a run; `features` are the tapped names asked for."""
+    """The static part of one network or adapter.
+
+    Attributes:
+      module: maps images [batch, height, width, channels] to logits [batch, classes].
+      optimizer: optax chain without the learning rate; see `optim`.
+      schedule: learning rate of a global step.
+      label_smoothing: of the network's cross-entropy, in [0, 1).
+      ema: decay of the averaged parameters; 0 keeps none.
+      frozen: runs in evaluation mode and takes no steps.
+      features: names of the intermediate features that the method asks for.
+    """
 
     module: nn.Module
     optimizer: optax.GradientTransformation
@@ -29,67 +39,81 @@ class NetworkSpec:
 
 
 class NetworkOutput(NamedTuple):
-    """What a network says of a batch; everything a loss may depend on."""
+    """One network's outputs on a batch: logits and the requested features. A loss may depend on nothing else."""
 
     logits: jax.Array
     features: dict[str, jax.Array]
 
 
 class ForwardPass(NamedTuple):
-    """What a forward pass leaves: `pullback` takes the gradient at `said` to that at the parameters."""
+    """Result of one forward pass.
 
-    said: NetworkOutput
+    `pullback` maps a cotangent of `output` to the gradient of the parameters (see `jax.vjp`).
+    """
+
+    output: NetworkOutput
     batch_stats: Tree
     pullback: Callable[[NetworkOutput], tuple[Tree]]
 
 
 def forward(
-    network: NetworkSpec, state: NetworkState, images: jax.Array, places: jax.Array, dropout: jax.Array, parts: int
+    network: NetworkSpec,
+    state: NetworkState,
+    images: jax.Array,
+    batch_positions: jax.Array,
+    dropout_key: jax.Array,
+    num_microbatches: int = 1,
 ) -> ForwardPass:
     """Runs a network in training mode, or in evaluation mode if it is frozen.
 
     Args:
-      network: what does not change.
+      network: the static part.
       state: its parameters and running statistics.
       images: [batch, height, width, channels].
-      places: [batch] int32, of the images in the global batch.
-      dropout: the key of this step and network.
-      parts: 1, or in how many equal parts the batch is computed, one after another (gradient accumulation). BatchNorm
-        then takes its statistics from each part; parts are computed again in the backward pass.
+      batch_positions: [batch] int32, positions of the images in the global batch.
+      dropout_key: of this step and network.
+      num_microbatches: equal parts of the batch that are computed one after another (gradient accumulation). With more
+        than one, BatchNorm takes its statistics from each microbatch, and the backward pass recomputes each.
     """
 
-    def apply(params: Tree, batch_stats: Tree, images: jax.Array, places: jax.Array) -> tuple[NetworkOutput, Tree]:
-        variables = {"params": params, "batch_stats": batch_stats, "batch": {"places": places}}
-        # A frozen network speaks in evaluation mode and keeps its statistics.
-        moving = [] if network.frozen else ["batch_stats"]
-        logits, moved = network.module.apply(
-            variables, images, train=not network.frozen, mutable=[*moving, "intermediates"], rngs={"dropout": dropout}
+    def apply(
+        params: Tree, batch_stats: Tree, images: jax.Array, batch_positions: jax.Array
+    ) -> tuple[NetworkOutput, Tree]:
+        variables = {"params": params, "batch_stats": batch_stats, "batch": {"positions": batch_positions}}
+        mutable = ["intermediates"] if network.frozen else ["batch_stats", "intermediates"]
+        logits, mutated = network.module.apply(
+            variables, images, train=not network.frozen, mutable=mutable, rngs={"dropout": dropout_key}
         )
-        tapped = {name: moved["intermediates"][name][0] for name in network.features}
-        return NetworkOutput(logits, tapped), moved.get("batch_stats", batch_stats)
+        features = {name: mutated["intermediates"][name][0] for name in network.features}
+        return NetworkOutput(logits, features), mutated.get("batch_stats", batch_stats)
 
-    def whole(params: Tree) -> tuple[NetworkOutput, Tree]:
-        return apply(params, state.batch_stats, images, places)
+    def full_batch(params: Tree) -> tuple[NetworkOutput, Tree]:
+        return apply(params, state.batch_stats, images, batch_positions)
 
-    def in_parts(params: Tree) -> tuple[NetworkOutput, Tree]:
+    def microbatched(params: Tree) -> tuple[NetworkOutput, Tree]:
         @jax.checkpoint
-        def part(batch_stats: Tree, some: tuple[jax.Array, jax.Array]) -> tuple[Tree, NetworkOutput]:
-            said, moved = apply(params, batch_stats, *some)
-            return moved, said
+        def one_microbatch(batch_stats: Tree, microbatch: tuple[jax.Array, jax.Array]) -> tuple[Tree, NetworkOutput]:
+            output, new_batch_stats = apply(params, batch_stats, *microbatch)
+            return new_batch_stats, output
 
-        moved, said = jax.lax.scan(part, state.batch_stats, (_divide(images, parts), _divide(places, parts)))
-        return jax.tree.map(_join, said), moved
+        microbatches = (
+            split_microbatches(images, num_microbatches),
+            split_microbatches(batch_positions, num_microbatches),
+        )
+        batch_stats, outputs = jax.lax.scan(one_microbatch, state.batch_stats, microbatches)
+        return jax.tree.map(merge_microbatches, outputs), batch_stats
 
-    said, pullback, batch_stats = jax.vjp(whole if parts == 1 else in_parts, state.params, has_aux=True)
-    return ForwardPass(said, batch_stats, pullback)
+    run = full_batch if num_microbatches == 1 else microbatched
+    output, pullback, batch_stats = jax.vjp(run, state.params, has_aux=True)
+    return ForwardPass(output, batch_stats, pullback)
 
 
-def _divide(x: jax.Array, parts: int) -> jax.Array:
-    """[batch, ...] to [parts, batch / parts, ...], every part with examples of every device."""
-    return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+def split_microbatches(x: jax.Array, num_microbatches: int) -> jax.Array:
+    """Reshapes [batch, ...] to [microbatches, batch / microbatches, ...]; each has examples of every device."""
+    return jnp.moveaxis(x.reshape(-1, num_microbatches, *x.shape[1:]), 1, 0)
 
 
-def _join(x: jax.Array) -> jax.Array:
-    """The inverse of `_divide`."""
-    joined: jax.Array = jnp.moveaxis(x, 0, 1)
-    return joined.reshape(-1, *x.shape[2:])
+def merge_microbatches(x: jax.Array) -> jax.Array:
+    """Inverts `split_microbatches`."""
+    batch_first: jax.Array = jnp.moveaxis(x, 0, 1)
+    return batch_first.reshape(-1, *x.shape[2:])

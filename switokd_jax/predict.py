@@ -1,4 +1,4 @@
-"""Says what is in an image, by the networks of a run:
+"""Predicts the classes of image files with the networks of a run:
 
 python -m switokd_jax.predict --workdir=runs/cifar100 cat.png dog.jpg
 """
@@ -14,79 +14,93 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from switokd_jax import cli
 from switokd_jax.analysis import trained_network
-from switokd_jax.data.image_records import centre_crop
+from switokd_jax.data.transforms import centre_crop
 from switokd_jax.errors import UserError
 
-BYTE = 255  # the brightest pixel of an image file
+MAX_PIXEL = 255  # largest value in an image file
 
 
 def read_image(path: str | Path, network: trained_network.TrainedNetwork) -> np.ndarray:
-    """An image file as a network of a run takes it: its size, its channels and its range of pixels.
+    """Reads an image file in the size, channels and pixel range of a network's inputs.
 
-    Runs with config.data.image_size see the same centre crop as in their evaluation; others the whole image, cut to the
-    ratio of theirs and resized.
+    Runs with config.data.image_size use the same center crop as in their evaluation. For others the image is cropped
+    to the aspect ratio of their images and resized.
 
     Returns:
       [height, width, channels] uint8.
 
     Raises:
-      ConfigError: naming the file, if it cannot be read as an image.
+      UserError: naming the file, if it cannot be read as an image.
     """
-    height, width, channels = network.facts.image_shape
+    height, width, channels = network.model_info.image_shape
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image ({error})") from None
-    if network.resized:
+    if network.uses_centre_crop:
         image = centre_crop(image, height)
     elif image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image, np.float64).reshape(height, width, channels) * network.preprocess.scale / BYTE
+    pixels = np.asarray(image, np.float64).reshape(height, width, channels) * network.preprocess.scale / MAX_PIXEL
     return pixels.round().astype(np.uint8)
 
 
 def predict(networks: Sequence[trained_network.TrainedNetwork], paths: Sequence[str | Path]) -> np.ndarray:
-    """Probabilities [networks, images, classes] of image files.
+    """Computes class probabilities [networks, images, classes] of image files.
 
     Raises:
-      ConfigError: naming the first file that cannot be read as an image.
+      UserError: naming the first file that cannot be read as an image.
     """
-    made = []
+    probabilities = []
     for network in networks:
         images = np.stack([read_image(path, network) for path in paths])
-        made.append(np.asarray(jax.nn.softmax(jax.jit(network.logits)(images))))
-    return np.stack(made)
+        probabilities.append(np.asarray(jax.nn.softmax(jax.jit(network.logits)(images))))
+    return np.stack(probabilities)
 
 
-def table(names: Sequence[str], paths: Sequence[str | Path], classes: Sequence[str], seen: np.ndarray, top: int) -> str:
-    """The likeliest classes of each image by each network."""
+def table(
+    names: Sequence[str], paths: Sequence[str | Path], classes: Sequence[str], probabilities: np.ndarray, top: int
+) -> str:
+    """Formats the `top` most likely classes of each image by each network.
+
+    Args:
+      names: of the networks.
+      paths: of the images.
+      classes: names of the classes.
+      probabilities: [networks, images, classes].
+      top: number of classes to list.
+
+    >>> print(table(["student"], ["a.png"], ["cat", "dog"], np.array([[[0.25, 0.75]]]), top=1))
+    a.png
+      student       75.00 %  dog
+    """
     lines = []
     for i, path in enumerate(paths):
         lines.append(str(path))
-        for name, of_network in zip(names, seen, strict=True):
-            best = np.argsort(-of_network[i], kind="stable")[:top]
-            lines += [f"  {name:<12} {100 * of_network[i][k]:6.2f} %  {classes[k]}" for k in best]
+        for name, by_image in zip(names, probabilities, strict=True):
+            best = np.argsort(-by_image[i], kind="stable")[:top]
+            lines += [f"  {name:<12} {100 * by_image[i][k]:6.2f} %  {classes[k]}" for k in best]
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Reads flags and images, prints."""
+    """Parses the flags, predicts and prints."""
     parser = cli.make_parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="of a run")
-    parser.add_argument("--network", nargs="+", default=[], help="names in the run (all)")
-    parser.add_argument("--which", default="best", help="best, latest, or a saved step")
-    parser.add_argument("--top", type=int, default=3, help="classes to print of each image and network")
+    parser.add_argument("--workdir", required=True, help="workdir of a run")
+    parser.add_argument("--network", nargs="+", default=[], help="names of networks (default: all of the run)")
+    parser.add_argument("--which", default="best", help="checkpoint: best, latest, or a saved step")
+    parser.add_argument("--top", type=int, default=3, help="number of classes to print for each image and network")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
-    given = parser.parse_args()
+    args = parser.parse_args()
 
     def command() -> str:
-        names = given.network or [*trained_network.read_config(Path(given.workdir)).networks]
-        networks = [trained_network.read(given.workdir, name, given.which) for name in names]
-        seen = predict(networks, given.images)
-        return table(names, given.images, networks[0].facts.classes, seen, given.top)
+        names = args.network or [*trained_network.read_config(Path(args.workdir)).networks]
+        networks = [trained_network.read(args.workdir, name, args.which) for name in names]
+        probabilities = predict(networks, args.images)
+        return table(names, args.images, networks[0].model_info.classes, probabilities, args.top)
 
-    cli.run(command, given.config)
+    cli.run(command, args.config)
 
 
 if __name__ == "__main__":

@@ -1,203 +1,298 @@
 """One training step, written once for N networks on any topology.
 
-Forward of every network under `jax.vjp`; the method makes losses and decisions of the logits; one cheap
-gradient at the logits gives every network its cotangent, since a loss depends on the other networks only
-through stop_gradient; then each network pulls its cotangent back and takes its optimizer step, inside a
-`lax.cond` where it can be paused. The skipped branch holds no convolution.
+1. Every network runs forward under `jax.vjp`.
+2. The method turns all logits into losses and decisions. A loss depends on the other networks only through
+   stop_gradient, so one cheap gradient at the logits gives every network its cotangent.
+3. Each network pulls its cotangent back and takes its optimizer step, inside a `lax.cond` where it can be paused. The
+   skipped branch holds no convolution: a paused network costs no backward pass.
+4. Metrics of the step.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from switokd_jax.data.sampling import Batch
 from switokd_jax.forward import ForwardPass, NetworkOutput, NetworkSpec, forward
 from switokd_jax.losses import cross_entropy
 from switokd_jax.methods import AdapterFn, MethodFn, MethodInputs, MethodOutput
-from switokd_jax.metrics import top_k_correct
+from switokd_jax.metrics import finite_key, merge_metrics, top_k_correct
 from switokd_jax.parallel.collectives import Collectives
 from switokd_jax.state import NetworkState, TrainState, Tree, fold_in_name, pair_name
 from switokd_jax.topology import Topology
 
 
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+    """All that is static in a train step.
+
+    Attributes:
+      networks: by name, the names of the topology's nodes.
+      topology: which network learns from which.
+      method: the distillation method, a pure function of `methods.METHODS`.
+      hyperparameters: the method's own.
+      adapters: the method's trained feature projections, by edge ('student <- teacher').
+      steps_per_epoch: for methods that depend on the epoch.
+      num_microbatches: see `forward`.
+      skip_nonfinite: a step with a loss or gradient that is not finite changes nothing but the step count.
+    """
+
+    networks: Mapping[str, NetworkSpec]
+    topology: Topology
+    method: MethodFn
+    hyperparameters: Any
+    adapters: Mapping[str, NetworkSpec] = dataclasses.field(default_factory=dict)
+    steps_per_epoch: int = 1
+    num_microbatches: int = 1
+    skip_nonfinite: bool = False
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Names of the networks that take no steps."""
+        return frozenset(name for name, network in self.networks.items() if network.frozen)
+
+
+class _MethodGradients(NamedTuple):
+    """Gradient of the sum of all losses, and what led to it.
+
+    Attributes:
+      cotangents: by network, at its outputs on the global batch.
+      adapters: by edge, at the adapter's parameters.
+      output: of the method.
+      task_losses: scalar by network, the cross-entropy with the labels.
+      top1: scalar by network, percent of the global batch.
+    """
+
+    cotangents: Mapping[str, NetworkOutput]
+    adapters: Mapping[str, Tree]
+    output: MethodOutput
+    task_losses: Mapping[str, jax.Array]
+    top1: Mapping[str, jax.Array]
+
+
 def train_step(
-    state: TrainState,
-    images: jax.Array,
-    labels: jax.Array,
-    indices: jax.Array,
-    *,
-    epoch: jax.Array | int,
-    networks: Mapping[str, NetworkSpec],
-    method: MethodFn,
-    hyperparameters: Any,
-    topology: Topology,
-    across: Collectives,
-    adapters: Mapping[str, NetworkSpec],
-    parts: int = 1,
-    skip_nonfinite: bool = False,
+    state: TrainState, batch: Batch, spec: StepSpec, collectives: Collectives
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """All networks see the batch once; each that may learn takes one optimizer step.
+    """Takes one step: every network sees the batch once, and each that may learn takes one optimizer step.
 
     Args:
-      state: the state before; donate it.
-      images: [batch, height, width, channels], normalised, this device's share of the batch.
-      labels: [batch], integer, likewise.
-      indices: [batch] int32, the examples' places in the training split, likewise.
-      epoch: int32 scalar, from 1.
-      networks: what does not change, by name.
-      method: a pure function of `methods.METHODS`.
-      hyperparameters: the method's own.
-      topology: who learns from whom.
-      across: how the devices work together.
-      adapters: by edge ('student <- teacher'), what does not change of the method's adapters.
-      parts: in how many parts the batch is computed; see `forward`.
-      skip_nonfinite: whether a step in which a loss or gradient is not finite leaves all but its number as it was.
+      state: the state before the step; donate it.
+      batch: this device's shard of the global batch: images [batch, height, width, channels] ready for the networks,
+        labels [batch] int32, and index [batch] int32, the examples' indices in the training split.
+      spec: all that is static.
+      collectives: the operations across devices; `Collectives()` where the batch is the global one.
 
     Returns:
-      The state after, and scalar metrics: NAME/loss, NAME/cross_entropy (the labels' part of the loss),
-      NAME/top1 (percent of the batch), NAME/learning_rate, NAME/finite (whether the loss and the gradient, where one
-      was computed, are), and for each gated pair of a switching method T->S/gap, T->S/threshold, T->S/epsilon,
-      T->S/student_distance, T->S/teacher_distance, T->S/expert.
+      The state after the step, and scalar metrics by name: NAME/loss, NAME/cross_entropy (the task part of the loss),
+      NAME/top1 (percent of the batch), NAME/learning_rate, NAME/finite (the loss and the gradient are finite); for each
+      gated pair of a switching method T->S/gap, T->S/threshold, T->S/epsilon, T->S/student_distance,
+      T->S/teacher_distance, T->S/expert; and the method's own.
     """
     key = jax.random.fold_in(state.rng, state.step)
-    places = across.shard_offset(len(images)) + jnp.arange(len(images), dtype=jnp.int32)
-    outputs = {
-        name: forward(networks[name], _whole(across, before), images, places, fold_in_name(key, name), parts)
-        for name, before in ((name, state.networks[name]) for name in topology.nodes)
-    }
-    said = {name: jax.lax.stop_gradient(output.said) for name, output in outputs.items()}
-    heard, everyone, everyone_at = across.all_gather((said, labels, indices))
-    frozen = frozenset(name for name, network in networks.items() if network.frozen)
-
-    def decide(
-        heard: Mapping[str, NetworkOutput], trained: Mapping[str, Tree]
-    ) -> tuple[jax.Array, tuple[MethodOutput, dict[str, jax.Array]]]:
-        supervised = {
-            name: jnp.mean(cross_entropy(said.logits, everyone, networks[name].label_smoothing))
-            for name, said in heard.items()
-        }
-        everything = MethodInputs(
-            logits={name: said.logits for name, said in heard.items()},
-            cross_entropy=supervised,
-            frozen=frozen,
-            features={name: said.features for name, said in heard.items()},
-            adapters={
-                edge: _adapt(adapters[edge], state.adapters[edge].batch_stats, params)
-                for edge, params in trained.items()
-            },
-            indices=everyone_at,
-            keys={edge: fold_in_name(key, edge) for edge in trained},
-            epoch=epoch,
-            memory=state.memory,
-        )
-        decision = method(everything, everyone, topology, hyperparameters)
-        return jnp.sum(jnp.stack([*decision.losses.values()])), (decision, supervised)
-
-    trained = {edge: across.all_gather_params(adapter.params) for edge, adapter in state.adapters.items()}
-    (cotangents, adapter_gradients), (decision, supervised) = jax.grad(decide, (0, 1), has_aux=True)(heard, trained)
-
-    after: dict[str, NetworkState] = {}
-    metrics: dict[str, jax.Array] = {}
-    for name in topology.nodes:
-        rate = networks[name].schedule(state.step)
-        after[name], finite_gradient = _network_step(
-            networks[name],
-            state.networks[name],
-            outputs[name],
-            cotangent=jax.tree.map(across.local_shard, cotangents[name]),
-            rate=rate,
-            learn=decision.should_update.get(name),
-            freeze_paused_stats=decision.freeze_paused_stats,
-            across=across,
-        )
-        metrics[f"{name}/loss"] = decision.losses[name]
-        metrics[f"{name}/cross_entropy"] = supervised[name]
-        metrics[f"{name}/top1"] = 100.0 * jnp.mean(top_k_correct(heard[name].logits, everyone))
-        metrics[f"{name}/learning_rate"] = rate
-        metrics[f"{name}/finite"] = jnp.isfinite(decision.losses[name]) & finite_gradient
-
-    expert_steps = dict(state.expert_steps)
-    for pair, switch in decision.switches.items():
-        expert_steps[pair_name(pair)] += switch.expert.astype(jnp.int32)
-        metrics |= {f"{pair_name(pair)}/{field}": value for field, value in switch._asdict().items()}
-    adapted = {
-        edge: _stepped(
-            adapters[edge],
-            dataclasses.replace(state.adapters[edge], batch_stats=decision.adapter_stats[edge]),
-            gradient,
-            adapters[edge].schedule(state.step),
-        )
-        for edge, gradient in adapter_gradients.items()
-    }
-    after_step = dataclasses.replace(
+    passes = _forward_all(state, batch, spec, collectives, key)
+    gradients = _method_gradients(passes, state, batch, spec, collectives, key)
+    networks, finite = _update_networks(passes, gradients, state, spec, collectives)
+    new_state = dataclasses.replace(
         state,
-        networks=after,
-        adapters=adapted,
-        expert_steps=expert_steps,
-        memory=state.memory if decision.memory is None else decision.memory,
+        networks=networks,
+        adapters=_update_adapters(gradients, state, spec),
+        expert_steps=_count_expert_steps(state.expert_steps, gradients.output),
+        memory=state.memory if gradients.output.memory is None else gradients.output.memory,
         step=state.step + 1,
     )
-    if skip_nonfinite:
-        finite = jnp.all(jnp.stack([metrics[f"{name}/finite"] for name in topology.nodes]))
-        before_step = dataclasses.replace(state, step=state.step + 1)
-        after_step = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after_step, before_step)
-    return after_step, metrics
+    if spec.skip_nonfinite:
+        skipped_state = dataclasses.replace(state, step=state.step + 1)
+        all_finite = jnp.all(jnp.stack([*finite.values()]))
+        new_state = jax.tree.map(lambda new, old: jnp.where(all_finite, new, old), new_state, skipped_state)
+    return new_state, _step_metrics(gradients, finite, state.step, spec)
 
 
-def _finite(tree: Tree) -> jax.Array:
-    """Whether all numbers of a tree are."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+def _forward_all(
+    state: TrainState, batch: Batch, spec: StepSpec, collectives: Collectives, key: jax.Array
+) -> dict[str, ForwardPass]:
+    """Runs every network on this device's shard of the batch."""
+    size = len(batch.images)
+    batch_positions = collectives.shard_offset(size) + jnp.arange(size, dtype=jnp.int32)
+    return {
+        name: forward(
+            spec.networks[name],
+            _with_full_params(state.networks[name], collectives),
+            batch.images,
+            batch_positions,
+            fold_in_name(key, name),
+            spec.num_microbatches,
+        )
+        for name in spec.topology.nodes
+    }
 
 
-def _whole(across: Collectives, network: NetworkState) -> NetworkState:
-    return dataclasses.replace(network, params=across.all_gather_params(network.params))
+def _method_gradients(
+    passes: Mapping[str, ForwardPass],
+    state: TrainState,
+    batch: Batch,
+    spec: StepSpec,
+    collectives: Collectives,
+    key: jax.Array,
+) -> _MethodGradients:
+    """Applies the method to the outputs on the global batch, and differentiates its losses there."""
+    local_outputs = {name: jax.lax.stop_gradient(forward_pass.output) for name, forward_pass in passes.items()}
+    global_outputs, global_labels, global_indices = collectives.all_gather((local_outputs, batch.labels, batch.index))
+
+    def total_loss(
+        outputs: Mapping[str, NetworkOutput], adapter_params: Mapping[str, Tree]
+    ) -> tuple[jax.Array, tuple[MethodOutput, dict[str, jax.Array]]]:
+        task_losses = {
+            name: jnp.mean(cross_entropy(output.logits, global_labels, spec.networks[name].label_smoothing))
+            for name, output in outputs.items()
+        }
+        method_inputs = MethodInputs(
+            logits={name: output.logits for name, output in outputs.items()},
+            cross_entropy=task_losses,
+            frozen=spec.frozen,
+            features={name: output.features for name, output in outputs.items()},
+            adapters={
+                edge: _adapter_fn(spec.adapters[edge], state.adapters[edge].batch_stats, params)
+                for edge, params in adapter_params.items()
+            },
+            indices=global_indices,
+            keys={edge: fold_in_name(key, edge) for edge in adapter_params},
+            epoch=state.step // spec.steps_per_epoch + 1,
+            memory=state.memory,
+        )
+        output = spec.method(method_inputs, global_labels, spec.topology, spec.hyperparameters)
+        return jnp.sum(jnp.stack([*output.losses.values()])), (output, task_losses)
+
+    adapter_params = {edge: collectives.all_gather_params(adapter.params) for edge, adapter in state.adapters.items()}
+    gradient_fn = jax.grad(total_loss, argnums=(0, 1), has_aux=True)
+    (cotangents, adapter_gradients), (output, task_losses) = gradient_fn(global_outputs, adapter_params)
+    top1 = {
+        name: 100.0 * jnp.mean(top_k_correct(global_outputs[name].logits, global_labels)) for name in global_outputs
+    }
+    return _MethodGradients(cotangents, adapter_gradients, output, task_losses, top1)
 
 
-def _adapt(adapter: NetworkSpec, batch_stats: Tree, params: Tree) -> AdapterFn:
-    def apply(x: jax.Array, source: jax.Array) -> tuple[Tree, Tree]:
+def _update_networks(
+    passes: Mapping[str, ForwardPass],
+    gradients: _MethodGradients,
+    state: TrainState,
+    spec: StepSpec,
+    collectives: Collectives,
+) -> tuple[dict[str, NetworkState], dict[str, jax.Array]]:
+    """Returns every network after the step, and by name whether its loss and gradient are finite."""
+    new_networks, finite = {}, {}
+    for name in spec.topology.nodes:
+        new_networks[name], finite_gradient = _update_network(
+            spec.networks[name],
+            state.networks[name],
+            passes[name],
+            cotangent=jax.tree.map(collectives.local_shard, gradients.cotangents[name]),
+            learning_rate=spec.networks[name].schedule(state.step),
+            should_update=gradients.output.should_update.get(name),
+            freeze_paused_stats=gradients.output.freeze_paused_stats,
+            collectives=collectives,
+        )
+        finite[name] = jnp.isfinite(gradients.output.losses[name]) & finite_gradient
+    return new_networks, finite
+
+
+def _update_network(
+    network: NetworkSpec,
+    old: NetworkState,
+    forward_pass: ForwardPass,
+    *,
+    cotangent: NetworkOutput,
+    learning_rate: jax.Array | float,
+    should_update: jax.Array | None,
+    freeze_paused_stats: bool,
+    collectives: Collectives,
+) -> tuple[NetworkState, jax.Array | bool]:
+    """Returns the network after the step, and whether its gradient is finite."""
+    if network.frozen:
+        return old, True
+    with_new_stats = dataclasses.replace(old, batch_stats=collectives.pmean_batch_stats(forward_pass.batch_stats))
+
+    def update() -> tuple[NetworkState, jax.Array]:
+        # The loss is computed in float32; a bfloat16 network wants its cotangent in bfloat16.
+        cast = jax.tree.map(lambda x, output: x.astype(output.dtype), cotangent, forward_pass.output)
+        (gradient,) = forward_pass.pullback(cast)
+        gradient = collectives.psum(gradient)
+        return _apply_gradients(network, with_new_stats, gradient, learning_rate), _all_finite(gradient)
+
+    def pause() -> tuple[NetworkState, jax.Array]:
+        return old if freeze_paused_stats else with_new_stats, jnp.array(True)
+
+    return update() if should_update is None else jax.lax.cond(should_update, update, pause)
+
+
+def _update_adapters(gradients: _MethodGradients, state: TrainState, spec: StepSpec) -> dict[str, NetworkState]:
+    """Returns every adapter after its optimizer step; adapters are never paused."""
+    new_adapters = {}
+    for edge, gradient in gradients.adapters.items():
+        adapter = spec.adapters[edge]
+        old = dataclasses.replace(state.adapters[edge], batch_stats=gradients.output.adapter_stats[edge])
+        new_adapters[edge] = _apply_gradients(adapter, old, gradient, adapter.schedule(state.step))
+    return new_adapters
+
+
+def _step_metrics(
+    gradients: _MethodGradients, finite: Mapping[str, jax.Array], step: jax.Array, spec: StepSpec
+) -> dict[str, jax.Array]:
+    """Returns the scalar metrics that `train_step` names."""
+    output = gradients.output
+    metrics: dict[str, jax.Array] = {}
+    for name in spec.topology.nodes:
+        metrics[f"{name}/loss"] = output.losses[name]
+        metrics[f"{name}/cross_entropy"] = gradients.task_losses[name]
+        metrics[f"{name}/top1"] = gradients.top1[name]
+        metrics[f"{name}/learning_rate"] = jnp.asarray(spec.networks[name].schedule(step))
+        metrics[finite_key(name)] = finite[name]
+    for pair, switch in output.switches.items():
+        metrics |= {f"{pair_name(pair)}/{field}": value for field, value in switch._asdict().items()}
+    return merge_metrics(metrics, output.metrics)
+
+
+def _count_expert_steps(expert_steps: Mapping[str, jax.Array], output: MethodOutput) -> dict[str, jax.Array]:
+    """Adds this step to the counts of the pairs that are in expert mode."""
+    counts = dict(expert_steps)
+    for pair, switch in output.switches.items():
+        counts[pair_name(pair)] += switch.expert.astype(jnp.int32)
+    return counts
+
+
+def _apply_gradients(
+    network: NetworkSpec, old: NetworkState, gradient: Tree, learning_rate: jax.Array | float
+) -> NetworkState:
+    """Takes one optimizer step: params - learning_rate * updates."""
+    updates, opt_state = network.optimizer.update(gradient, old.opt_state, old.params)
+    params = jax.tree.map(lambda p, update: p - jnp.asarray(learning_rate, p.dtype) * update, old.params, updates)
+    ema = optax.incremental_update(params, old.ema, 1.0 - network.ema) if network.ema else old.ema
+    return dataclasses.replace(old, params=params, opt_state=opt_state, ema=ema, updates=old.updates + 1)
+
+
+def _adapter_fn(adapter: NetworkSpec, batch_stats: Tree, params: Tree) -> AdapterFn:
+    """Binds an adapter's variables: (learner's feature, source's feature) -> (its output, new running statistics)."""
+
+    def apply(learner_feature: jax.Array, source_feature: jax.Array) -> tuple[Tree, Tree]:
         variables = {"params": params, "batch_stats": batch_stats}
-        adapted, moved = adapter.module.apply(variables, x, source, train=True, mutable=["batch_stats"])
-        return adapted, moved.get("batch_stats", {})
+        output, mutated = adapter.module.apply(
+            variables, learner_feature, source_feature, train=True, mutable=["batch_stats"]
+        )
+        return output, mutated.get("batch_stats", {})
 
     return apply
 
 
-def _stepped(network: NetworkSpec, before: NetworkState, gradient: Tree, rate: jax.Array) -> NetworkState:
-    """One optimizer step."""
-    direction, opt_state = network.optimizer.update(gradient, before.opt_state, before.params)
-    params = jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, before.params, direction)
-    ema = before.ema
-    if network.ema:
-        ema = jax.tree.map(lambda e, p: network.ema * e + (1.0 - network.ema) * p, ema, params)
-    return dataclasses.replace(before, params=params, opt_state=opt_state, ema=ema, updates=before.updates + 1)
+def _with_full_params(network: NetworkState, collectives: Collectives) -> NetworkState:
+    """Puts sharded parameters together for a forward pass."""
+    return dataclasses.replace(network, params=collectives.all_gather_params(network.params))
 
 
-def _network_step(
-    network: NetworkSpec,
-    before: NetworkState,
-    output: ForwardPass,
-    *,
-    cotangent: NetworkOutput,
-    rate: jax.Array,
-    learn: jax.Array | None,
-    freeze_paused_stats: bool,
-    across: Collectives,
-) -> tuple[NetworkState, jax.Array | bool]:
-    """The network after the step, and whether its gradient is finite."""
-    if network.frozen:
-        return before, True
-    moved = dataclasses.replace(before, batch_stats=across.pmean_batch_stats(output.batch_stats))
-
-    def update() -> tuple[NetworkState, jax.Array]:
-        typed = jax.tree.map(lambda x, like: x.astype(like.dtype), cotangent, output.said)
-        (gradient,) = output.pullback(typed)
-        gradient = across.psum(gradient)
-        return _stepped(network, moved, gradient, rate), _finite(gradient)
-
-    if learn is None:
-        return update()
-    return jax.lax.cond(learn, update, lambda: (before if freeze_paused_stats else moved, jnp.array(True)))
+def _all_finite(tree: Tree) -> jax.Array:
+    """Returns a boolean scalar: all numbers of the tree are finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))

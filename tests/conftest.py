@@ -15,7 +15,7 @@ import pytest
 
 import tiny_runs
 from switokd_jax import methods, models
-from switokd_jax.data import dataset
+from switokd_jax.data import dataset, transforms
 
 # Tests leave the user's own cache folder alone.
 os.environ["XDG_CACHE_HOME"] = str(tiny_runs.CACHE.parent / "user")
@@ -27,7 +27,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 @pytest.fixture
 def own_additions() -> Iterator[None]:
     """A config file of a user's own adds to the package's dicts; no other test sees it."""
-    dicts: list[dict[str, Any]] = [methods.METHODS, models.MODELS, dataset.SOURCES]
+    dicts: list[dict[str, Any]] = [methods.METHODS, models.MODELS, dataset.SOURCES, transforms.TRANSFORMS]
     before = [dict(each) for each in dicts]
     yield
     for each, old in zip(dicts, before, strict=True):

@@ -36,7 +36,7 @@ def test_only_distribution_knows_devices() -> None:
 
 def test_only_config_knows_configdict() -> None:
     users = {name for name, path in modules().items() if "ml_collections" in path.read_text()}
-    assert users == {"config", "main", "train.loop", "workdir.resume"}, "main reads it, loop and resume pass it on"
+    assert users == {"config", "cli", "main", "train.loop", "workdir.resume"}, "cli reads it, the others pass it on"
 
 
 def test_links_in_docs_lead_somewhere() -> None:

@@ -14,7 +14,7 @@ import tiny_runs
 from switokd_jax import config
 from switokd_jax.data import dataset, normalization
 from switokd_jax.errors import UserError
-from switokd_jax.state import init_variables
+from switokd_jax.models.init import init_variables
 from switokd_jax.train import run_spec
 
 CONFIGS = sorted(tiny_runs.CONFIGS.glob("*.py"))

@@ -18,7 +18,7 @@ from experiments.docs_commands import PAGES, Command
 from switokd_jax import config as configs
 
 ROOT = Path(__file__).parents[1]
-SHARED = (ROOT / "switokd_jax" / "commands.py", ROOT / "experiments" / "study.py")  # flags of more than one program
+SHARED = (ROOT / "switokd_jax" / "cli.py", ROOT / "experiments" / "study.py")  # flags of more than one program
 COMMANDS = [command for page in PAGES for command in docs_commands.commands(page)]
 
 
@@ -51,7 +51,7 @@ def test_somebody_runs_every_command(command: Command) -> None:
     """This file, the script, or what the script names; and its own flags and files are there."""
     way = docs_commands.way(command)
     assert way is not None, f"add {command.text!r} to WAYS of experiments/docs_commands.py"
-    for named in re.findall(r"tests/\w+\.py", way.elsewhere):
+    for named in re.findall(r"tests/[\w/]+\.py", way.elsewhere):
         assert (ROOT / named).exists()
     words = command.text.split(" -- ")[0].split()
     if match := re.match(r"python (?:-m (switokd_jax\.\w+)|(experiments/\S+\.py))", command.text):
@@ -100,7 +100,7 @@ def test_extras_are_in_setup_cfg() -> None:
 def test_quick_commands_run(tmp_path: Path) -> None:
     """In one folder: a run, then whatever reads it."""
     docs_commands.make_scratch(tmp_path)
-    pages = ("docs/results.md", "README.md", "docs/own_method.md")
+    pages = ("docs/results.md", "README.md", "docs/training.md", "docs/own_method.md")
     chosen = {each.text: each for page in pages for each in docs_commands.commands(page)}.values()
     quick = [each for each in chosen if (way := docs_commands.way(each)) and way.quick]
     assert len(quick) >= 9

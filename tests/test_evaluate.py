@@ -71,12 +71,6 @@ def test_every_example_of_a_split_counts_once(workdir: Path) -> None:
             assert of["calibration_error"] == pytest.approx(error, abs=1e-5)
 
 
-def test_calibration_error_by_hand() -> None:
-    """Two bins: 0.3 and 0.5 with one hit in two, 0.9 and 1.0 with two in two."""
-    confidence, hit = np.array([0.3, 0.5, 0.9, 1.0], np.float32), np.array([1, 0, 1, 1], np.float32)
-    assert evaluate.calibration_error(confidence, hit, bins=2) == pytest.approx((2 * 0.1 + 2 * 0.05) / 4)
-
-
 def test_the_table_fits_a_console(
     workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,12 +14,13 @@ import pytest
 from flax import linen as nn
 
 import tiny_runs
-from switokd_jax import config, models
+from switokd_jax import models
 from switokd_jax.errors import UserError
 from switokd_jax.forward import NetworkOutput, NetworkSpec, forward
 from switokd_jax.models import layers
-from switokd_jax.state import network_state
-from switokd_jax.train import loop, run_spec
+from switokd_jax.precision import precision_context
+from switokd_jax.train import run_spec
+from switokd_jax.train.init_state import init_network
 
 BATCH = 16
 
@@ -29,10 +30,10 @@ class WithoutNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        kinds: dict[str, Any] = {"dtype": x.dtype, "param_dtype": x.dtype}
-        x = nn.relu(layers.conv(4, 3, name="conv", kernel_init=layers.kaiming_normal, **kinds)(x))
-        x = layers.pooled(self, layers.tap(self, "stage1", x))
-        return layers.linear(layers.dropout(self, x, 0.5, train=train), 10, name="head", **kinds)
+        options = layers.Layers(dtype=x.dtype, param_dtype=x.dtype)
+        x = nn.relu(options.conv(x, 4, 3, name="conv", kernel_init=layers.kaiming_normal))
+        x = layers.global_avg_pool(self, layers.sow_feature(self, "stage1", x))
+        return options.dense(layers.dropout(self, x, 0.5, train=train), 10, name="head")
 
 
 def run_forward(module: nn.Module, features: tuple[str, ...], parts: int) -> tuple[NetworkOutput, Any, Any]:
@@ -45,7 +46,7 @@ def run_forward(module: nn.Module, features: tuple[str, ...], parts: int) -> tup
 
     @jax.jit
     def run(variables: Any) -> tuple[NetworkOutput, Any, Any]:
-        state = network_state(network, variables)
+        state = init_network(network, variables)
         places = jnp.arange(BATCH, dtype=jnp.int32)
         said, moved, pullback = forward(network, state, images, places, jax.random.PRNGKey(3), parts)
         weights = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), said)
@@ -90,7 +91,7 @@ def losses(devices: int, *changes: tuple[str, Any]) -> list[float]:
     with jax.enable_x64(True):
         run = tiny_runs.tiny_plan(c, len(split), devices)
         state, data = tiny_runs.start(run, split)
-        step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+        step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
         seen = []
         for first in range(0, len(split), BATCH):
             rows = np.arange(first, first + BATCH)
@@ -176,10 +177,10 @@ def test_remat_by_config() -> None:
 def test_precision_of_products(precision: str, text: str) -> None:
     """As XLA is told it; only accelerators have less precise products."""
     c = tiny_runs.tiny_config(batch_size=BATCH, precision=precision)
-    with loop.numerics(config.parse(c)):
+    with precision_context(c.dtype, precision):
         run = tiny_runs.tiny_plan(c, 4 * BATCH)
         state, data = tiny_runs.start(run, tiny_runs.random_split(4 * BATCH))
-        step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+        step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
         lowered = step.variants[True].lower(state, data, tiny_runs.batch(run, np.arange(BATCH)).examples, 1).as_text()
     products = [line for line in lowered.splitlines() if re.search(r"stablehlo\.(convolution|dot_general)", line)]
     assert products

@@ -1,4 +1,4 @@
-"""Thousands of configs: each ends `--dry_run` with a plan that an independent checker accepts, or one clear error."""
+"""Thousands of configs: `--dry_run` ends with a plan that an independent checker accepts, or with one clear error."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ MODELS = st.sampled_from([*["one_layer", "two_layers", "dropout"] * 5, "resnet8"
 NUMBER = st.one_of(st.floats(allow_nan=True), st.integers(-3, 1000), st.booleans(), st.none(), st.text(max_size=5))
 ANYTHING = st.one_of(NUMBER, st.lists(NUMBER, max_size=3), st.dictionaries(st.text(max_size=5), NUMBER, max_size=2))
 
-# Values that are good by themselves.
-GOOD: dict[str, st.SearchStrategy[Any]] = {
+# Values that are valid by themselves.
+VALID: dict[str, st.SearchStrategy[Any]] = {
     "seed": st.integers(0, 2**31),
     "epochs": st.floats(0.01, 300.0),
     "steps": st.integers(0, 1000),
@@ -66,7 +66,7 @@ GOOD: dict[str, st.SearchStrategy[Any]] = {
     "log.every": st.integers(1, 100),
     "topology.relay": st.sampled_from(["pause", "learn"]),
 }
-OF_A_NETWORK: dict[str, st.SearchStrategy[Any]] = {
+VALID_IN_A_NETWORK: dict[str, st.SearchStrategy[Any]] = {
     "model": MODELS,
     "optimizer": st.sampled_from(["sgd", "adam", "adamw"]),
     "learning_rate": st.floats(0.0, 10.0),
@@ -84,7 +84,7 @@ OF_A_NETWORK: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def configs(draw: st.DrawFn) -> dict[str, Any]:
-    """A config as a nested dict: some networks, a topology for them, a few other fields; rarely something bad."""
+    """Draws a config as a nested dict: networks, their topology, a few other fields; sometimes an invalid value."""
     c = config.default()
     names = list(NAMES[: draw(st.integers(2, 4))])
     c.networks = {name: config.network(model=draw(MODELS), schedule="constant") for name in names}
@@ -97,10 +97,10 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
         pairs = [(one, other) for one in names for other in names if one != other]
         c.topology.edges = tuple((*pair, None, 1.0) for pair in draw(st.lists(st.sampled_from(pairs), max_size=6)))
     raw: dict[str, Any] = c.to_dict()
-    for field in draw(st.lists(st.sampled_from([*GOOD]), max_size=5, unique=True)):
-        put(raw, field, draw(GOOD[field]))
-    for field in draw(st.lists(st.sampled_from([*OF_A_NETWORK]), max_size=3, unique=True)):
-        raw["networks"][draw(st.sampled_from(names))][field] = draw(OF_A_NETWORK[field])
+    for field in draw(st.lists(st.sampled_from([*VALID]), max_size=5, unique=True)):
+        put(raw, field, draw(VALID[field]))
+    for field in draw(st.lists(st.sampled_from([*VALID_IN_A_NETWORK]), max_size=3, unique=True)):
+        raw["networks"][draw(st.sampled_from(names))][field] = draw(VALID_IN_A_NETWORK[field])
     if draw(st.integers(0, 3)) == 0:
         block = draw(
             st.sampled_from(["", "switokd.", "data.", "checkpoint.", "log.", "topology.", "networks.teacher."])
@@ -121,7 +121,7 @@ def put(raw: dict[str, Any], field: str, value: Any) -> None:
 
 
 def check_text(raw: dict[str, Any], text: str) -> int:
-    """What has to hold of a printed plan; the number of training images that it names."""
+    """Checks a printed plan; returns the number of training images in it."""
     train, validation, test = (int(size) for size in re.findall(r"(\d+) (?:train|validation|test)", text))
     assert test == 360
     assert (validation > 0) == (raw["data"]["validation_fraction"] > 0)
@@ -140,29 +140,29 @@ def check_text(raw: dict[str, Any], text: str) -> int:
 
 
 def check(raw: dict[str, Any], run: run_spec.RunSpec, devices: int) -> None:
-    """What has to hold of a plan, worked out from the config alone."""
+    """Checks a plan by the config alone."""
     nodes = set(raw["networks"])
     assert set(run.networks) == set(run.topology.nodes) == nodes
     assert raw["batch_size"] % devices == 0
     assert run.steps_per_epoch == -(-run.dataset_info.train_examples // raw["batch_size"])
     assert run.total_steps == (raw["steps"] or max(round(raw["epochs"] * run.steps_per_epoch), 1))
-    listens: dict[str, set[str]] = collections.defaultdict(set)
+    sources: dict[str, set[str]] = collections.defaultdict(set)
     for edge in run.topology.edges:
         assert {edge.learner, edge.source} <= nodes
         assert edge.learner != edge.source
         assert math.isfinite(edge.weight)
-        assert edge.source not in listens[edge.learner], "twice the same edge"
-        listens[edge.learner].add(edge.source)
+        assert edge.source not in sources[edge.learner], "the same edge twice"
+        sources[edge.learner].add(edge.source)
     if raw["topology"]["kind"] == "pair":
         assert len(nodes) == 2
     if raw["topology"]["kind"] == "chain":
         order = raw["topology"]["names"]
-        assert all(order[i] in listens[order[i + 1]] for i in range(len(order) - 1))
+        assert all(order[i] in sources[order[i + 1]] for i in range(len(order) - 1))
     if raw["topology"]["kind"] == "complete":
-        assert all(listens[node] == nodes - {node} for node in nodes)
-    # Whoever may wait does so for a network that learns from it, and nobody for itself round a circle.
+        assert all(sources[node] == nodes - {node} for node in nodes)
+    # A network that may pause is a source of the network that it waits for, and no network waits for itself in a cycle.
     waits = {(teacher, student) for teacher, student in run.topology.pairs}
-    assert all(teacher in listens[student] for teacher, student in waits)
+    assert all(teacher in sources[student] for teacher, student in waits)
     for start in nodes:
         reached: set[str] = set()
         ahead = {start}
@@ -176,7 +176,7 @@ def check(raw: dict[str, Any], run: run_spec.RunSpec, devices: int) -> None:
 
 
 def dry_run(raw: dict[str, Any]) -> tuple[str, str]:
-    """What is printed, and the error's message."""
+    """Returns the printed text and the message of the error."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
@@ -186,13 +186,14 @@ def dry_run(raw: dict[str, Any]) -> tuple[str, str]:
     return printed.getvalue(), ""
 
 
-def test_every_config_is_a_plan_or_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_every_config_gives_a_plan_or_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sklearn.datasets, "load_digits", functools.cache(sklearn.datasets.load_digits))
-    seen: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
 
     @hypothesis.settings(max_examples=CASES, deadline=None, database=None, derandomize=True)
     @hypothesis.given(configs())
-    def one(raw: dict[str, Any]) -> None:
+    def check_config(raw: dict[str, Any]) -> None:
         text, error = dry_run(raw)
         if error:
             assert not text
@@ -201,11 +202,11 @@ def test_every_config_is_a_plan_or_one_error(monkeypatch: pytest.MonkeyPatch) ->
             assert len(error) < 500
         else:
             train = check_text(raw, text)
-            facts = dataset.DatasetInfo(10, tiny_runs.SHAPE, train, tiny_runs.PREPROCESS)
-            check(raw, run_spec.make(config.parse(raw), facts), jax.device_count())
-        seen["error" if error else "plan"] += 1
+            dataset_info = dataset.DatasetInfo(10, tiny_runs.SHAPE, train, tiny_runs.PREPROCESS)
+            check(raw, run_spec.make(config.parse(raw), dataset_info), jax.device_count())
+        counts["error" if error else "plan"] += 1
 
-    one()
-    assert seen.total() >= CASES
-    assert seen["plan"] >= 0.3 * seen.total(), seen
-    assert seen["error"] >= 0.02 * seen.total(), seen
+    check_config()
+    assert counts.total() >= CASES
+    assert counts["plan"] >= 0.3 * counts.total(), counts
+    assert counts["error"] >= 0.02 * counts.total(), counts

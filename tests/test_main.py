@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, their last line, their status, what they leave behind."""
+"""The command line in real processes: output, exit status, and the files that they leave."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.CompletedProcess[str], list[str]]]:
-    """Every bad input's process, with what it left in its folder; two at a time."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.CompletedProcess[str], list[str]]]:
+    """Runs every bad input, two at a time; returns the processes, and the files that they left in their folders."""
 
     def run(name: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         folder = tmp_path_factory.mktemp("bad")
@@ -59,45 +59,48 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subproc
         flags = [flag.format(another=folder / "another") for flag in BAD[name][0]]
         if not any(flag.startswith("--workdir") for flag in flags):
             flags.append(f"--workdir={folder / 'new'}")
-        done = command(*flags, devices=2)
-        return done, sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+        process = command(*flags, devices=2)
+        return process, sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         return dict(zip(BAD, pool.map(run, BAD), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_answered_in_one_line(
-    name: str, answers: dict[str, tuple[subprocess.CompletedProcess[str], list[str]]]
+def test_bad_input_ends_with_one_line(
+    name: str, results: dict[str, tuple[subprocess.CompletedProcess[str], list[str]]]
 ) -> None:
-    done, left = answers[name]
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
+    process, files = results[name]
+    lines = process.stderr.strip().splitlines()
+    assert len(lines) == 1, process.stderr
     assert lines[0].startswith("switokd_jax: ")
     assert BAD[name][1] in lines[0]
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert left == ["another", "another/config.json"]
+    assert process.returncode == 1
+    assert process.stdout == ""
+    assert files == ["another", "another/config.json"]
 
 
+@pytest.mark.slow
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path) -> None:
-    done = command(DIGITS, "--dry_run", f"--workdir={tmp_path / 'run'}", "--config.switokd.epsilon=0.5")
-    assert done.returncode == 0, done.stderr
+    process = command(DIGITS, "--dry_run", f"--workdir={tmp_path / 'run'}", "--config.switokd.epsilon=0.5")
+    assert process.returncode == 0, process.stderr
     for line in ("460: 20 epochs of 23", "epsilon = 0.5", "wrn_16_2, 692,522 parameters", "1437 train"):
-        assert line in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+        assert line in process.stdout
+    assert max(map(len, process.stdout.splitlines())) <= 80
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_trains_from_prepared_tfds_without_tensorflow(tmp_path: Path) -> None:
-    """The process itself says which modules it has seen."""
+    """The process itself lists its imported modules."""
     script = (
         "import sys, pathlib\n"
         "from switokd_jax import main\n"
         "main.cli()\n"
         "pathlib.Path(sys.argv[-1].partition('=')[2], 'modules').write_text('\\n'.join(sys.modules))\n"
     )
-    done = command(
+    process = command(
         DIGITS,
         "--config.data.name=tiny_images",
         f"--config.data.dir={ROOT / 'tests/data/tfds'}",
@@ -109,8 +112,8 @@ def test_trains_from_prepared_tfds_without_tensorflow(tmp_path: Path) -> None:
         f"--workdir={tmp_path / 'run'}",
         start=("-c", script),
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == 2
     modules = (tmp_path / "run" / "modules").read_text().splitlines()

@@ -17,8 +17,8 @@ from switokd_jax import config, models
 from switokd_jax.data import dataset, normalization, resident, transforms
 from switokd_jax.interop import pytorch
 from switokd_jax.models.ops import convolution
-from switokd_jax.state import initial_state
 from switokd_jax.train import run_spec
+from switokd_jax.train.init_state import create_train_state
 
 FOLDERS = [Path(__file__).parent / "data" / "parity"]
 if extra := os.environ.get("SWITOKD_PARITY_DIR"):
@@ -60,7 +60,7 @@ def build(meta: dict[str, Any]) -> run_spec.RunSpec:
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
 def test_recording(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On one device, as on a laptop; test_distribution compares eight with one, under jit and pmap."""
-    monkeypatch.setattr(convolution, "SMALL", 0)
+    monkeypatch.setattr(convolution, "MIN_ELEMENTS", 0)
     with np.load(path) as file, jax.enable_x64(True):
         recorded = {name: file[name] for name in file.files}
         check(recorded, json.loads(str(recorded["meta"])))
@@ -75,10 +75,10 @@ def check(recorded: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         official = {k.removeprefix(prefix): v for k, v in recorded.items() if k.startswith(prefix)}
         made = pytorch.variables(meta["networks"][i], official, meta["num_classes"])
         variables[name] = jax.tree.map(lambda x: x.astype(np.float64), made)
-    state = run.distribution.device_put(initial_state(run.networks, variables, run.pairs, seed=0))
+    state = run.distribution.device_put(create_train_state(run.networks, variables, run.pairs, seed=0))
     flat = recorded["images"].reshape(-1, *recorded["images"].shape[2:])
     data = run.distribution.device_put(resident.DeviceDataset(flat, recorded["labels"].reshape(-1).astype(np.int32)))
-    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+    step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
 
     for index in range(meta["steps"]):
         batch = np.arange(index * meta["batch_size"], (index + 1) * meta["batch_size"])
@@ -104,7 +104,7 @@ def check(recorded: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
 
     final = jax.device_get(run.distribution.unreplicate(state))
     for i, name in enumerate(names):
-        ours = pytorch.state_dict(final.networks[name].evaluated)
+        ours = pytorch.state_dict(final.networks[name].eval_variables)
         for tensor, value in ours.items():
             running_var = tensor.endswith("running_var")  # torch's is the unbiased one
             rtol, atol = (2e-2, 2e-2) if running_var else (1e-8, 1e-10)
@@ -120,7 +120,7 @@ def check_eval(
 ) -> None:
     module = models.create(meta["networks"][i], meta["num_classes"], dtype=np.float64, param_dtype=np.float64)
     images = transforms.normalize(recorded["eval_images"], run.dataset_info.preprocess, np.float64)
-    logits = jax.jit(functools.partial(module.apply, train=False))(final.networks[name].evaluated, images)
+    logits = jax.jit(functools.partial(module.apply, train=False))(final.networks[name].eval_variables, images)
     np.testing.assert_allclose(logits, recorded[f"eval_logits/{i}"], rtol=2e-2, atol=2e-2)
 
 

@@ -76,7 +76,7 @@ def labelled(tmp_path: Path, *changes: dict[str, object]) -> list[str]:
         pytest.param([{}, {"method": "dml"}], ["switokd", "dml"], id="the method where it is enough"),
         pytest.param(
             [{}, {"switokd.epsilon": 1}, {"seed": 4}],
-            ["switokd, epsilon=adaptive", "switokd, epsilon=1"],
+            ["switokd, epsilon=adaptive", "switokd, epsilon=1.0"],
             id="the setting that differs",
         ),
         pytest.param(
@@ -358,7 +358,7 @@ def test_photographs_are_embedded_in_few_bytes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_report_says_why_it_has_no_heat_maps(folder: Path, tmp_path: Path) -> None:
     text = report.report([folder], tmp_path / "report.html", examples=[360]).read_text()
-    assert re.search("No heat maps: test image 360 is none of 0 to 359", text)
+    assert re.search("No heat maps: test image 360 does not exist; choose from 0 to 359", text)
 
 
 @pytest.mark.slow

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import tiny_runs
+from switokd_jax import models, topology
+from switokd_jax.data.sampling import Batch
+from switokd_jax.forward import NetworkSpec
 from switokd_jax.interop import pytorch
+from switokd_jax.methods import METHODS, MethodInputs, MethodOutput, switokd
+from switokd_jax.models.init import init_variables
+from switokd_jax.parallel.collectives import Collectives
 from switokd_jax.state import TrainState
-from switokd_jax.train import init_state, run_spec
+from switokd_jax.step import StepSpec, train_step
+from switokd_jax.train import init_state, metric_rows, run_spec
+from switokd_jax.train.init_state import create_train_state
 
 BATCH = 16
 SPLIT = tiny_runs.random_split(11 * BATCH)
@@ -29,11 +41,46 @@ def take(c: Any, state: TrainState | None, steps: range) -> tuple[TrainState, di
     run = tiny_runs.tiny_plan(c, len(SPLIT))
     first, data = tiny_runs.start(run, SPLIT)
     current = first if state is None else run.distribution.device_put(state)
-    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+    step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
     metrics: dict[str, Any] = {}
     for number in steps:
         current, metrics = tiny_runs.call(step, current, data, tiny_runs.batch(run, batch(number)))
     return jax.tree.map(np.array, jax.device_get(current)), jax.device_get(metrics)
+
+
+def test_a_step_needs_no_run_and_no_mesh() -> None:
+    """Two networks, a batch and a `StepSpec`: that is all."""
+    rng = np.random.default_rng(0)
+    labels = jnp.asarray(rng.integers(0, 10, 8), jnp.int32)
+    batch = Batch(index=jnp.arange(8), images=jnp.asarray(rng.normal(size=(8, 8, 8, 1)), jnp.float32), labels=labels)
+    network = NetworkSpec(models.create("one_layer", 10), optax.trace(0.9), optax.constant_schedule(0.1))
+    networks = {"teacher": network, "student": network}
+    spec = StepSpec(networks, topology.pair("teacher", "student"), METHODS["switokd"].apply, switokd.Hyperparameters())
+    variables = {
+        name: init_variables(network.module, jax.random.PRNGKey(i), (8, 8, 1)) for i, name in enumerate(networks)
+    }
+    state = create_train_state(networks, variables, spec.topology.pairs)
+    new_state, metrics = jax.jit(functools.partial(train_step, spec=spec, collectives=Collectives()))(state, batch)
+    assert int(new_state.step) == int(new_state.networks["student"].updates) == 1
+    assert metrics["student/loss"] > metrics["student/cross_entropy"] > 0
+
+
+def test_own_metrics_of_a_method_are_metrics_of_the_step() -> None:
+    """Their names are free."""
+    c = tiny_runs.alone_config(batch_size=BATCH)
+    run = tiny_runs.tiny_plan(c, len(SPLIT))
+
+    def method(inputs: MethodInputs, *rest: Any) -> MethodOutput:
+        output = METHODS["vanilla"].apply(inputs, *rest)
+        return dataclasses.replace(output, metrics={"grad_norm": jnp.ones(()), "student/own/loss": 2.0 * jnp.ones(())})
+
+    run = dataclasses.replace(run, method=dataclasses.replace(run.method, apply=method))
+    state, data = tiny_runs.start(run, SPLIT)
+    step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
+    _, metrics = step.call(state, data, tiny_runs.batch(run, batch(0)))
+    (row,) = metric_rows.metric_rows(run, range(1, 2), jax.device_get(metrics))
+    assert (row["grad_norm"], row["student/own/loss"]) == (1.0, 2.0)
+    assert [*row][-1] == "grad_norm", "metrics of no network or pair come last"
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -84,8 +131,8 @@ def test_freeze_keeps_running_statistics() -> None:
 
 def test_frozen_network_stays_and_speaks_in_evaluation_mode(tmp_path: Path) -> None:
     c = tiny_runs.tiny_config("resnet8", "resnet8", batch_size=BATCH, method="dml")
-    start = init_state.initial(tiny_runs.tiny_plan(c, len(SPLIT))).networks["student"]
-    pytorch.write(tmp_path / "net.safetensors", start.evaluated)
+    start = init_state.init_state(tiny_runs.tiny_plan(c, len(SPLIT))).networks["student"]
+    pytorch.write(tmp_path / "net.safetensors", start.eval_variables)
     c.networks.teacher.frozen, c.networks.teacher.init_from = True, str(tmp_path / "net.safetensors")
     before, _ = take(c, None, range(0))
     after, _ = take(c, None, range(2))
@@ -115,7 +162,7 @@ def test_averaged_weights() -> None:
         expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, expected, state.params)
     for got, wanted in zip(jax.tree.leaves(states[2].ema), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
-    assert states[2].evaluated["params"] is states[2].ema
+    assert states[2].eval_variables["params"] is states[2].ema
 
 
 def test_bfloat16_follows_float32() -> None:
@@ -160,7 +207,7 @@ def test_paused_backward_stands_inside_the_conditional_only() -> None:
     c = tiny_runs.tiny_config("wrn_10_1", "wrn_10_1", batch_size=BATCH)
     run = tiny_runs.tiny_plan(c, len(SPLIT))
     state, data = tiny_runs.start(run, SPLIT)
-    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+    step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
     hlo = step.variants[True].lower(state, data, tiny_runs.batch(run, batch(0)).examples, 1).compile().as_text()
     parts = computations(hlo)
     entry = re.search(r"^ENTRY %?([\w.\-]+)", hlo, re.MULTILINE)
@@ -187,7 +234,7 @@ def test_compiles_once_per_batch_shape(caplog: pytest.LogCaptureFixture) -> None
     examples = 2 * BATCH + 5
     run = tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=BATCH), examples)
     state, data = tiny_runs.start(run, SPLIT)
-    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+    step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         for _ in range(3):
             for first in range(0, examples, BATCH):

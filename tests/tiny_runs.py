@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from ml_collections import ConfigDict
@@ -17,7 +16,7 @@ from PIL import Image
 from switokd_jax import config, models
 from switokd_jax.cli import config_module
 from switokd_jax.data import dataset, normalization, resident, sampling
-from switokd_jax.models import layers
+from switokd_jax.models.layers import Layers, dropout, global_avg_pool, kaiming_normal, sow_feature
 from switokd_jax.parallel import mesh
 from switokd_jax.state import TrainState
 from switokd_jax.train import init_state, run_spec
@@ -36,25 +35,19 @@ class Few(nn.Module):
     features: tuple[int, ...]
     num_classes: int
     dropout: float = 0.0
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    axis_name: str | None = None
-    convolution: Any = layers.convolution
-    remat: bool = False
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = x.astype(self.dtype)
+        layers = self.layers.replace(train=train, conv_init=kaiming_normal)
+        x = x.astype(layers.dtype)
         for i, features in enumerate(self.features, 1):
-            made: Any = {"convolution": self.convolution, "kernel_init": layers.kaiming_normal, **kinds}
-            x = layers.conv(features, 3, stride=min(i, 2), name=f"conv{i}", **made)(x)
-            x = nn.relu(layers.norm(name=f"bn{i}", train=train, axis_name=self.axis_name, **kinds)(x))
-            x = layers.tap(self, f"stage{i}", x)
+            x = layers.conv(x, features, 3, stride=min(i, 2), name=f"conv{i}")
+            x = sow_feature(self, f"stage{i}", nn.relu(layers.norm(x, name=f"bn{i}")))
         for stage in range(len(self.features), 3):
-            x = layers.tap(self, f"stage{stage + 1}", x)
-        x = layers.dropout(self, layers.pooled(self, x), self.dropout, train=train and self.dropout > 0)
-        return layers.promote_to_float32(layers.linear(x, self.num_classes, name="linear", **kinds))
+            x = sow_feature(self, f"stage{stage + 1}", x)
+        x = dropout(self, global_avg_pool(self, x), self.dropout, train=train and self.dropout > 0)
+        return layers.logits(x, self.num_classes, name="linear")
 
 
 # By name, as users add theirs.
@@ -104,7 +97,7 @@ def random_split(examples: int, seed: int = 0) -> dataset.Split:
 
 def start(run: run_spec.RunSpec, split: dataset.Split) -> tuple[TrainState, resident.DeviceDataset]:
     """The initial state and the data, placed."""
-    return run.distribution.device_put(init_state.initial(run)), place(run, split)
+    return run.distribution.device_put(init_state.init_state(run)), place(run, split)
 
 
 def place(run: run_spec.RunSpec, split: dataset.Split) -> resident.DeviceDataset:

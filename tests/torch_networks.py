@@ -1,4 +1,4 @@
-"""The official structures in plain PyTorch, written for these tests: same names, same order of layers."""
+"""Networks of the official structure in plain PyTorch, with the official names and order of layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1,
     return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=bias)
 
 
-def pooled(x: Tensor) -> Tensor:
+def global_avg_pool(x: Tensor) -> Tensor:
     return x.mean((2, 3))
 
 
@@ -41,7 +41,7 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        return self.linear(pooled(functional.relu(self.bn1(x))))
+        return self.linear(global_avg_pool(functional.relu(self.bn1(x))))
 
 
 class BasicBlock(nn.Module):
@@ -49,11 +49,11 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = conv(inputs, outputs, 3, stride), nn.BatchNorm2d(outputs)
         self.conv2, self.bn2 = conv(outputs, outputs, 3), nn.BatchNorm2d(outputs)
-        self.stride, self.side = stride, (outputs - inputs) // 2
+        self.stride, self.pad = stride, (outputs - inputs) // 2
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        shortcut = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.side, self.side))
+        shortcut = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
         return functional.relu(hidden + shortcut)
 
 
@@ -66,16 +66,16 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.relu(self.bn1(self.conv1(x)))
-        return self.linear(pooled(self.layer3(self.layer2(self.layer1(x)))))
+        return self.linear(global_avg_pool(self.layer3(self.layer2(self.layer1(x)))))
 
 
 def stages(block: Any, blocks: int, width: int) -> list[nn.Sequential]:
-    made, inputs = [], 16
+    sequentials, inputs = [], 16
     for features, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
         layers = [block(inputs, features, stride)] + [block(features, features, 1) for _ in range(blocks - 1)]
-        made.append(nn.Sequential(*layers))
+        sequentials.append(nn.Sequential(*layers))
         inputs = features
-    return made
+    return sequentials
 
 
 class SeparableBlock(nn.Module):
@@ -92,35 +92,36 @@ class MobileNet(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
         widths = [32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024]
-        halving = {2, 4, 6, 12}
+        strided = {2, 4, 6, 12}
         self.conv1, self.bn1 = conv(3, 32, 3), nn.BatchNorm2d(32)
         self.layers = nn.Sequential(
-            *(SeparableBlock(widths[i - 1], widths[i], 2 if i in halving else 1) for i in range(1, len(widths)))
+            *(SeparableBlock(widths[i - 1], widths[i], 2 if i in strided else 1) for i in range(1, len(widths)))
         )
         self.linear = nn.Linear(1024, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(pooled(self.layers(functional.relu(self.bn1(self.conv1(x))))))
+        return self.linear(global_avg_pool(self.layers(functional.relu(self.bn1(self.conv1(x))))))
 
 
 class InvertedResidual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
-        wide = inputs * expansion
-        steps = [*unit(inputs, wide, 1), *unit(wide, wide, 3, stride, groups=wide), *unit(wide, outputs, 1)]
-        self.conv, self.adds = nn.Sequential(*steps[:-1]), stride == 1 and inputs == outputs
+        expanded = inputs * expansion
+        layers = [*conv_norm_relu(inputs, expanded, 1), *conv_norm_relu(expanded, expanded, 3, stride, groups=expanded)]
+        layers += conv_norm_relu(expanded, outputs, 1)
+        self.conv, self.residual = nn.Sequential(*layers[:-1]), stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x) + x if self.adds else self.conv(x)
+        return self.conv(x) + x if self.residual else self.conv(x)
 
 
 class MobileNetV2(nn.Module):
     def __init__(self, width: float, classes: int) -> None:
         super().__init__()
         inputs = int(32 * width)
-        self.conv1 = nn.Sequential(*unit(3, inputs, 3, 2))
+        self.conv1 = nn.Sequential(*conv_norm_relu(3, inputs, 3, 2))
         stages = []
-        for expansion, features, blocks, first in (
+        for expansion, features, blocks, stage_stride in (
             (1, 16, 1, 1),
             (6, 24, 2, 1),
             (6, 32, 3, 2),
@@ -131,22 +132,22 @@ class MobileNetV2(nn.Module):
         ):
             outputs, stage = int(features * width), []
             for block in range(blocks):
-                stage.append(InvertedResidual(inputs, outputs, first if block == 0 else 1, expansion))
+                stage.append(InvertedResidual(inputs, outputs, stage_stride if block == 0 else 1, expansion))
                 inputs = outputs
             stages.append(nn.Sequential(*stage))
         self.blocks = nn.ModuleList(stages)
-        self.conv2 = nn.Sequential(*unit(inputs, int(1280 * max(width, 1.0)), 1))
+        self.conv2 = nn.Sequential(*conv_norm_relu(inputs, int(1280 * max(width, 1.0)), 1))
         self.classifier = nn.Sequential(nn.Linear(int(1280 * max(width, 1.0)), classes))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         for stage in self.blocks:
             x = stage(x)
-        return self.classifier(pooled(self.conv2(x)))
+        return self.classifier(global_avg_pool(self.conv2(x)))
 
 
 class ProjectedBlock(nn.Module):
-    """Of the networks for ImageNet; 'downsample' or 'shortcut' names the projection."""
+    """Block of the networks for ImageNet; 'downsample' or 'shortcut' is the name of the projection."""
 
     def __init__(self, inputs: int, features: int, stride: int, bottleneck: bool, shortcut: str) -> None:
         super().__init__()
@@ -177,12 +178,12 @@ class ProjectedResNet(nn.Module):
         self.conv1 = conv(3, 64, 7, 2) if imagenet else conv(3, 64, 3)
         self.bn1, inputs, shortcut = nn.BatchNorm2d(64), 64, "downsample" if imagenet else "shortcut"
         for stage, count in enumerate(blocks):
-            features, made = 64 * 2**stage, []
+            features, layer = 64 * 2**stage, []
             for block in range(count):
                 stride = 2 if stage and not block else 1
-                made.append(ProjectedBlock(inputs, features, stride, bottleneck, shortcut))
+                layer.append(ProjectedBlock(inputs, features, stride, bottleneck, shortcut))
                 inputs = features * (4 if bottleneck else 1)
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*made))
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
         self.head = "fc" if imagenet else "linear"
         self.add_module(self.head, nn.Linear(inputs, classes))
         self.pool = nn.MaxPool2d(3, 2, 1) if imagenet else nn.Identity()
@@ -191,15 +192,15 @@ class ProjectedResNet(nn.Module):
         x = self.pool(functional.relu(self.bn1(self.conv1(x))))
         for stage in range(1, 5):
             x = self.get_submodule(f"layer{stage}")(x)
-        return self.get_submodule(self.head)(pooled(x))
+        return self.get_submodule(self.head)(global_avg_pool(x))
 
 
 class TinyBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.left = nn.Sequential(*unit(inputs, outputs, 3, stride), *unit(outputs, outputs, 3)[:2])
+        self.left = nn.Sequential(*conv_norm_relu(inputs, outputs, 3, stride), *conv_norm_relu(outputs, outputs, 3)[:2])
         changes = stride != 1 or inputs != outputs
-        self.shortcut = nn.Sequential(*unit(inputs, outputs, 1, stride)[:2] if changes else [])
+        self.shortcut = nn.Sequential(*conv_norm_relu(inputs, outputs, 1, stride)[:2] if changes else [])
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(self.left(x) + self.shortcut(x))
@@ -208,42 +209,43 @@ class TinyBlock(nn.Module):
 class TinyResNet34(nn.Module):
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.conv1, inputs = nn.Sequential(*unit(3, 64, 3)), 64
+        self.conv1, inputs = nn.Sequential(*conv_norm_relu(3, 64, 3)), 64
         for stage, count in enumerate([3, 4, 6, 3]):
-            outputs, made = 64 * 2**stage, []
+            outputs, layer = 64 * 2**stage, []
             for block in range(count):
-                made.append(TinyBlock(inputs, outputs, 2 if stage and not block else 1))
+                layer.append(TinyBlock(inputs, outputs, 2 if stage and not block else 1))
                 inputs = outputs
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*made))
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*layer))
         self.fc = nn.Linear(512, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         for stage in range(1, 5):
             x = self.get_submodule(f"layer{stage}")(x)
-        return self.fc(pooled(x))
+        return self.fc(global_avg_pool(x))
 
 
 class TinyInvertedResidual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
-        wide = inputs * expansion
-        steps: list[nn.Module] = [six(inputs, wide, 1)] if expansion != 1 else []
-        steps += [six(wide, wide, 3, stride, wide), conv(wide, outputs, 1), nn.BatchNorm2d(outputs)]
-        self.conv, self.adds = nn.Sequential(*steps), stride == 1 and inputs == outputs
+        expanded = inputs * expansion
+        layers: list[nn.Module] = [conv_norm_relu6(inputs, expanded, 1)] if expansion != 1 else []
+        layers += [conv_norm_relu6(expanded, expanded, 3, stride, expanded)]
+        layers += [conv(expanded, outputs, 1), nn.BatchNorm2d(outputs)]
+        self.conv, self.residual = nn.Sequential(*layers), stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.adds else self.conv(x)
+        return x + self.conv(x) if self.residual else self.conv(x)
 
 
 class TinyMobileNetV2(nn.Module):
-    """For width 1.4 only: its rounded channels are written out."""
+    """MobileNetV2 of width 1.4 only, with its rounded channels written out."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        made: list[nn.Module] = [six(3, 48, 3, 2)]
+        blocks: list[nn.Module] = [conv_norm_relu6(3, 48, 3, 2)]
         inputs = 48
-        for expansion, outputs, blocks, first in (
+        for expansion, outputs, num_blocks, stride in (
             (1, 24, 1, 1),
             (6, 32, 2, 2),
             (6, 48, 3, 2),
@@ -252,14 +254,14 @@ class TinyMobileNetV2(nn.Module):
             (6, 224, 3, 2),
             (6, 448, 1, 1),
         ):
-            for block in range(blocks):
-                made.append(TinyInvertedResidual(inputs, outputs, first if not block else 1, expansion))
+            for block in range(num_blocks):
+                blocks.append(TinyInvertedResidual(inputs, outputs, stride if not block else 1, expansion))
                 inputs = outputs
-        self.features = nn.Sequential(*made, six(inputs, 1792, 1))
+        self.features = nn.Sequential(*blocks, conv_norm_relu6(inputs, 1792, 1))
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1792, classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(pooled(self.features(x)))
+        return self.classifier(global_avg_pool(self.features(x)))
 
 
 class Vgg(nn.Module):
@@ -268,11 +270,11 @@ class Vgg(nn.Module):
         repeats = {8: [1, 1, 1, 1, 1], 13: [2, 2, 2, 2, 2], 16: [2, 2, 3, 3, 3]}[depth]
         inputs = 3
         for block, (count, features) in enumerate(zip(repeats, [64, 128, 256, 512, 512], strict=True)):
-            made: list[nn.Module] = []
+            layers: list[nn.Module] = []
             for _ in range(count):
-                made += [conv(inputs, features, 3, bias=True), nn.BatchNorm2d(features), nn.ReLU()]
+                layers += [conv(inputs, features, 3, bias=True), nn.BatchNorm2d(features), nn.ReLU()]
                 inputs = features
-            self.add_module(f"block{block}", nn.Sequential(*made))
+            self.add_module(f"block{block}", nn.Sequential(*layers))
         hidden = [nn.Dropout(), nn.Linear(512, 512), nn.ReLU()] * (2 if depth == 16 else 0)
         hidden = [nn.Linear(512, 512) if isinstance(layer, nn.Linear) else layer for layer in hidden]
         last = nn.Linear(512, classes)
@@ -283,7 +285,7 @@ class Vgg(nn.Module):
             x = self.get_submodule(f"block{block}")(x)
             if block < 3:  # the fourth pools images of 64 pixels only
                 x = functional.max_pool2d(x, 2)
-        return self.classifier(pooled(x))
+        return self.classifier(global_avg_pool(x))
 
 
 class VitBlock(nn.Module):
@@ -299,8 +301,8 @@ class VitBlock(nn.Module):
         parts = self.get_submodule("attn.qkv")(self.norm1(x)).reshape(batch, tokens, 3, self.heads, -1)
         q, k, v = parts.permute(2, 0, 3, 1, 4)
         weights = (q @ k.transpose(2, 3) / (width / self.heads) ** 0.5).softmax(-1)
-        mixed = (weights @ v).transpose(1, 2).reshape(batch, tokens, width)
-        x = x + self.get_submodule("attn.proj")(mixed)
+        out = (weights @ v).transpose(1, 2).reshape(batch, tokens, width)
+        x = x + self.get_submodule("attn.proj")(out)
         hidden = functional.gelu(self.get_submodule("mlp.fc1")(self.norm2(x)))
         return x + self.get_submodule("mlp.fc2")(hidden)
 
@@ -321,7 +323,7 @@ class Vit(nn.Module):
 
 
 class SwinAttention(nn.Module):
-    """Over the whole map at once: a mask stands for the windows and their shift."""
+    """Attention over the full map, with a mask in place of windows and their shift."""
 
     def __init__(self, width: int, heads: int, window: int, shift: int) -> None:
         super().__init__()
@@ -331,14 +333,14 @@ class SwinAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, side, _, width = x.shape
-        places = torch.cartesian_prod(torch.arange(side), torch.arange(side))
-        window = (places - self.shift).div(self.window, rounding_mode="floor")
-        apart = (places[:, None] - places).clamp(1 - self.window, self.window - 1) + self.window - 1
-        bias = self.relative_position_bias_table[apart[..., 0] * (2 * self.window - 1) + apart[..., 1]]
+        positions = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+        window = (positions - self.shift).div(self.window, rounding_mode="floor")
+        offsets = (positions[:, None] - positions).clamp(1 - self.window, self.window - 1) + self.window - 1
+        bias = self.relative_position_bias_table[offsets[..., 0] * (2 * self.window - 1) + offsets[..., 1]]
         q, k, v = self.qkv(x).reshape(batch, side * side, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         logits = q @ k.transpose(2, 3) / (width / self.heads) ** 0.5 + bias.permute(2, 0, 1)
-        strangers = (window[:, None] != window).any(-1)
-        weights = logits.masked_fill(strangers, float("-inf")).softmax(-1)
+        other_window = (window[:, None] != window).any(-1)
+        weights = logits.masked_fill(other_window, float("-inf")).softmax(-1)
         return self.proj((weights @ v).transpose(1, 2).reshape(x.shape))
 
 
@@ -355,19 +357,19 @@ class SwinBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class SwinMerging(nn.Module):
+class SwinPatchMerging(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm, self.reduction = nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, side, _, width = x.shape
-        four = x.reshape(batch, side // 2, 2, side // 2, 2, width).permute(0, 1, 3, 4, 2, 5)
-        return self.reduction(self.norm(four.reshape(batch, side // 2, side // 2, 4 * width)))
+        merged = x.reshape(batch, side // 2, 2, side // 2, 2, width).permute(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(merged.reshape(batch, side // 2, side // 2, 4 * width)))
 
 
 class Swin(nn.Module):
-    """For images of 32 pixels."""
+    """Swin transformer for images of 32 pixels."""
 
     def __init__(self, depths: list[int], classes: int) -> None:
         super().__init__()
@@ -377,7 +379,7 @@ class Swin(nn.Module):
             width, heads, window = 96 * 2**stage, 3 * 2**stage, min(4, 16 // 2**stage)
             shift = 2 if stage < 2 else 0
             blocks = [SwinBlock(width, heads, window, shift * (block % 2)) for block in range(depth)]
-            parts = {"downsample": SwinMerging(width // 2)} if stage else {}
+            parts = {"downsample": SwinPatchMerging(width // 2)} if stage else {}
             stages.append(nn.Sequential(OrderedDict(**parts, blocks=nn.Sequential(*blocks))))
         self.layers = nn.Sequential(*stages)
         self.norm, self.head = nn.LayerNorm(768), nn.ModuleDict({"fc": nn.Linear(768, classes)})
@@ -387,19 +389,19 @@ class Swin(nn.Module):
         return self.head["fc"](self.norm(self.layers(x)).mean((1, 2)))
 
 
-def six(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(*unit(inputs, outputs, size, stride, groups)[:2], nn.ReLU6())
+def conv_norm_relu6(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(*conv_norm_relu(inputs, outputs, size, stride, groups)[:2], nn.ReLU6())
 
 
-def unit(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def conv_norm_relu(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     return [conv(inputs, outputs, size, stride, groups), nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def create(name: str, classes: int) -> nn.Module:
-    """The network of that name with statistics and biases that are not the initial ones."""
+    """Creates the network of that name with random statistics, and scales and biases of norms."""
     torch.manual_seed(len(name))
-    made = structure(name, classes)
-    for module in made.modules():
+    network = structure(name, classes)
+    for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
                 assert tensor is not None
@@ -407,24 +409,24 @@ def create(name: str, classes: int) -> nn.Module:
         if isinstance(module, nn.LayerNorm):
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.uniform_(0.5, 1.5)
-    return made
+    return network
 
 
 def structure(name: str, classes: int) -> nn.Module:
-    kind, *rest = name.split("_")
-    if kind == "wrn":
+    family, *rest = name.split("_")
+    if family == "wrn":
         return WideResNet(int(rest[0]), int(rest[1]), classes)
-    if kind == "mobilenetv2":
+    if family == "mobilenetv2":
         return TinyMobileNetV2(classes) if rest == ["tiny", "1.4"] else MobileNetV2(float(rest[0]), classes)
-    if kind == "mobilenet":
+    if family == "mobilenet":
         return MobileNet(classes)
-    if kind == "vit":
+    if family == "vit":
         return Vit(384, 6, classes)
-    if kind == "swin":
+    if family == "swin":
         return Swin([2, 2, {"tiny": 6, "small": 18}[rest[0]], 2], classes)
-    if kind.startswith("vgg"):
-        return Vgg(int(kind.removeprefix("vgg")), classes)
-    depth = int(kind.removeprefix("resnet"))
+    if family.startswith("vgg"):
+        return Vgg(int(family.removeprefix("vgg")), classes)
+    depth = int(family.removeprefix("resnet"))
     if rest == ["tiny"]:
         return TinyResNet34(classes)
     return ProjectedResNet(depth, classes, not rest) if depth in (18, 34, 50) else ResNet(depth, classes)

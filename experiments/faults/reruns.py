@@ -2,8 +2,8 @@
 
 python experiments/faults/reruns.py --times=3 -- --config=configs/digits.py --config.epochs=2
 
-Does so with config.deterministic off and on, and prints how many starts differ from the first one and how fast they
-are. Exit status 1 if starts differ that are said to be the same.
+Does so with config.deterministic off and on, and prints how many starts differ from the first one and their speed. Exit
+status 1 if starts with config.deterministic on differ.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
 from experiments.faults.storm import differences
+from switokd_jax.workdir.layout import Workdir
 
 
 def finish(folder: Path, flags: Sequence[str], times: int) -> list[Path]:
-    """The workdirs of so many starts, one after another.
+    """Trains so many runs, one after another, and returns their workdirs.
 
     Raises:
       CalledProcessError: if one fails.
@@ -38,24 +39,24 @@ def finish(folder: Path, flags: Sequence[str], times: int) -> list[Path]:
 
 
 def compare(workdirs: Sequence[Path]) -> tuple[int, float]:
-    """How many starts differ from the first, and the median of their images/s."""
-    rates = [json.loads((one / "summary.json").read_text())["examples_per_second"] for one in workdirs]
+    """Returns how many runs differ from the first, and the median of their images/s."""
+    rates = [json.loads(Workdir(workdir).summary.read_text())["examples_per_second"] for workdir in workdirs]
     return sum(bool(differences(workdirs[0], other)) for other in workdirs[1:]), statistics.median(rates)
 
 
 def main() -> None:
-    """Runs and prints."""
+    """Parses the flags, trains and prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("flags", nargs="+", help="of switokd_jax.main, after --")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="reruns"))
-    for way in (False, True):
-        flags = [*options.flags, f"--config.deterministic={way}"]
-        differ, rate = compare(finish(folder / str(way), flags, options.times))
-        print(f"deterministic={way}: {differ} of {options.times - 1} differ, {rate:.0f} images/s", flush=True)
+    for deterministic in (False, True):
+        flags = [*options.flags, f"--config.deterministic={deterministic}"]
+        num_different, rate = compare(finish(folder / str(deterministic), flags, options.times))
+        print(f"{deterministic=}: {num_different} of {options.times - 1} differ, {rate:.0f} images/s", flush=True)
     shutil.rmtree(folder)
-    if differ:
+    if num_different:
         sys.exit(1)
 
 

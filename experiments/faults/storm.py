@@ -1,12 +1,12 @@
-"""Kills one run again and again until it is done, and compares it with a run that was left alone.
+"""Kills one run again and again until it is done, and compares it with an undisturbed run.
 
 python experiments/faults/storm.py --kills=30
 
-A quarter of the kills come while the run starts or goes on from its last save, a quarter some time after a save, and
-half are aimed within one: what proves that they hit is the unfinished folder that the dead process leaves. Prints each
-kill. Exit status 1 if fewer than a third were within a save, if a save was lost, if a wait took longer than `PATIENCE`,
-or if the run that was killed ends with anything else: parameters, statistics, optimizer state, counters (bit for bit),
-the lines of metrics.jsonl, the saves that are left, or the summary (but for its times).
+A quarter of the kills come while the run starts or resumes, a quarter some time after a save, and half are aimed
+within a save: a hit is proved by the unfinished folder that the dead process leaves. Prints each kill. Exit status 1
+if fewer than a third were within a save, if a save was lost, if a wait took longer than `TIMEOUT_S`, or if the killed
+run ends with a difference: in parameters, statistics, optimizer state, counters (bit for bit), the rows of
+metrics.jsonl, the checkpoints that are kept, or the summary (except for its times).
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ import jax
 import numpy as np
 
 from switokd_jax.workdir import restore
-from switokd_jax.workdir.checkpointer import UNFINISHED
+from switokd_jax.workdir.checkpointer import TMP_MARKER
+from switokd_jax.workdir.layout import Workdir
 
 ROOT = Path(__file__).parents[2]
-SAVES_PER_KILL = 2  # that the run has; of those to come a kill waits for one or two
-PATIENCE = 300.0  # seconds
+SAVES_PER_KILL = 2  # the run saves so often; a kill waits for one or two of its next saves
+TIMEOUT_S = 300.0
 MOMENTS = ("start", "within", "after", "within")
 FLAGS = (
     "--config=configs/digits.py",
@@ -45,96 +46,106 @@ FLAGS = (
 
 
 def start(workdir: Path, flags: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """The command of the run: the same for its first start and for every other one."""
+    """Starts or resumes the run: the command is always the same."""
     command = [sys.executable, "-m", "switokd_jax.main", f"--workdir={workdir}", *FLAGS, *flags]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
 
 def newest_save(workdir: Path) -> int:
-    """The step of the newest finished save, 0 without one."""
-    folder = workdir / "checkpoints" / "latest"
+    """Returns the step of the newest finished train state; 0 if there is none."""
+    folder = Workdir(workdir).latest_checkpoints
     return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
 
 
 def unfinished(workdir: Path) -> set[tuple[str, int]]:
-    """Saves under way, or left so by a process that is dead: names and inodes, as the next one takes the same name."""
-    found = set()
-    for pattern in (f"latest/*{UNFINISHED}*", f"best/*/*{UNFINISHED}*"):
-        for path in (workdir / "checkpoints").glob(pattern):
-            with contextlib.suppress(FileNotFoundError):  # it is done by now
-                found.add((path.name, path.stat().st_ino))
-    return found
+    """Returns the unfinished saves: names and inodes, because the next save of a step takes the same name."""
+    partial = set()
+    for pattern in (f"latest/*{TMP_MARKER}*", f"best/*/*{TMP_MARKER}*"):
+        for path in Workdir(workdir).checkpoints.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):  # finished in the meantime
+                partial.add((path.name, path.stat().st_ino))
+    return partial
 
 
 def wait(
     process: subprocess.Popen[bytes],
     until: Callable[[], bool],
-    patience: float = PATIENCE,
+    timeout: float = TIMEOUT_S,
     end: signal.Signals = signal.SIGKILL,
 ) -> None:
-    """Until something is so or the process has ended.
+    """Waits until a condition holds or the process has ended.
+
+    Args:
+      process: a run.
+      until: the condition.
+      timeout: seconds.
+      end: signal that ends the process after the timeout.
 
     Raises:
-      TimeoutError: after `patience` seconds; the process has been ended by this signal.
+      TimeoutError: after the timeout.
     """
     begin = time.monotonic()
     while process.poll() is None and not until():
-        if time.monotonic() - begin > patience:
+        if time.monotonic() - begin > timeout:
             process.send_signal(end)
             process.wait()
-            raise TimeoutError(f"nothing happened for {patience:.0f} s")
+            raise TimeoutError(f"nothing happened for {timeout:.0f} s")
         time.sleep(0.001)
 
 
-def kill(process: subprocess.Popen[bytes], workdir: Path, moment: str, chance: random.Random) -> list[str] | None:
-    """SIGKILL at a moment of `MOMENTS`, random within it.
+def kill(process: subprocess.Popen[bytes], workdir: Path, moment: str, rng: random.Random) -> list[str] | None:
+    """Kills a run at a random time within a moment of `MOMENTS`.
 
     Returns:
-      The saves that it broke off; None if the process was done before it.
+      The names of the saves that it interrupted; None if the process had ended before.
 
     Raises:
-      TimeoutError: after `PATIENCE`.
+      TimeoutError: after `TIMEOUT_S`.
     """
-    before, left = newest_save(workdir), unfinished(workdir)
+    before, partial = newest_save(workdir), unfinished(workdir)
     if moment == "start":
-        late = time.monotonic() + chance.uniform(0.0, 10.0)  # but a run that saves is under way: short ones end soon
-        wait(process, lambda: time.monotonic() > late or newest_save(workdir) > before)
+        deadline = time.monotonic() + rng.uniform(0.0, 10.0)  # or at the first save, because short runs end soon
+        wait(process, lambda: time.monotonic() > deadline or newest_save(workdir) > before)
     elif moment == "after":
         wait(process, lambda: newest_save(workdir) > before)
-        time.sleep(chance.uniform(0.0, 0.6))
+        time.sleep(rng.uniform(0.0, 0.6))
     else:
-        wait(process, lambda: bool(unfinished(workdir) - left))
-        time.sleep(chance.uniform(0.0, 0.01))
+        wait(process, lambda: bool(unfinished(workdir) - partial))
+        time.sleep(rng.uniform(0.0, 0.01))
     if process.poll() is not None:
         return None
     process.send_signal(signal.SIGKILL)
     process.wait()
-    return sorted(name for name, _ in unfinished(workdir) - left)
+    return sorted(name for name, _ in unfinished(workdir) - partial)
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What is not the same in two finished runs of one config, a line each."""
+    """Lists the differences between two finished runs of one config, one line each."""
     found = []
-    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
+    runs = [Workdir(one), Workdir(other)]
+    summaries = [json.loads(run.summary.read_text()) for run in runs]
     names = [*summaries[0]["networks"]]
-    if (one / "metrics.jsonl").read_text() != (other / "metrics.jsonl").read_text():
-        found.append("metrics.jsonl")
-    for which in ("latest", *(f"best/{name}" for name in names)):
-        left = [sorted(path.name for path in (run / "checkpoints" / which).iterdir()) for run in (one, other)]
-        if left[0] != left[1]:
-            found.append(f"saves in {which}: {left[0]} and {left[1]}")
+    if runs[0].metrics.read_text() != runs[1].metrics.read_text():
+        found.append(runs[0].metrics.name)
+    for folders in (
+        [run.latest_checkpoints for run in runs],
+        *([run.best_checkpoints(n) for run in runs] for n in names),
+    ):
+        steps = [sorted(path.name for path in folder.iterdir()) for folder in folders]
+        if steps[0] != steps[1]:
+            found.append(f"checkpoints in {folders[0]}: {steps[0]}, in {folders[1]}: {steps[1]}")
     found += bits("latest", *(restore.load_state(run) for run in (one, other)))
     for name in names:
-        found += bits(f"best {name}", *(restore.load_variables(f"{run}:{name}@best") for run in (one, other)))
+        found += bits(f"best {name}", *(restore.load_variables(run, name) for run in (one, other)))
     for summary in summaries:
         del summary["seconds"], summary["examples_per_second"]
     if summaries[0] != summaries[1]:
-        found.append("summary.json")
+        found.append(runs[0].summary.name)
     return found + [f"left behind: {path}" for path in other.rglob("*tmp*")]
 
 
 def bits(title: str, one: Any, other: Any) -> list[str]:
-    """The arrays of two trees that differ in a bit, by path."""
+    """Lists the paths of the arrays of two trees that differ in any bit."""
     leaves = [jax.tree_util.tree_leaves_with_path(tree) for tree in (one, other)]
     if [path for path, _ in leaves[0]] != [path for path, _ in leaves[1]]:
         return [f"{title}: other arrays"]
@@ -146,57 +157,60 @@ def bits(title: str, one: Any, other: Any) -> list[str]:
     ]
 
 
-def storm(folder: Path, kills: int, chance: random.Random, environment: Mapping[str, str] | None = None) -> list[str]:
-    """Runs one run alone and one through so many kills; what is wrong with the latter, a line each.
+def storm(folder: Path, kills: int, rng: random.Random, environment: Mapping[str, str] | None = None) -> list[str]:
+    """Trains one run undisturbed and one with so many kills; lists the faults of the latter, one line each.
 
     Raises:
-      TimeoutError: if a run does not go on.
+      TimeoutError: if a run makes no progress.
     """
     flags = (f"--config.epochs={1 + kills * SAVES_PER_KILL / 4}", "--config.checkpoint.every=0.25")
     alone, killed = folder / "alone", folder / "killed"
-    if start(alone, flags, environment).wait(10 * PATIENCE):
+    if start(alone, flags, environment).wait(10 * TIMEOUT_S):
         return ["the undisturbed run failed"]
     moments = [MOMENTS[i % len(MOMENTS)] for i in range(kills)]
-    chance.shuffle(moments)
-    found: list[str] = []
+    rng.shuffle(moments)
+    faults: list[str] = []
     within = newest = 0
     for i, moment in enumerate(moments):
-        broken = kill(start(killed, flags, environment), killed, moment, chance)
-        if broken is None:
-            return [*found, f"the run was over before kill {i + 1}"]
+        interrupted = kill(start(killed, flags, environment), killed, moment, rng)
+        if interrupted is None:
+            return [*faults, f"the run was over before kill {i + 1}"]
         before, newest = newest, newest_save(killed)
-        within += bool(broken)
-        print(f"kill {i + 1} ({moment}): newest save {newest}, {', '.join(broken) or 'no save'} broken off", flush=True)
+        within += bool(interrupted)
+        print(
+            f"kill {i + 1} ({moment}): newest save {newest}, {', '.join(interrupted) or 'no save'} interrupted",
+            flush=True,
+        )
         if newest < before:
-            found.append(f"save {before} was lost by kill {i + 1}")
+            faults.append(f"save {before} was lost by kill {i + 1}")
     if within < kills // 3:
-        found.append(f"{within} kills within a save, not {kills // 3}")
-    if start(killed, flags, environment).wait(10 * PATIENCE):
-        return [*found, "the killed run failed"]
+        faults.append(f"{within} kills within a save, not {kills // 3}")
+    if start(killed, flags, environment).wait(10 * TIMEOUT_S):
+        return [*faults, "the killed run failed"]
     print(f"{within} of {kills} kills were within a save")
-    return found + differences(alone, killed)
+    return faults + differences(alone, killed)
 
 
-def prove(doc: str, count: str, carry_out: Callable[[Path, int, random.Random], list[str]]) -> None:
-    """The command around a proof of something that happens so many times at random moments.
+def prove(doc: str, count: str, experiment: Callable[[Path, int, random.Random], list[str]]) -> None:
+    """Runs the command line of an experiment that disturbs a run so many times at random moments.
 
     Args:
-      doc: what it is, for --help.
-      count: what is counted, 'kills' say: the name of the flag.
-      carry_out: takes a new folder, the count and a source of chance; answers with what is wrong, a line each.
+      doc: text for --help.
+      count: name of the flag for the number of disturbances, such as 'kills'.
+      experiment: takes a new folder, the count and a random generator; returns the faults, one line each.
 
     Raises:
-      SystemExit: if something is wrong.
+      SystemExit: if there are faults.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(f"--{count}", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=None, help="of the moments; drawn and printed unless given")
+    parser.add_argument("--seed", type=int, default=None, help="of the moments; drawn and printed by default")
     options = vars(parser.parse_args())
     seed = random.randrange(10**6) if options["seed"] is None else options["seed"]
     folder = Path(tempfile.mkdtemp(prefix=count))
     print(f"seed {seed}, folder {folder}", flush=True)
-    if found := carry_out(folder, options[count], random.Random(seed)):
-        sys.exit("\n".join(found))
+    if faults := experiment(folder, options[count], random.Random(seed)):
+        sys.exit("\n".join(faults))
     print(f"the same after {options[count]} {count}, bit for bit")
     shutil.rmtree(folder)
 

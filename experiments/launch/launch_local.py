@@ -2,8 +2,9 @@
 
 python experiments/launch/launch_local.py --num_processes=2 -- --config=configs/digits.py --workdir=runs/two
 
-Process 0 has the console; what the others say on stderr is marked with their number. SIGTERM and Ctrl-C go on to all of
-them. Once a process has failed the others have a minute to end. The exit status is that of the first that failed.
+Process 0 has the console; lines that the others write to stderr are marked with their index. SIGTERM and Ctrl-C are
+forwarded to all of them. Once a process has failed the others have a minute to end. The exit status is that of the
+first that failed.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from types import FrameType
 from typing import IO
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0  # seconds from the first failure to SIGKILL
+GRACE_PERIOD_S = 60.0  # from the first failure to SIGKILL
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Returns a port that is not in use."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port: int = probe.getsockname()[1]
@@ -34,12 +35,12 @@ def free_port() -> int:
 
 
 def start(count: int, flags: Sequence[str]) -> list[subprocess.Popen[str]]:
-    """The processes."""
+    """Starts the processes of a run, in the order of their ids."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    job = [f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
+    cluster = [f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "switokd_jax.main", *flags, *job, f"--process_id={index}"],
+            [sys.executable, "-m", "switokd_jax.main", *flags, *cluster, f"--process_id={index}"],
             env=environment,
             stdout=None if index == 0 else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -49,21 +50,21 @@ def start(count: int, flags: Sequence[str]) -> list[subprocess.Popen[str]]:
     ]
 
 
-def pass_on(index: int, lines: IO[str]) -> None:
-    """Prints the errors of a process with its number."""
+def print_lines(index: int, lines: IO[str]) -> None:
+    """Prints lines of a process with its index."""
     for line in lines:
         sys.stderr.write(f"[{index}] {line}")
         sys.stderr.flush()
 
 
 def wait(processes: Sequence[subprocess.Popen[str]]) -> int:
-    """Waits for all; the status of the first that failed, or 0."""
+    """Waits for all processes; returns the status of the first that failed, or 0."""
     failed, since = 0, 0.0
     while any(process.poll() is None for process in processes):
         statuses = [process.poll() for process in processes]
         if not failed and any(statuses):
             failed, since = next(status for status in statuses if status), time.monotonic()
-        if failed and time.monotonic() - since > PATIENCE:
+        if failed and time.monotonic() - since > GRACE_PERIOD_S:
             for process in processes:
                 process.kill()
         time.sleep(0.05)
@@ -71,14 +72,14 @@ def wait(processes: Sequence[subprocess.Popen[str]]) -> int:
 
 
 def main() -> None:
-    """Starts, waits."""
+    """Parses the flags, starts the processes and waits for them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num_processes", type=int, required=True)
     parser.add_argument("flags", nargs="+", metavar="-- FLAGS OF MAIN")
     options = parser.parse_args()
     processes = start(options.num_processes, options.flags)
     readers = [
-        threading.Thread(target=pass_on, args=(index, process.stderr), daemon=True)
+        threading.Thread(target=print_lines, args=(index, process.stderr), daemon=True)
         for index, process in enumerate(processes)
     ]
     for reader in readers:

@@ -1,4 +1,4 @@
-"""What a compiled step sends between its devices, read from XLA's text."""
+"""Collectives of a compiled step, read from XLA's text."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ class Collective:
 
     Attributes:
       kind: one of KINDS.
-      sizes: elements of each array that it brings together.
-      bytes: of all of them.
-      where: the names of the JAX operations behind it, as XLA kept them.
+      sizes: number of elements of each of its arrays.
+      bytes: total size of these arrays.
+      op_name: names of the JAX operations behind it, as XLA kept them.
     """
 
     kind: str
     sizes: tuple[int, ...]
     bytes: int
-    where: str
+    op_name: str
 
 
 def collectives(text: str) -> list[Collective]:
-    """All collectives of a compiled program, in the order of its text.
+    """Lists the collectives of a compiled program in the order of its text.
 
     Args:
-      text: `compiled.as_text()`; a start and its done count as one.
+      text: `compiled.as_text()`; the start and done of an asynchronous one count as one.
     """
-    found = []
+    result = []
     for line in text.splitlines():
         match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
         if not match:
@@ -42,5 +42,5 @@ def collectives(text: str) -> list[Collective]:
         sizes = tuple(math.prod(int(side) for side in shape.split(",") if side) for _, shape in arrays)
         name = re.search(r'op_name="([^"]*)"', line)
         total = sum(size * BYTES[dtype] for size, (dtype, _) in zip(sizes, arrays, strict=True))
-        found.append(Collective(match[2], sizes, total, name[1] if name else ""))
-    return found
+        result.append(Collective(match[2], sizes, total, name[1] if name else ""))
+    return result

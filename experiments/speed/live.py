@@ -26,26 +26,30 @@ sys.path[:0] = [str(ROOT)]
 from experiments.speed.turns import taking_turns
 from switokd_jax import config as configs
 from switokd_jax.cli import config_module, use_compilation_cache
+from switokd_jax.data.sampling import stack_batches
 from switokd_jax.train import init_state, loop
+from switokd_jax.train.run_spec import make_train_step
 
 
 def bare(config: Any) -> float:
     """Measures the images per second of the train steps of a run alone."""
     dataset, run = loop.prepare(configs.parse(config))
-    with tempfile.TemporaryDirectory() as folder:
-        session = loop.open_session(run, dataset, Path(folder))
-        stacks = [*session.training(session.train.train_batches(0, run.total_steps), 0)]
-        state = run.distribution.device_put(init_state.initial(run))
-        for batches in {batches.size: batches for batches in stacks}.values():
-            session.step.executable(state, session.train.data, batches)
-        begin = time.perf_counter()
-        for batches in stacks:
-            state, metrics = session.step.call(state, session.train.data, batches)
-        jax.block_until_ready((state, metrics))
-        seconds = time.perf_counter() - begin
-        session.checkpoints.close()
-        session.writer.close()
-    return sum(batches.size * batches.count for batches in stacks) / seconds
+    log_every = run.config.log.every
+    loader = loop.open_loader(run, dataset, dataset.train)
+    step = run.distribution.compile(make_train_step(run), has_state=True)
+    stacks = stack_batches(
+        loader.train_batches(0, run.total_steps), run.max_steps_per_call, 0, lambda step: step % log_every == 0
+    )
+    calls = [*run.distribution.prefetch_to_device(stacks)]
+    state = run.distribution.device_put(init_state.init_state(run))
+    for batches in {batches.size: batches for batches in calls}.values():
+        step.executable(state, loader.device_data, batches)
+    begin = time.perf_counter()
+    for batches in calls:
+        state, metrics = step.call(state, loader.device_data, batches)
+    jax.block_until_ready((state, metrics))
+    seconds = time.perf_counter() - begin
+    return sum(batches.size * batches.count for batches in calls) / seconds
 
 
 def live(config: Any) -> float:

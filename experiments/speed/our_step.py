@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from switokd_jax import config
-from switokd_jax.data import dataset, normalization, resident, sampling
+from switokd_jax.data import dataset, loader, normalization, resident, sampling
 from switokd_jax.forward import forward
 from switokd_jax.methods import MethodInputs, MethodOutput
+from switokd_jax.models.layers import with_options
 from switokd_jax.models.ops import convolution
 from switokd_jax.parallel.collectives import Collectives
-from switokd_jax.parallel.mesh import DeviceBatches, MakeStep
+from switokd_jax.parallel.mesh import DeviceBatches
 from switokd_jax.precision import DTYPES
 from switokd_jax.state import TrainState
 from switokd_jax.train import init_state, run_spec
+from switokd_jax.train.run_spec import TrainStepFn
 
 BATCH, CLASSES, SIDE = 128, 100, 32
 STACK = 8  # number of batches of one call
@@ -47,10 +49,10 @@ def our_config(teachers: tuple[str, ...], students: tuple[str, ...], dtype: str)
 def overruled(method: Callable[..., MethodOutput]) -> Callable[..., MethodOutput]:
     """Returns the method with a traced value in place of its decisions."""
 
-    def apply(inputs: MethodInputs, labels: jax.Array, *rest: Any) -> MethodOutput:
-        output = method(inputs, labels, *rest)
-        learns = jnp.asarray(inputs.epoch) < LEARNING_EPOCHS
-        return dataclasses.replace(output, should_update=dict.fromkeys(output.should_update, learns))
+    def apply(outputs: MethodInputs, labels: jax.Array, *rest: Any) -> MethodOutput:
+        decision = method(outputs, labels, *rest)
+        learns = jnp.asarray(outputs.epoch) < LEARNING_EPOCHS
+        return dataclasses.replace(decision, should_update=dict.fromkeys(decision.should_update, learns))
 
     return apply
 
@@ -68,37 +70,34 @@ def inputs(run: run_spec.RunSpec) -> tuple[TrainState, resident.DeviceDataset, D
     labels = np.random.default_rng(1).integers(0, CLASSES, STACK * BATCH).astype(np.int32)
     index = np.arange(STACK * BATCH, dtype=np.int32).reshape(STACK, BATCH)
     return (
-        run.distribution.device_put(init_state.initial(run)),
+        run.distribution.device_put(init_state.init_state(run)),
         run.distribution.device_put(resident.DeviceDataset(images, labels)),
         run.distribution.put_batches(sampling.StackedBatches(BATCH, STACK, sampling.Batch(index))),
     )
 
 
-def forward_only(run: run_spec.RunSpec) -> MakeStep:
+def forward_only(run: run_spec.RunSpec) -> TrainStepFn:
     """Returns a step that is only the forward pass of the first network, in training mode."""
     name = run.topology.nodes[0]
     network = run.networks[name]
-    load_batch = resident.train_inputs(
+    load_batch = loader.train_inputs(
         run.dataset_info.preprocess,
-        augmented=True,
-        steps_in_epoch=run.steps_per_epoch,
+        run.config.data,
+        steps_per_epoch=run.steps_per_epoch,
         dtype=DTYPES[run.config.dtype],
     )
 
-    def make(collectives: Collectives) -> Callable[..., Any]:
-        def step(state: TrainState, data: Any, batch: sampling.Batch) -> tuple[TrainState, jax.Array]:
-            images, _ = load_batch(data, batch, state.rng, state.step)
-            positions = jnp.arange(BATCH, dtype=jnp.int32)
-            output = forward(network, state.networks[name], images, positions, state.rng, 1)
-            with_new_stats = dataclasses.replace(state.networks[name], batch_stats=output.batch_stats)
-            new_state = dataclasses.replace(
-                state, networks={**state.networks, name: with_new_stats}, step=state.step + 1
-            )
-            return new_state, jnp.mean(output.said.logits)
+    def step(
+        collectives: Collectives, state: TrainState, data: Any, batch: sampling.Batch
+    ) -> tuple[TrainState, jax.Array]:
+        images, _ = load_batch(data, batch, state.rng, state.step)
+        positions = jnp.arange(BATCH, dtype=jnp.int32)
+        forward_pass = forward(network, state.networks[name], images, positions, state.rng)
+        new_network = dataclasses.replace(state.networks[name], batch_stats=forward_pass.batch_stats)
+        new_state = dataclasses.replace(state, networks={**state.networks, name: new_network}, step=state.step + 1)
+        return new_state, jnp.mean(forward_pass.output.logits)
 
-        return step
-
-    return make
+    return step
 
 
 @functools.cache
@@ -110,22 +109,24 @@ def xla_flops(teachers: tuple[str, ...], students: tuple[str, ...], paused: bool
     """
     run = make_run_spec(our_config(teachers, students, "float32"))
     state, data, batches = inputs(run)
-    lax_convolution = convolution.for_devices("tpu", alone=True)
+    lax_convolution = convolution.for_devices("tpu", single_device=True)
     networks = {
         name: dataclasses.replace(
             network,
-            module=network.module.clone(convolution=lax_convolution),
+            module=with_options(network.module, convolution=lax_convolution),
             frozen=paused and name in {teacher for teacher, _ in run.pairs},
         )
         for name, network in run.networks.items()
     }
-    step = run.distribution.compile(run_spec.make_step(dataclasses.replace(run, networks=networks)), has_state=True)
+    step = run.distribution.compile(
+        run_spec.make_train_step(dataclasses.replace(run, networks=networks)), has_state=True
+    )
     costs = step.variants[True].lower(state, data, batches.examples, 1).cost_analysis()
     return float(costs["flops"]) / BATCH if costs else None
 
 
 def our_timer(
-    c: Any, make_step: Callable[[run_spec.RunSpec], MakeStep] = run_spec.make_step
+    c: Any, make_step: Callable[[run_spec.RunSpec], TrainStepFn] = run_spec.make_train_step
 ) -> tuple[Timed, dict[str, float]]:
     """Returns the function that times our step, and the seconds of compiling it."""
     run = make_run_spec(c)

@@ -23,6 +23,7 @@ from typing import Any
 from switokd_jax.analysis.tables import align_columns
 from switokd_jax.errors import UserError
 from switokd_jax.files import write_json
+from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.resume import OVERRIDABLE_ON_RESUME
 
 LogFn = Callable[[str], None]
@@ -143,7 +144,7 @@ def plan(
         if job.name in summaries:
             rows.append((job.name, "done", ""))
             continue
-        state = "resumes" if (folder / job.name / "checkpoints").exists() else "to do"
+        state = "resumes" if Workdir(folder / job.name).checkpoints.exists() else "to do"
         seconds = start + job.flops / rate if job.flops and rate else None
         total += seconds or 0.0
         rows.append((job.name, state, "?" if seconds is None else format_duration(seconds)))
@@ -272,7 +273,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 def _write_result(job: Job, folder: Path) -> str:
     """Writes the result of a job that succeeded, and returns its scores as text."""
-    summary = json.loads((folder / job.name / "summary.json").read_text())
+    summary = json.loads(Workdir(folder / job.name).summary.read_text())
     path = _result_path(job, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"config": job.config, "flags": [*job.flags], "summary": summary})

@@ -11,8 +11,9 @@ from typing import Any
 
 from switokd_jax.errors import UserError
 from switokd_jax.methods import METHODS
+from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.metric_writers import MetricsRow, read_metrics
-from switokd_jax.workdir.resume import OVERRIDABLE_ON_RESUME, flatten
+from switokd_jax.workdir.resume import flatten, is_overridable, settings
 
 MAX_LABEL_LENGTH = 40  # characters
 
@@ -34,7 +35,7 @@ class Run:
     @functools.cached_property
     def all_rows(self) -> list[MetricsRow]:
         """All rows of metrics.jsonl, in their order."""
-        return read_metrics(self.folder / "metrics.jsonl")
+        return read_metrics(Workdir(self.folder).metrics)
 
     def rows(self, split: str) -> list[MetricsRow]:
         """Returns the rows of one split: 'train', 'validation', 'test' or 'skipped'."""
@@ -52,16 +53,20 @@ class Run:
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """What makes it this experiment: the config by dotted names, without the seed, what may change between two
-        starts, the blocks of other methods, and the files that networks begin with."""
-        others = tuple(f"{name}." for name in METHODS if name != self.config["method"])
-        free = ("seed", *OVERRIDABLE_ON_RESUME)
+        """Settings that define the experiment, by dotted name, with the defaults of fields that the config lacks.
+
+        Left out are the seed, fields that may change when a run resumes, the blocks of other methods, and the files
+        that networks start from.
+        """
+        try:
+            values = settings(self.config)
+        except UserError:  # a method that only the user's config file registers, or a field of another version
+            others = tuple(f"{name}." for name in METHODS if name != self.config.get("method"))
+            values = {name: value for name, value in flatten(self.config).items() if not name.startswith(others)}
         return {
             name: value
-            for name, value in flatten(self.config).items()
-            if not name.startswith(others)
-            and not name.endswith((".init_from", ".anchors"))
-            and not any(name == each or name.startswith(f"{each}.") for each in free)
+            for name, value in values.items()
+            if name != "seed" and not name.endswith((".init_from", ".anchors")) and not is_overridable(name)
         }
 
 
@@ -71,17 +76,18 @@ def read_run(folder: str | Path) -> Run:
     Raises:
       UserError: if the folder is no workdir, or the run in it has not finished.
     """
-    folder = Path(folder)
-    content = {}
-    for name in ("config.json", "summary.json"):
+    workdir = Workdir(Path(folder))
+    contents = []
+    for path in (workdir.config, workdir.summary):
         try:
-            content[name] = json.loads((folder / name).read_text())
+            contents.append(json.loads(path.read_text()))
         except OSError as error:
-            problem = "no run" if name == "config.json" else "an unfinished run; repeat its command to resume it"
-            raise UserError(f"{folder} holds {problem} ({name}: {error.strerror})") from None
+            problem = "no run" if path == workdir.config else "an unfinished run; repeat its command to resume it"
+            raise UserError(f"{folder} holds {problem} ({path.name}: {error.strerror})") from None
         except ValueError:
-            raise UserError(f"{folder / name} is not JSON; name a run's folder") from None
-    return Run(folder, content["config.json"], content["summary.json"])
+            raise UserError(f"{path} is not JSON; name a run's folder") from None
+    config, summary = contents
+    return Run(Path(folder), config, summary)
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -92,33 +98,38 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
     """
     runs = []
     for folder in map(Path, folders):
-        is_workdir = (folder / "config.json").exists()
-        workdirs = [] if is_workdir else sorted(path.parent for path in folder.rglob("summary.json"))
+        layout = Workdir(folder)
+        is_workdir = layout.config.exists()
+        workdirs = [] if is_workdir else sorted(path.parent for path in folder.rglob(layout.summary.name))
         runs += [read_run(workdir) for workdir in workdirs or [folder]]
     return runs
 
 
 def group_by_settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs of the same settings, which differ in their seeds, under a label that says what sets them apart: the method
-    where that is enough, otherwise the settings that are not alike, or, were that too long, the folder's name."""
-    alike: list[list[Run]] = []
+    """Groups runs with the same settings, which differ in their seeds only.
+
+    Returns:
+      The groups by label, in the order of their first run. The label is the method if that distinguishes them, else
+      also the settings that differ, or the name of the folder if that would be too long.
+    """
+    groups: list[list[Run]] = []
     for run in runs:
-        place = next((group for group in alike if group[0].settings == run.settings), None)
-        if place is None:
-            alike.append([run])
+        group = next((group for group in groups if group[0].settings == run.settings), None)
+        if group is None:
+            groups.append([run])
         else:
-            place.append(run)
-    labels = [_label(group[0], [other[0] for other in alike]) for group in alike]
+            group.append(run)
+    labels = [_label(group[0], [other[0] for other in groups]) for group in groups]
     if len({*labels}) < len(labels):
-        labels = [str(group[0].folder) for group in alike]
-    return dict(zip(labels, alike, strict=True))
+        labels = [str(group[0].folder) for group in groups]
+    return dict(zip(labels, groups, strict=True))
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The settings that are not alike in all runs, by dotted name: a value for each run, None where it has none."""
+    """Returns the settings that differ between runs, by dotted name: a value for each run, None if it has none."""
     names = sorted({name for run in runs for name in run.settings})
-    values = {name: [run.settings.get(name) for run in runs] for name in names}
-    return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
+    by_name = {name: [run.settings.get(name) for run in runs] for name in names}
+    return {name: values for name, values in by_name.items() if any(value != values[0] for value in values)}
 
 
 def _label(run: Run, firsts: Sequence[Run]) -> str:

@@ -1,4 +1,4 @@
-"""A network of a run, read from its workdir and ready for images; the data set need not be there."""
+"""A trained network of a run, read from its workdir. Predictions from images need no data set."""
 
 from __future__ import annotations
 
@@ -21,41 +21,47 @@ from switokd_jax.data.normalization import Preprocess
 from switokd_jax.data.sampling import ProcessShard
 from switokd_jax.errors import UserError, did_you_mean
 from switokd_jax.interop.stablehlo import ModelInfo
+from switokd_jax.models.layers import layers_of
 from switokd_jax.workdir import provenance, restore
+from switokd_jax.workdir.layout import Workdir
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedNetwork:
-    """Made by `read`.
+    """A trained network with all that it needs to classify images; returned by `read`.
 
     Attributes:
-      facts: its name, model, classes and image shape.
-      module: of `models.create`, in the run's dtype, or float32 where that was float64.
+      model_info: its name, model, classes and image shape.
+      module: the network of `models.create`, in the run's dtype (float32 if that was float64).
       variables: {'params', 'batch_stats'} float32.
-      preprocess: how pixels become its inputs.
-      resized: whether its images were cropped to their size (config.data.image_size), not that size by themselves.
+      preprocess: scale and normalization of pixels.
+      uses_centre_crop: True if the run cropped its images to config.data.image_size, so that images of any size are
+        resized and cropped in the same way.
     """
 
-    facts: ModelInfo
+    model_info: ModelInfo
     module: Any
     variables: Any
     preprocess: Preprocess
-    resized: bool = False
+    uses_centre_crop: bool = False
 
     def logits(self, images: Any) -> jax.Array:
-        """Images [batch, height, width, channels] uint8 -> [batch, classes] float32; traceable."""
-        inputs = transforms.normalize(images, self.preprocess, self.module.dtype)
-        made: jax.Array = self.module.apply(self.variables, inputs, train=False)
-        return made.astype(jnp.float32)
+        """Computes logits [batch, classes] float32 of images [batch, height, width, channels] uint8.
+
+        The function can be traced.
+        """
+        inputs = transforms.normalize(images, self.preprocess, layers_of(self.module).dtype)
+        logits: jax.Array = self.module.apply(self.variables, inputs, train=False)
+        return logits.astype(jnp.float32)
 
 
 def read_config(workdir: Path) -> configs.Config:
-    """The config of a run.
+    """Reads the config of a run.
 
     Raises:
-      ConfigError: if there is none that can be read.
+      UserError: naming the file, if it cannot be read.
     """
-    path = workdir / "config.json"
+    path = Workdir(workdir).config
     try:
         return configs.parse(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
@@ -63,55 +69,55 @@ def read_config(workdir: Path) -> configs.Config:
         raise UserError(f"--workdir {workdir}: {path.name} cannot be read ({reason}); name a run's folder") from None
 
 
-def read(workdir: str | Path, network: str, which: str = "best") -> TrainedNetwork:
+def read(workdir: str | Path, network: str, version: str = "best") -> TrainedNetwork:
     """Reads a network of a run.
 
     Args:
-      workdir: of the run.
-      network: its name there.
-      which: 'best', 'latest', or a saved step.
+      workdir: workdir of the run.
+      network: name of the network in the run.
+      version: checkpoint to read: 'best', 'latest', or a saved step.
 
     Raises:
-      ConfigError: naming the folder, network or file at fault.
+      UserError: naming the folder, network or file at fault.
     """
     folder = Path(workdir).expanduser()
     config = read_config(folder)
     if network not in config.networks:
         raise UserError(f"--workdir {folder} has no network {network!r}; {did_you_mean(network, config.networks)}")
-    spec, data = config.networks[network], provenance.read_dataset_info(folder)
-    facts = ModelInfo(network, spec.model, tuple(data["classes"]), tuple(data["image_shape"]))
+    spec, data = config.networks[network], provenance.read_dataset_info(Workdir(folder))
+    model_info = ModelInfo(network, spec.model, tuple(data["classes"]), tuple(data["image_shape"]))
     dtype = jnp.bfloat16 if config.dtype == "bfloat16" else jnp.float32
-    variables = restore.load_variables(f"{folder}:{network}@{which}")
+    variables = restore.load_variables(folder, network, version)
     return TrainedNetwork(
-        facts=facts,
-        module=models.create(spec.model, len(facts.classes), dtype=dtype, param_dtype=jnp.float32),
+        model_info=model_info,
+        module=models.create(spec.model, len(model_info.classes), dtype=dtype, param_dtype=jnp.float32),
         variables=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables),
-        preprocess=Preprocess(**{**data["preprocess"], **{k: tuple(data["preprocess"][k]) for k in ("mean", "std")}}),
-        resized=config.data.image_size > 0,
+        preprocess=Preprocess.from_json(data["preprocess"]),
+        uses_centre_crop=config.data.image_size > 0,
     )
 
 
-def test_images(config: configs.Config, places: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Images of the test split of a run as its evaluation sees them.
+def test_images(config: configs.Config, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Loads images of the test split of a run, preprocessed as for its evaluation.
 
     Args:
-      config: of the run.
-      places: from 0, in the order of the split.
+      config: config of the run.
+      indices: positions in the split, from 0.
 
     Returns:
-      [n, height, width, channels] uint8 and labels [n].
+      Images [n, height, width, channels] uint8, and labels [n].
 
     Raises:
-      ConfigError: if the data set cannot be read, or has no such place.
+      UserError: if the data set cannot be read, or an index is out of range.
     """
     dataset = load_dataset(config.data, config.seed)
     size = len(dataset.test)
-    if beyond := [place for place in places if not 0 <= place < size]:
-        raise UserError(f"test image {beyond[0]} is none of 0 to {size - 1}")
+    if out_of_range := [index for index in indices if not 0 <= index < size]:
+        raise UserError(f"test image {out_of_range[0]} does not exist; choose from 0 to {size - 1}")
     spec = dataclasses.replace(config.data, workers=0)
-    fed = make_loader(
-        dataset.test.take(np.asarray(places)), dataset.image_spec, spec, config.seed, len(places), ProcessShard()
+    loader = make_loader(
+        dataset.test.take(np.asarray(indices)), dataset.image_spec, spec, config.seed, len(indices), ProcessShard()
     )
-    _, batch = next(fed.eval_batches())
-    images, labels = resident.gather_batch(fed.data, batch)
+    _, batch = next(loader.eval_batches())
+    images, labels = resident.gather_batch(loader.device_data, batch)
     return np.asarray(images), np.asarray(labels)

@@ -1,1 +1,1 @@
-"""Images: where they come from (`sources`), and what the step makes of them (`augment`, `resident`)."""
+"""Data sets (`dataset`), their batches (`loader`), augmentation (`transforms`) and normalization (`normalization`)."""

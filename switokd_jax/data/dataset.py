@@ -1,4 +1,9 @@
-"""Data sets: scikit-learn's digits, TFDS's image-classification sets, a folder of images; in memory or encoded."""
+"""Data sets: scikit-learn's digits, TFDS's image-classification sets, a folder of images; in memory or encoded.
+
+To add a data set, register a source: a function of the config's `data` block that returns `SourceData`.
+
+    SOURCES["bars"] = lambda spec: in_memory(train, test, classes)
+"""
 
 from __future__ import annotations
 
@@ -11,17 +16,23 @@ import numpy as np
 
 from switokd_jax.config import DataConfig
 from switokd_jax.data.folder import find_files, read_files
-from switokd_jax.data.image_records import ArrayRecords, ImageSpec, Records, RecordSplit, size_of
-from switokd_jax.data.normalization import IMAGENET, NO_FLIP, PUBLISHED, Preprocess, measured
+from switokd_jax.data.image_records import ArrayRecords, ImageSpec, Records, RecordSplit, image_size
+from switokd_jax.data.normalization import IMAGENET, NO_FLIP, PUBLISHED, Preprocess, measure
 from switokd_jax.data.tfds_source import open_tfds
 from switokd_jax.errors import UserError
 
-CHOICE_SEED = 0  # of the digits' test fifth and of `train_examples`, which are the same in every run
+SUBSET_SEED = 0  # seed of the digits' test split and of `train_examples`, which are the same in every run
+DIGITS_TEST_SIZE = 360
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """images: [n, height, width, channels] uint8; labels: [n] int32."""
+    """Examples in memory.
+
+    Attributes:
+      images: [n, height, width, channels] uint8.
+      labels: [n] int32.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -29,23 +40,23 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, indices: np.ndarray) -> Split:
-        """The examples of these indices."""
-        return Split(self.images[indices], self.labels[indices])
+    def take(self, selection: np.ndarray) -> Split:
+        """Returns a copy of the examples with these indices, or of this boolean mask."""
+        return Split(self.images[selection], self.labels[selection])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set; `validation` may be empty.
+    """A data set on the host, split for a run. The splits are in memory, or encoded if the pipeline is 'stream'.
 
     Attributes:
       name: as in the config.
-      classes: the names of its labels.
-      image_spec: (height, width, channels) of its images as networks see them, and how they get there.
-      train: in memory, or encoded where the pipeline is 'stream'; so are
-      validation: held out of the training split, and
-      test: the split that is reported.
-      preprocess: how pixels become inputs.
+      classes: names of the labels.
+      image_spec: shape of the images as networks see them.
+      train: training split, without `validation`.
+      validation: held out of the training split; may be empty.
+      test: split that is reported.
+      preprocess: constants that turn pixels into inputs.
     """
 
     name: str
@@ -58,22 +69,26 @@ class Dataset:
 
     @property
     def info(self) -> DatasetInfo:
-        """What a plan is made of."""
+        """The facts that a run is planned with."""
         return DatasetInfo(
-            len(self.classes), self.image_spec.shape, len(self.train), self.preprocess, self.train.labels
+            num_classes=len(self.classes),
+            image_shape=self.image_spec.shape,
+            train_examples=len(self.train),
+            preprocess=self.preprocess,
+            labels=self.train.labels,
         )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetInfo:
-    """What a run has to know of a data set beforehand.
+    """Facts about a data set that a run is planned with, without its images.
 
     Attributes:
-      num_classes: of its labels.
+      num_classes: number of labels.
       image_shape: (height, width, channels).
-      train_examples: how many.
-      preprocess: how pixels become inputs.
-      labels: [train_examples] int32, or None where only reading the images would tell.
+      train_examples: number of training examples.
+      preprocess: constants that turn pixels into inputs.
+      labels: [train_examples] int32, or None if a label is known only once its image is read.
     """
 
     num_classes: int
@@ -83,85 +98,8 @@ class DatasetInfo:
     labels: np.ndarray | None = None
 
 
-def load_dataset(spec: DataConfig, seed: int) -> Dataset:
-    """Loads a data set, or finds its files where it is streamed, and holds out a share of its training split.
-
-    The share is stratified where the labels are known: everywhere but in streams of TFDS.
-
-    Args:
-      spec: the config's block.
-      seed: decides which examples are held out.
-
-    Raises:
-      ConfigError: if there is no such set, it cannot be read or fetched, or its images do not fit.
-    """
-    if spec.image_size and spec.pipeline != "stream":
-        raise UserError(
-            f"config.data.image_size is {spec.image_size}, and config.data.pipeline 'resident' keeps images as they "
-            "are; set it to 'stream'"
-        )
-    found = SOURCES.get(spec.name, _tfds)(spec)
-    train = found.train
-    preprocess = PUBLISHED.get(spec.name) or (
-        measured(train.images, flip=spec.name.split(":")[0] not in NO_FLIP)
-        if isinstance(train, Split)
-        else dataclasses.replace(IMAGENET, padding=found.image_spec.shape[0] // 8)
-    )
-    if spec.train_examples > len(train):
-        raise UserError(
-            f"config.data.train_examples is {spec.train_examples}, and {spec.name!r} has {len(train)} training images"
-        )
-    if spec.train_examples:
-        train = train.take(_part(train, spec.train_examples / len(train), CHOICE_SEED))
-    held_out = _part(train, spec.validation_fraction, seed)
-    if spec.validation_fraction and not 0 < held_out.sum() < len(train):
-        raise UserError(
-            f"config.data.validation_fraction is {spec.validation_fraction}, which is {held_out.sum()} of {len(train)} "
-            "training images; hold out some and leave some, or set it to 0"
-        )
-    return Dataset(
-        name=spec.name,
-        classes=found.classes,
-        image_spec=found.image_spec,
-        train=train.take(~held_out) if held_out.any() else train,  # copies all images
-        validation=train.take(held_out),
-        test=found.test,
-        preprocess=dataclasses.replace(preprocess, padding=0, flip=False) if found.image_spec.resized else preprocess,
-    )
-
-
-def _part(split: Split | RecordSplit, fraction: float, seed: int) -> np.ndarray:
-    """A mask of `stratified`; of one class for all where the labels are not known."""
-    labels = np.zeros(len(split), np.int32) if split.labels is None else split.labels
-    return stratified(labels, fraction, seed)
-
-
-def stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """A boolean mask [n] of `round(fraction * n)` examples, each class in proportion, fixed by the seed."""
-    rng = np.random.default_rng(seed)
-    mask = np.zeros(len(labels), bool)
-    wanted = round(fraction * len(labels))
-    # Examples in random order, each with its rank within its class: taking the lowest relative ranks first
-    # gives every class its share, and exactly the wanted number in all.
-    order = rng.permutation(len(labels))
-    sizes = np.bincount(labels)
-    rank = np.empty(len(labels))
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        rank[members] = (np.arange(len(members)) + rng.random()) / sizes[label]
-    mask[np.argsort(rank, kind="stable")[:wanted]] = True
-    return mask
-
-
 class SourceData(NamedTuple):
-    """What a source has of a data set.
-
-    Attributes:
-      train: whole.
-      test: whole.
-      classes: the names of the labels.
-      image_spec: what the images are.
-    """
+    """Output of a data source: the full train and test splits, class names and image spec."""
 
     train: Split | RecordSplit
     test: Split | RecordSplit
@@ -169,10 +107,117 @@ class SourceData(NamedTuple):
     image_spec: ImageSpec
 
 
+Source = Callable[[DataConfig], SourceData]
+"""Function of the config's `data` block that finds or makes a data set."""
+
+
+def load_dataset(spec: DataConfig, seed: int) -> Dataset:
+    """Loads a data set, or finds its files if it is streamed, and holds out a part of its training split.
+
+    The part is stratified if the labels are known: everywhere but in streams of TFDS.
+
+    Args:
+      spec: the config's `data` block.
+      seed: decides which examples are held out.
+
+    Raises:
+      UserError: if there is no such data set, it cannot be read or fetched, or its images do not fit.
+    """
+    if spec.image_size and spec.pipeline != "stream":
+        raise UserError(
+            f"config.data.image_size is {spec.image_size}, and config.data.pipeline 'resident' keeps images as they "
+            "are; set it to 'stream'"
+        )
+    source_data = SOURCES.get(spec.name, _tfds)(spec)
+    train, validation = _hold_out(_limit(source_data.train, spec), spec, seed)
+    return Dataset(
+        name=spec.name,
+        classes=source_data.classes,
+        image_spec=source_data.image_spec,
+        train=train,
+        validation=validation,
+        test=source_data.test,
+        preprocess=_choose_preprocess(spec.name, source_data),
+    )
+
+
+def stratified_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Draws a subset of `round(fraction * n)` examples with every class in proportion.
+
+    Args:
+      labels: [n] int.
+      fraction: from 0 to 1.
+      seed: fixes the choice.
+
+    Returns:
+      [n] bool, True for the chosen examples.
+
+    >>> labels = np.repeat([0, 1], [8, 4])
+    >>> np.bincount(labels[stratified_mask(labels, 0.5, seed=0)])
+    array([4, 2])
+    """
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(len(labels), bool)
+    subset_size = round(fraction * len(labels))
+    # Examples in random order, each with its rank within its class: taking the lowest relative ranks first
+    # gives every class its share, and exactly the wanted number in all.
+    order = rng.permutation(len(labels))
+    class_sizes = np.bincount(labels)
+    rank = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        rank[members] = (np.arange(len(members)) + rng.random()) / class_sizes[label]
+    mask[np.argsort(rank, kind="stable")[:subset_size]] = True
+    return mask
+
+
 def in_memory(train: Split, test: Split, classes: Sequence[str]) -> SourceData:
-    """A data set whose images are arrays."""
+    """Makes the output of a source whose images are arrays, all of one shape."""
     height, width, channels = train.images.shape[1:]
     return SourceData(train, test, tuple(classes), ImageSpec((height, width, channels), resized=False))
+
+
+def _limit(train: Split | RecordSplit, spec: DataConfig) -> Split | RecordSplit:
+    """Takes the `train_examples` of the config; all if that is 0."""
+    if spec.train_examples > len(train):
+        raise UserError(
+            f"config.data.train_examples is {spec.train_examples}, and {spec.name!r} has {len(train)} training images"
+        )
+    if not spec.train_examples:
+        return train
+    return train.take(_subset_mask(train, spec.train_examples / len(train), SUBSET_SEED))
+
+
+def _hold_out(
+    train: Split | RecordSplit, spec: DataConfig, seed: int
+) -> tuple[Split | RecordSplit, Split | RecordSplit]:
+    """Splits off the validation examples: (training split, validation split)."""
+    held_out = _subset_mask(train, spec.validation_fraction, seed)
+    if spec.validation_fraction and not 0 < held_out.sum() < len(train):
+        raise UserError(
+            f"config.data.validation_fraction is {spec.validation_fraction}, which is {held_out.sum()} of {len(train)} "
+            "training images; hold out some and leave some, or set it to 0"
+        )
+    # An in-memory `take` copies all images.
+    return train.take(~held_out) if held_out.any() else train, train.take(held_out)
+
+
+def _subset_mask(split: Split | RecordSplit, fraction: float, seed: int) -> np.ndarray:
+    """Draws a `stratified_mask`; unknown labels count as one class."""
+    labels = np.zeros(len(split), np.int32) if split.labels is None else split.labels
+    return stratified_mask(labels, fraction, seed)
+
+
+def _choose_preprocess(name: str, source_data: SourceData) -> Preprocess:
+    """Returns published constants, or measured ones, or ImageNet's for a stream of unknown statistics."""
+    if name in PUBLISHED:
+        preprocess = PUBLISHED[name]
+    elif isinstance(source_data.train, Split):
+        preprocess = measure(source_data.train.images, flip=name.split(":")[0] not in NO_FLIP)
+    else:
+        preprocess = dataclasses.replace(IMAGENET, padding=source_data.image_spec.shape[0] // 8)
+    # Resized images are cropped and mirrored when they are decoded, not again in the step.
+    return dataclasses.replace(preprocess, padding=0, flip=False) if source_data.image_spec.resized else preprocess
 
 
 def _streamed(
@@ -183,50 +228,53 @@ def _streamed(
     channels: int,
     spec: DataConfig,
 ) -> SourceData:
-    splits = [
-        RecordSplit(records, np.arange(len(records)), known)
-        for records, known in zip((train, test), labels, strict=True)
-    ]
-    size = spec.image_size
-    height, width = (size, size) if size else size_of(train[0][0])
-    return SourceData(splits[0], splits[1], tuple(classes), ImageSpec((height, width, channels), resized=size > 0))
+    """Makes the output of a source whose images are encoded; `labels` are those of train and test."""
+    train_split, test_split = (
+        RecordSplit(records, np.arange(len(records)), split_labels)
+        for records, split_labels in zip((train, test), labels, strict=True)
+    )
+    side = spec.image_size
+    height, width = (side, side) if side else image_size(train[0][0])
+    return SourceData(train_split, test_split, tuple(classes), ImageSpec((height, width, channels), resized=side > 0))
 
 
 def _digits(spec: DataConfig) -> SourceData:
-    """scikit-learn's digits, 8x8 pixels; no download."""
-    from sklearn.datasets import load_digits  # slow to import, and only this set needs it
+    """Returns scikit-learn's digits, 8x8 pixels in grey levels 0 to 16; needs no download."""
+    from sklearn.datasets import load_digits  # slow to import, and only this data set needs it
 
     raw = load_digits()
-    everything = Split(raw.images[..., None].astype(np.uint8), raw.target.astype(np.int32))
-    chosen = stratified(everything.labels, 360 / len(everything), CHOICE_SEED)
-    train, test = everything.take(~chosen), everything.take(chosen)
+    digits = Split(raw.images[..., None].astype(np.uint8), raw.target.astype(np.int32))
+    test_mask = stratified_mask(digits.labels, DIGITS_TEST_SIZE / len(digits), SUBSET_SEED)
+    train, test = digits.take(~test_mask), digits.take(test_mask)
     classes = [*map(str, raw.target_names)]
     if spec.pipeline == "resident":
         return in_memory(train, test, classes)
-    first, second = (ArrayRecords(split.images, split.labels) for split in (train, test))
-    return _streamed(first, second, [train.labels, test.labels], classes, 1, spec)
+    train_records, test_records = (ArrayRecords(split.images, split.labels) for split in (train, test))
+    return _streamed(train_records, test_records, [train.labels, test.labels], classes, 1, spec)
 
 
 def _folder(spec: DataConfig) -> SourceData:
-    """Images in DIR/train/CLASS and DIR/test/CLASS; DIR is config.data.dir."""
+    """Reads images in DIR/train/CLASS and DIR/test/CLASS; DIR is config.data.dir."""
     if not spec.dir:
         raise UserError("config.data.dir is empty; data.name 'folder' reads DIR/train/CLASS and DIR/test/CLASS")
     train, test, classes = find_files(Path(spec.dir).expanduser())
     if spec.pipeline == "stream":
         return _streamed(train, test, [train.labels, test.labels], classes, 3, spec)
-    images = read_files(train, test)
-    return in_memory(Split(images[0], train.labels), Split(images[1], test.labels), classes)
+    train_images, test_images = read_files(train, test)
+    return in_memory(Split(train_images, train.labels), Split(test_images, test.labels), classes)
 
 
 def _tfds(spec: DataConfig) -> SourceData:
-    prepared = open_tfds(spec.name, spec.dir)
-    splits = ("train", prepared.test_split)
+    """Opens an image-classification set of TFDS; it is prepared first if it has to be."""
+    tfds_dataset = open_tfds(spec.name, spec.dir)
+    split_names = ("train", tfds_dataset.test_split)
     if spec.pipeline == "stream":
-        train, test = (prepared.records(split) for split in splits)
-        return _streamed(train, test, [None, None], prepared.classes, prepared.shape[2], spec)
-    arrays = [Split(*prepared.arrays(split)) for split in splits]
-    return in_memory(arrays[0], arrays[1], prepared.classes)
+        train_records, test_records = (tfds_dataset.records(name) for name in split_names)
+        classes, channels = tfds_dataset.classes, tfds_dataset.shape[2]
+        return _streamed(train_records, test_records, [None, None], classes, channels, spec)
+    train, test = (Split(*tfds_dataset.arrays(name)) for name in split_names)
+    return in_memory(train, test, tfds_dataset.classes)
 
 
-# By name; what is not here is a set of TFDS. A source takes the config's block of the data.
-SOURCES: dict[str, Callable[[DataConfig], SourceData]] = {"digits": _digits, "folder": _folder}
+# By the name in config.data.name; any other name is a data set of TFDS. Users add theirs.
+SOURCES: dict[str, Source] = {"digits": _digits, "folder": _folder}

@@ -1,4 +1,4 @@
-"""A folder of images as a data set: FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or other image files."""
+"""Folder of images as a data set: FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or other image files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ from tqdm import tqdm
 from switokd_jax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+GRAYSCALE_MODES = ("L", "1", "I;16")  # of Pillow
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Files:
-    """Image files of a split with their labels; `encoded.Records` of them."""
+class ImageFiles:
+    """Image files of a split: `image_records.Records`.
+
+    Attributes:
+      paths: one file per example.
+      labels: [n] int32.
+    """
 
     paths: tuple[Path, ...]
     labels: np.ndarray
@@ -24,19 +30,22 @@ class Files:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, place: int) -> tuple[bytes, int]:
-        return self.paths[place].read_bytes(), int(self.labels[place])
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        return self.paths[index].read_bytes(), int(self.labels[index])
 
-    def describe(self, place: int) -> str:
-        """Its path."""
-        return f"config.data.dir: {self.paths[place]}"
+    def describe(self, index: int) -> str:
+        """Names an example by its path."""
+        return f"config.data.dir: {self.paths[index]}"
 
 
-def find_files(root: Path) -> tuple[Files, Files, list[str]]:
-    """The files of train and of test, and the classes: the names of the training folders, sorted.
+def find_files(root: Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
+    """Lists the image files of a data set; opens none.
+
+    Returns:
+      The files of train and of test, and the classes: the names of the training folders, sorted.
 
     Raises:
-      ConfigError: naming the folder that is missing or empty.
+      UserError: naming the folder that is missing or empty.
     """
     for split in ("train", "test"):
         if not (root / split).is_dir():
@@ -44,41 +53,45 @@ def find_files(root: Path) -> tuple[Files, Files, list[str]]:
     classes = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
     if not classes:
         raise UserError(f"config.data.dir: {root / 'train'} holds no folders; make one for each class")
-    if stray := sorted({path.name for path in (root / "test").iterdir() if path.is_dir()} - {*classes}):
-        raise UserError(f"config.data.dir: {root / 'test' / stray[0]} is a class that {root / 'train'} does not have")
-    train, test = (_files(root / split, classes) for split in ("train", "test"))
+    if unknown := sorted({path.name for path in (root / "test").iterdir() if path.is_dir()} - {*classes}):
+        raise UserError(f"config.data.dir: {root / 'test' / unknown[0]} is a class that {root / 'train'} does not have")
+    train, test = (_list_files(root / split, classes) for split in ("train", "test"))
     return train, test, classes
 
 
-def read_files(train: Files, test: Files) -> tuple[np.ndarray, np.ndarray]:
-    """Images [n, height, width, channels] uint8 of both splits; one channel where all are grey, else three.
+def read_files(train: ImageFiles, test: ImageFiles) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes both splits.
+
+    Returns:
+      Images of train and of test, [n, height, width, channels] uint8: one channel if all are grayscale, else three.
 
     Raises:
-      ConfigError: naming the file that is broken or of another size.
+      UserError: naming the file that is broken or of another size.
     """
-    headers = [_header(path) for files in (train, test) for path in files.paths]
-    grey, size = all(mode in ("L", "1", "I;16") for mode, _ in headers), headers[0][1]
-    images = [
-        np.stack([_read(path, grey, size) for path in tqdm(files.paths, desc="reading images", delay=2, disable=None)])
-        for files in (train, test)
-    ]
-    return images[0], images[1]
+    headers = [_read_header(path) for files in (train, test) for path in files.paths]
+    grayscale, size = all(mode in GRAYSCALE_MODES for mode, _ in headers), headers[0][1]
+
+    def read(files: ImageFiles) -> np.ndarray:
+        paths = tqdm(files.paths, desc="reading images", delay=2, disable=None)
+        return np.stack([_read_image(path, grayscale, size) for path in paths])
+
+    return read(train), read(test)
 
 
-def _files(folder: Path, classes: list[str]) -> Files:
-    found = [
+def _list_files(folder: Path, classes: list[str]) -> ImageFiles:
+    examples = [
         (path, label)
         for label, name in enumerate(classes)
         for path in sorted((folder / name).glob("**/*"))
         if path.suffix.lower() in SUFFIXES
     ]
-    if not found:
+    if not examples:
         raise UserError(f"config.data.dir: {folder} holds no images ({', '.join(SUFFIXES)})")
-    return Files(tuple(path for path, _ in found), np.asarray([label for _, label in found], np.int32))
+    return ImageFiles(tuple(path for path, _ in examples), np.asarray([label for _, label in examples], np.int32))
 
 
-def _header(path: Path) -> tuple[str, tuple[int, int]]:
-    """Mode and (width, height); no pixel is decoded."""
+def _read_header(path: Path) -> tuple[str, tuple[int, int]]:
+    """Reads Pillow's mode and (width, height); decodes no pixel."""
     try:
         with Image.open(path) as image:
             return image.mode, image.size
@@ -86,7 +99,8 @@ def _header(path: Path) -> tuple[str, tuple[int, int]]:
         raise UserError(f"config.data.dir: {path} cannot be read as an image ({error})") from None
 
 
-def _read(path: Path, grey: bool, size: tuple[int, int]) -> np.ndarray:
+def _read_image(path: Path, grayscale: bool, size: tuple[int, int]) -> np.ndarray:
+    """Decodes one image to [height, width, 1 or 3] uint8; `size` is (width, height)."""
     try:
         with Image.open(path) as image:
             if image.size != size:
@@ -95,7 +109,7 @@ def _read(path: Path, grey: bool, size: tuple[int, int]) -> np.ndarray:
                     f"{size[0]}x{size[1]}; resize them, or set config.data.pipeline to 'stream' "
                     "and config.data.image_size"
                 )
-            pixels = np.asarray(image.convert("L" if grey else "RGB"), np.uint8)
+            pixels = np.asarray(image.convert("L" if grayscale else "RGB"), np.uint8)
     except OSError as error:
         raise UserError(f"config.data.dir: {path} cannot be read as an image ({error})") from None
-    return pixels[..., None] if grey else pixels
+    return pixels[..., None] if grayscale else pixels

@@ -1,62 +1,118 @@
-"""A split as steps read it, through whichever pipeline: what lies on the devices, and what is sent for each batch."""
+"""Loader of one split, through either pipeline, and the inputs that the train step makes of a batch."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
+from typing import Any
+
+import jax
 
 from switokd_jax.config import DataConfig
 from switokd_jax.data import resident, stream
 from switokd_jax.data.dataset import Split
 from switokd_jax.data.image_records import ImageSpec, RecordSplit
-from switokd_jax.data.resident import DeviceDataset
-from switokd_jax.data.sampling import BatchIterator, ProcessShard
+from switokd_jax.data.normalization import Preprocess
+from switokd_jax.data.resident import DeviceDataset, gather_batch
+from switokd_jax.data.sampling import Batch, BatchIterator, ProcessShard
+from switokd_jax.data.transforms import apply_transforms, example_keys, get_transforms, normalize
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loader:
-    """Made by `make_loader`.
+    """Batches of one split. Made by `make_loader`.
 
     Attributes:
-      data: what is to be placed on the devices; None for a stream.
-      size: number of examples.
-      train_batches: (first global step, total steps) to the training batches in between.
-      eval_batches: the batches of an evaluation.
+      split: examples, in memory (resident pipeline) or encoded on disk (streaming pipeline).
+      image_spec: shape of the images.
+      spec: the config's `data` block.
+      seed: seed of the order and of the host's crops.
+      batch_size: size of the global batch.
+      process_shard: rows of this process.
+      device_data: the split for the device memory; None for a stream, whose batches bring their images along.
     """
 
-    data: DeviceDataset | None
-    size: int
-    train_batches: Callable[[int, int], BatchIterator]
-    eval_batches: Callable[[], BatchIterator]
+    split: Split | RecordSplit
+    image_spec: ImageSpec
+    spec: DataConfig
+    seed: int
+    batch_size: int
+    process_shard: ProcessShard
+    device_data: DeviceDataset | None
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples in the split."""
+        return len(self.split)
+
+    def train_batches(self, first_step: int, total_steps: int) -> BatchIterator:
+        """Returns the training batches of global steps `first_step` to `total_steps` - 1 (from 0)."""
+        if isinstance(self.split, Split):
+            return resident.train_batches(
+                len(self.split), self.seed, self.batch_size, self.process_shard, first_step, total_steps
+            )
+        source = stream.TrainBatchSource(
+            split=self.split,
+            image_spec=self.image_spec,
+            augment=self.spec.augment and self.image_spec.resized,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            process_shard=self.process_shard,
+            total_steps=total_steps,
+        )
+        return stream.iterate_batches(source, self.spec.workers, first_step)
+
+    def eval_batches(self) -> BatchIterator:
+        """Returns padded and masked batches that cover the split once, without augmentation."""
+        if isinstance(self.split, Split):
+            return resident.eval_batches(len(self.split), self.batch_size, self.process_shard)
+        source = stream.EvalBatchSource(self.split, self.image_spec, self.batch_size, self.process_shard)
+        return stream.iterate_batches(source, self.spec.workers)
 
 
 def make_loader(
-    split: Split | RecordSplit, form: ImageSpec, spec: DataConfig, seed: int, batch_size: int, share: ProcessShard
+    split: Split | RecordSplit,
+    image_spec: ImageSpec,
+    spec: DataConfig,
+    seed: int,
+    batch_size: int,
+    process_shard: ProcessShard,
 ) -> Loader:
-    """The feed of a split.
+    """Makes the loader of a split; see the attributes of `Loader`.
+
+    Its `device_data` are NumPy arrays: the caller places them on the devices.
+    """
+    device_data = DeviceDataset(split.images, split.labels) if isinstance(split, Split) else None
+    return Loader(split, image_spec, spec, seed, batch_size, process_shard, device_data)
+
+
+def train_inputs(
+    preprocess: Preprocess, spec: DataConfig, *, steps_per_epoch: int, dtype: Any
+) -> Callable[[DeviceDataset | None, Batch, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Makes the function that turns a batch into augmented, normalized inputs inside the train step.
 
     Args:
-      split: of `sources.load`.
-      form: what an encoded image becomes.
-      spec: the config's block.
-      seed: of the order and the crops.
-      batch_size: of the global batch.
-      share: the part of this process.
+      preprocess: constants of the data set.
+      spec: the config's `data` block; its `transforms` are applied if `augment` is True.
+      steps_per_epoch: global steps of an epoch, to know the epoch of a step.
+      dtype: dtype of the images.
+
+    Returns:
+      A function (device_data, batch, rng, step) -> (images, labels), where rng is the run's key and step the global
+      step from 0; images are [batch, height, width, channels] of `dtype`, labels [batch] int32.
+
+    Raises:
+      UserError: if a transform is unknown, or, when the function is traced, changes the shape or dtype.
     """
-    if isinstance(split, Split):
-        return Loader(
-            DeviceDataset(split.images, split.labels),
-            len(split),
-            functools.partial(resident.train_batches, len(split), seed, batch_size, share),
-            functools.partial(resident.eval_batches, len(split), batch_size, share),
-        )
+    transforms = get_transforms(spec.transforms) if spec.augment else {}
 
-    def training(first: int, total: int) -> BatchIterator:
-        source = stream.Training(split, form, spec.augment and form.resized, seed, batch_size, share, total)
-        return stream.batches_of(source, spec.workers, first)
+    def inputs(
+        device_data: DeviceDataset | None, batch: Batch, rng: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        images, labels = gather_batch(device_data, batch)
+        if transforms:
+            keys = example_keys(rng, step // steps_per_epoch, batch.index)
+            images = apply_transforms(transforms, images, keys, preprocess)
+        return normalize(images, preprocess, dtype), labels
 
-    def scoring() -> BatchIterator:
-        return stream.batches_of(stream.Scoring(split, form, batch_size, share), spec.workers)
-
-    return Loader(None, len(split), training, scoring)
+    return inputs

@@ -1,22 +1,24 @@
-"""How pixels become inputs: published constants, or measured ones."""
+"""Normalization of pixels: published constants for well-known data sets, measured ones for all others."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """How uint8 pixels become inputs: (x / scale - mean) / std, after a random crop and flip in training.
+    """Constants that turn uint8 pixels x into network inputs (x / scale - mean) / std, and those of augmentation.
 
     Attributes:
-      mean: per channel, of x / scale.
-      std: per channel, of x / scale.
-      scale: the highest pixel value.
-      padding: black pixels around the image that a random crop of its own size may take in.
-      flip: whether to mirror half of the images.
+      mean: mean of x / scale, one number per channel.
+      std: standard deviation of x / scale, one number per channel.
+      scale: highest pixel value.
+      padding: width in pixels of the black border that a random crop may take in.
+      flip: if True, training mirrors half of the images.
     """
 
     mean: tuple[float, ...]
@@ -25,10 +27,27 @@ class Preprocess:
     padding: int = 4
     flip: bool = True
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON values.
+
+        >>> Preprocess((0.5,), (0.25,)).to_json()
+        {'mean': [0.5], 'std': [0.25], 'scale': 255.0, 'padding': 4, 'flip': True}
+        """
+        return {**dataclasses.asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Preprocess:
+        """Returns the inverse of `to_json`.
+
+        >>> Preprocess.from_json({"mean": [0.5], "std": [0.25], "padding": 0})
+        Preprocess(mean=(0.5,), std=(0.25,), scale=255.0, padding=0, flip=True)
+        """
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
 
 IMAGENET = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# The public SwitOKD code's. Other sets are measured on their training images, or take ImageNet's where these are not
-# in memory.
+# Constants of the public SwitOKD code. Any other data set is measured on its training images if they are in memory;
+# if it is streamed, it takes ImageNet's constants.
 PUBLISHED: dict[str, Preprocess] = {
     "digits": Preprocess((0.0,), (1.0,), scale=16.0, padding=1, flip=False),
     "cifar10": Preprocess((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
@@ -36,12 +55,21 @@ PUBLISHED: dict[str, Preprocess] = {
     "tiny_imagenet_200": Preprocess((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "imagenet2012": IMAGENET,
 }
-# A mirrored digit or letter is another one, or none.
+# Data sets of digits and letters: a mirrored one is another class, or none.
 NO_FLIP = ("mnist", "emnist", "kmnist", "binarized_mnist", "svhn_cropped", "omniglot", "cmaterdb")
 
 
-def measured(images: np.ndarray, *, flip: bool) -> Preprocess:
-    """Mean and standard deviation per channel, measured on uint8 images [n, h, w, c]; padding h / 8."""
+def measure(images: np.ndarray, *, flip: bool) -> Preprocess:
+    """Measures mean and standard deviation per channel; sets the padding to an eighth of the height.
+
+    Args:
+      images: [n, height, width, channels] uint8.
+      flip: `Preprocess.flip` of the result.
+
+    Returns:
+      Constants rounded to four decimals; the std of a constant channel is 1.
+    """
+    # Exact integer counts per pixel value: no float copy of the images, and the same result in any order.
     counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])])
     values = np.arange(256) / 255.0
     mean = counts @ values / counts.sum(axis=1)

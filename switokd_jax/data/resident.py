@@ -1,70 +1,57 @@
-"""The resident pipeline: a whole split as uint8 on the devices; the host sends indices only."""
+"""Resident pipeline: the device memory holds a whole split as uint8, and the host sends indices only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from flax import struct
 
-from switokd_jax.data import sampling, transforms
-from switokd_jax.data.normalization import Preprocess
+from switokd_jax.data import sampling
 from switokd_jax.data.sampling import Batch, BatchIterator, ProcessShard
 
 
 @struct.dataclass
 class DeviceDataset:
-    """images: [n, height, width, channels] uint8; labels: [n] int32; both on every device."""
+    """A split in device memory; every device has a full copy.
+
+    Attributes:
+      images: [n, height, width, channels] uint8.
+      labels: [n] int32.
+    """
 
     images: jax.Array | np.ndarray
     labels: jax.Array | np.ndarray
 
 
 def train_batches(
-    examples: int, seed: int, batch_size: int, share: ProcessShard, first: int, total: int
+    num_examples: int, seed: int, batch_size: int, process_shard: ProcessShard, first_step: int, total_steps: int
 ) -> BatchIterator:
-    """The batches of the global steps from `first` to the last before `total`."""
-    for step in range(first, total):
-        index = sampling.train_indices(step, seed, examples, batch_size)
-        yield len(index), Batch(index[share.rows(len(index))])
+    """Yields this process's rows of the training batches of global steps `first_step` to `total_steps` - 1."""
+    for step in range(first_step, total_steps):
+        indices = sampling.train_indices(step, seed, num_examples, batch_size)
+        yield len(indices), Batch(indices[process_shard.rows(len(indices))])
 
 
-def eval_batches(examples: int, batch_size: int, share: ProcessShard) -> BatchIterator:
-    """Batches that cover the split once, padded and masked."""
-    for step in range(sampling.steps_per_epoch(examples, batch_size)):
-        index, mask = sampling.eval_indices(step, examples, batch_size)
-        rows = share.rows(batch_size)
-        yield batch_size, Batch(index[rows], mask[rows])
+def eval_batches(num_examples: int, batch_size: int, process_shard: ProcessShard) -> BatchIterator:
+    """Yields this process's rows of padded and masked batches that cover a split once."""
+    rows = process_shard.rows(batch_size)
+    for step in range(sampling.steps_per_epoch(num_examples, batch_size)):
+        indices, mask = sampling.eval_indices(step, num_examples, batch_size)
+        yield batch_size, Batch(indices[rows], mask[rows])
 
 
 def gather_batch(data: DeviceDataset | None, batch: Batch) -> tuple[Any, Any]:
-    """Images [batch, height, width, channels] uint8 and labels [batch] of a batch, inside a step.
+    """Returns the images and labels of a batch; runs inside a jitted step.
 
     Args:
-      data: the split on the devices, or None where the batch brings its images along.
+      data: the split in device memory, or None if the batch brings its images along (a stream).
       batch: traced.
+
+    Returns:
+      Images [batch, height, width, channels] uint8 and labels [batch] int32.
     """
     if data is None:
         return batch.images, batch.labels
     return data.images[batch.index], data.labels[batch.index]
-
-
-def train_inputs(
-    preprocess: Preprocess, *, augmented: bool, steps_in_epoch: int, dtype: Any
-) -> Callable[[DeviceDataset | None, Batch, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Makes (data, batch, run key, global step) -> (images, labels) for inside the step."""
-    # Streams of images of any size are cropped and mirrored where they are decoded.
-    augmented = augmented and (preprocess.padding > 0 or preprocess.flip)
-
-    def inputs(
-        data: DeviceDataset | None, batch: Batch, rng: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        images, labels = gather_batch(data, batch)
-        if augmented:
-            keys = transforms.example_keys(rng, step // steps_in_epoch, batch.index)
-            images = transforms.random_crop_and_flip(images, keys, preprocess)
-        return transforms.normalize(images, preprocess, dtype), labels
-
-    return inputs

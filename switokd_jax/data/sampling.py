@@ -1,7 +1,7 @@
-"""Which examples make a batch: the order of an epoch, padding for evaluation, the share of a process.
+"""Composition of batches: order of an epoch, padding for evaluation, rows of each process, stacks for one call.
 
-A batch is known by its step alone, so the step in a checkpoint is the position of the pipeline, whatever the number
-of devices, processes or workers.
+A batch depends on its global step alone. The step in a checkpoint is therefore the full position of the pipeline,
+for any number of devices, processes or workers.
 """
 
 from __future__ import annotations
@@ -16,19 +16,16 @@ import jax
 import numpy as np
 from flax import struct
 
-from switokd_jax.config import Config
-from switokd_jax.errors import UserError
-
 
 @struct.dataclass
 class Batch:
-    """A batch as the host sends it: arrays of NumPy there and of JAX on the devices.
+    """One batch, as NumPy arrays on the host and as JAX arrays on the devices.
 
     Attributes:
-      index: [batch] int32, places in the split.
+      index: [batch] int32, indices of the examples in their split.
       mask: [batch] float32, 0 for padding; None in training.
-      images: [batch, height, width, channels] uint8, and
-      labels: [batch] int32; None where the split lies on the devices already.
+      images: [batch, height, width, channels] uint8; None if the split is in device memory.
+      labels: [batch] int32; None if the split is in device memory.
     """
 
     index: Any
@@ -38,20 +35,20 @@ class Batch:
 
 
 SizedBatch = tuple[int, Batch]
-"""The size of a global batch and the part of it that this process sends."""
+"""Size of a global batch, and this process's rows of it."""
 BatchIterator = Generator[SizedBatch, None, None]
-"""Batches; to be closed."""
+"""Iterator over batches. Call `close()` on it when done: it may hold worker processes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StackedBatches:
-    """Batches of one size that follow one another, for one call of the devices.
+    """Successive batches of one size, stacked for one call of the compiled step.
 
     Attributes:
-      size: of each global batch.
-      count: how many there are.
-      examples: arrays [most, ...] of NumPy, this process's part; beyond the count they mean nothing. There is room for
-        two at least, unless they are images.
+      size: examples in each global batch.
+      count: number of batches.
+      examples: NumPy arrays [max_steps, rows, ...] with this process's rows. Entries beyond `count` are padding. For
+        batches without images max_steps is at least 2.
     """
 
     size: int
@@ -61,98 +58,107 @@ class StackedBatches:
 
 @dataclasses.dataclass(frozen=True)
 class ProcessShard:
-    """Which part of a global batch a process reads.
+    """One process's share of each global batch.
 
     Attributes:
-      process: from 0.
-      processes: how many there are.
-      devices: of all processes.
+      shard_index: index of the process, from 0.
+      shard_count: number of processes.
+      device_count: number of devices of all processes.
     """
 
-    process: int = 0
-    processes: int = 1
-    devices: int = 1
+    shard_index: int = 0
+    shard_count: int = 1
+    device_count: int = 1
 
-    def rows(self, size: int) -> slice:
-        """Equal parts, in the order of the processes; the whole batch where the devices do not divide it."""
-        if size % self.devices:
-            return slice(0, size)
-        part = size // self.processes
-        return slice(self.process * part, (self.process + 1) * part)
+    def rows(self, batch_size: int) -> slice:
+        """Returns this process's rows of a global batch.
+
+        Processes have equal, contiguous parts in their order. If the devices do not divide the batch, every process has
+        all rows.
+
+        >>> ProcessShard(shard_index=1, shard_count=2, device_count=4).rows(8)
+        slice(4, 8, None)
+        """
+        if batch_size % self.device_count:
+            return slice(0, batch_size)
+        part = batch_size // self.shard_count
+        return slice(self.shard_index * part, (self.shard_index + 1) * part)
 
 
-def steps_per_epoch(examples: int, batch_size: int) -> int:
-    """The last partial batch counts."""
-    return math.ceil(examples / batch_size)
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Counts the batches of an epoch, a partial last one included.
 
-
-def check_microbatches(config: Config, examples: int, devices: int) -> None:
-    """What a device has of a batch has equal parts; what the devices do not divide, each has whole.
-
-    Raises:
-      ConfigError: naming the batch that cannot be divided.
+    >>> steps_per_epoch(10, 4)
+    3
     """
-    parts = config.gradient_accumulation
-    for size in (config.batch_size, examples % config.batch_size):
-        if (size if size % devices else size // devices) % parts:
-            which = "a batch" if size == config.batch_size else "the last batch of an epoch"
-            raise UserError(
-                f"config.gradient_accumulation is {parts}, which does not divide {which}, {size} examples on {devices} "
-                "device(s); change it or config.batch_size"
-            )
+    return math.ceil(num_examples / batch_size)
 
 
-@functools.lru_cache(maxsize=2)  # a batch may want the order of its epoch again and again
-def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
-    """The order [examples] int32 of an epoch (from 0): the same for every device count and dtype."""
-    order = np.random.default_rng((seed, epoch)).permutation(examples).astype(np.int32)
+@functools.lru_cache(maxsize=2)  # every batch of an epoch asks for its order
+def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """Draws the order of the examples in an epoch (from 0): [num_examples] int32, read-only.
+
+    It is drawn on the host, so it is the same for any device count and dtype.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(num_examples).astype(np.int32)
     order.flags.writeable = False
     return order
 
 
-def train_indices(step: int, seed: int, examples: int, batch_size: int) -> np.ndarray:
-    """The examples [batch] int32 of a global step; each epoch takes every example once."""
-    epoch, within = divmod(step, steps_per_epoch(examples, batch_size))
-    return epoch_order(seed, epoch, examples)[within * batch_size : (within + 1) * batch_size]
+def train_indices(step: int, seed: int, num_examples: int, batch_size: int) -> np.ndarray:
+    """Returns the examples [batch] int32 of a global step (from 0); each epoch takes every example once."""
+    epoch, step_in_epoch = divmod(step, steps_per_epoch(num_examples, batch_size))
+    return epoch_order(seed, epoch, num_examples)[step_in_epoch * batch_size : (step_in_epoch + 1) * batch_size]
 
 
-def eval_indices(step: int, examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The examples [batch] of one step of an evaluation, and a mask that is 0 on the padding of the last one."""
-    index = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int32)
-    return np.minimum(index, examples - 1), (index < examples).astype(np.float32)
+def eval_indices(step: int, num_examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the examples [batch] int32 of one evaluation step, and their mask [batch] float32.
+
+    The last batch is padded with the last example; the mask is 0 there.
+
+    >>> eval_indices(1, num_examples=5, batch_size=3)
+    (array([3, 4, 4], dtype=int32), array([1., 1., 0.], dtype=float32))
+    """
+    indices = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.int32)
+    return np.minimum(indices, num_examples - 1), (indices < num_examples).astype(np.float32)
 
 
 def stack_batches(
-    batches: Iterable[SizedBatch], most: int, first: int = 0, stops: Callable[[int], bool] = lambda step: False
+    batches: Iterable[SizedBatch],
+    max_steps: int,
+    first_step: int = 0,
+    is_boundary: Callable[[int], bool] = lambda step: False,
 ) -> Iterator[StackedBatches]:
-    """Stacks of up to `most` batches.
+    """Yields stacks of up to `max_steps` batches.
+
+    A stack ends early where the batch size changes or a boundary is reached.
 
     Args:
       batches: in the order of their steps.
-      most: the leading size of every stack's arrays.
-      first: global steps before the first batch.
-      stops: whether a stack has to end with this global step (counted from 1).
+      max_steps: leading size of every stack's arrays.
+      first_step: number of global steps before the first batch.
+      is_boundary: tells if a stack has to end with this global step (counted from 1).
     """
-    waiting: list[Batch] = []
-    size = 0
-    for step, (coming, examples) in enumerate(batches, first + 1):
-        if waiting and coming != size:
-            yield _stack(size, waiting, most)
-            waiting = []
-        size = coming
-        waiting.append(examples)
-        if len(waiting) == most or stops(step):
-            yield _stack(size, waiting, most)
-            waiting = []
-    if waiting:
-        yield _stack(size, waiting, most)
+    pending: list[Batch] = []
+    pending_size = 0
+    for step, (size, batch) in enumerate(batches, first_step + 1):
+        if pending and size != pending_size:
+            yield _stack(pending_size, pending, max_steps)
+            pending = []
+        pending_size = size
+        pending.append(batch)
+        if len(pending) == max_steps or is_boundary(step):
+            yield _stack(pending_size, pending, max_steps)
+            pending = []
+    if pending:
+        yield _stack(pending_size, pending, max_steps)
 
 
-def _stack(size: int, batches: list[Batch], most: int) -> StackedBatches:
-    def together(*rows: np.ndarray) -> np.ndarray:
-        if most == 1 and batches[0].images is not None:
+def _stack(size: int, batches: list[Batch], max_steps: int) -> StackedBatches:
+    def stack_rows(*rows: np.ndarray) -> np.ndarray:
+        if max_steps == 1 and batches[0].images is not None:
             return rows[0][None]  # a stream's images are large: no copy
-        # Two rows at least: XLA reads a single one without a look-up, fuses more, and may round a metric otherwise.
-        return np.stack([*rows, *[rows[-1]] * (max(most, 2) - len(rows))])
+        # Two entries at least: XLA reads a single one without a gather, fuses more, and may round a metric differently.
+        return np.stack([*rows, *[rows[-1]] * (max(max_steps, 2) - len(rows))])
 
-    return StackedBatches(size, len(batches), jax.tree.map(together, *batches))
+    return StackedBatches(size, len(batches), jax.tree.map(stack_rows, *batches))

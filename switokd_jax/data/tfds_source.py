@@ -1,4 +1,4 @@
-"""Any image-classification set of TFDS by its name, prepared on the first use."""
+"""Image-classification data sets of TFDS by name: preparation on the first use, random access, files of each split."""
 
 from __future__ import annotations
 
@@ -11,37 +11,93 @@ import urllib.request
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
-from switokd_jax.data.decode_cache import Arrays, decoded
-from switokd_jax.data.shards import Shards, shards_of
+from switokd_jax.data.decode_cache import Arrays, load_or_decode
 from switokd_jax.errors import UserError, did_you_mean, one_line
 
-# Named in the message for an unknown set; TFDS has many more.
-COMMON = (
+# Suggestions in the message about an unknown data set; TFDS has many more.
+COMMON_NAMES = (
     *("digits", "folder", "cifar10", "cifar100", "tiny_imagenet_200", "imagenet2012", "fashion_mnist", "mnist"),
     "svhn_cropped",
 )
-# Their test splits have no labels.
-UNLABELLED_TEST = ("imagenet2012", "imagenet2012_subset")
+# Data sets whose test split has no labels.
+UNLABELED_TEST = ("imagenet2012", "imagenet2012_subset")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Files of a prepared split, to name the one that cannot be read.
+
+    Attributes:
+      paths: files, in order.
+      lengths: number of examples in each.
+      prepare_command: shell command that prepares them again.
+    """
+
+    paths: tuple[str, ...]
+    lengths: tuple[int, ...]
+    prepare_command: str
+
+    def check(self) -> None:
+        """Opens each file.
+
+        Raises:
+          UserError: naming the first that is missing or may not be read.
+        """
+        for path in self.paths:
+            try:
+                Path(path).open("rb").close()
+            except OSError as error:
+                self._raise_unreadable(path, error.strerror)
+
+    @contextlib.contextmanager
+    def reading(self, index: int) -> Iterator[None]:
+        """Wraps the reading of the example with this index.
+
+        Raises:
+          UserError: naming the example's file, if the block fails.
+        """
+        try:
+            yield
+        except (RuntimeError, OSError, ValueError, IndexError) as error:  # raised by array_record and its decoders
+            self._raise_unreadable(self.path_of(index), error)
+
+    def path_of(self, index: int) -> str:
+        """Returns the file that holds an example.
+
+        >>> Shards(("a", "b"), (2, 3), prepare_command="").path_of(2)
+        'b'
+        """
+        for path, length in zip(self.paths, self.lengths, strict=True):
+            if index < length:
+                return path
+            index -= length
+        return self.paths[-1]
+
+    def _raise_unreadable(self, path: str, reason: object) -> NoReturn:
+        raise UserError(
+            f"data shard {path} cannot be read ({one_line(reason)}); copy it again, or remove {Path(path).parent} and "
+            f"run: {self.prepare_command}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfdsDataset:
-    """A set that lies on disk.
+    """A data set of TFDS that is prepared on disk.
 
     Attributes:
-      builder: TFDS's.
+      builder: TFDS's `DatasetBuilder`.
       name: its TFDS name.
-      command: what prepares it again.
+      prepare_command: shell command that prepares it again.
     """
 
     builder: Any
     name: str
-    command: str
+    prepare_command: str
 
     @property
     def shape(self) -> tuple[int | None, int | None, int]:
@@ -51,21 +107,25 @@ class TfdsDataset:
 
     @property
     def classes(self) -> list[str]:
-        """The names of its labels; their numbers where it has none."""
+        """Names of the labels; their numbers if they have no names."""
         label = self.builder.info.features["label"]
         return [label.int2str(number) for number in range(label.num_classes)]
 
     @property
     def test_split(self) -> str:
-        """'test', or 'validation' where there is no test split with labels."""
-        unlabelled = self.name.partition(":")[0].partition("/")[0] in UNLABELLED_TEST
-        return "test" if "test" in self.builder.info.splits and not unlabelled else "validation"
+        """'test', or 'validation' if there is no test split with labels."""
+        unlabeled = self.name.partition(":")[0].partition("/")[0] in UNLABELED_TEST
+        return "test" if "test" in self.builder.info.splits and not unlabeled else "validation"
 
     def source(self, split: str, **options: Any) -> Any:
-        """Random access to a split; options as of TFDS's `as_data_source`.
+        """Opens a split for random access.
+
+        Args:
+          split: its name in TFDS.
+          **options: passed on to TFDS's `as_data_source`.
 
         Raises:
-          ConfigError: if there is no such split, or one of its files is missing, or they have no random access.
+          UserError: if there is no such split, one of its files is missing, or their format has no random access.
         """
         if split not in self.builder.info.splits:
             raise UserError(
@@ -76,30 +136,35 @@ class TfdsDataset:
             return self.builder.as_data_source(split=split, **options)
         except NotImplementedError:
             raise UserError(
-                f"{self.builder.data_dir} is not in a format with random access; prepare it again: {self.command}"
+                f"{self.builder.data_dir} is not in a format with random access; prepare it again: "
+                f"{self.prepare_command}"
             ) from None
 
     def shards(self, split: str) -> Shards:
-        """The files of a split."""
-        return shards_of(self.builder.info.splits[split], self.command)
+        """Returns the files of a split."""
+        info = self.builder.info.splits[split]
+        return Shards(tuple(map(str, info.filepaths)), tuple(info.shard_lengths), self.prepare_command)
 
     def arrays(self, split: str) -> Arrays:
-        """A whole split: images [n, height, width, channels] uint8 and labels [n] int32.
+        """Decodes a full split, or loads it from the cache.
+
+        Returns:
+          Images [n, height, width, channels] uint8 and labels [n] int32.
 
         Raises:
-          ConfigError: also if the images have several sizes.
+          UserError: as `source`, or if the images have several sizes.
         """
         if None in self.shape:
             raise UserError(
                 f"config.data.name: the images of {self.name!r} have many sizes; set config.data.pipeline = 'stream' "
                 "and config.data.image_size (224, say)"
             )
-        source, title = self.source(split), f"{self.name} {split}"
-        shards = self.shards(split)
-        return decoded(title, shards.paths, lambda: _read(source, title, shards))
+        source, shards = self.source(split), self.shards(split)
+        split_name = f"{self.name} {split}"
+        return load_or_decode(split_name, shards.paths, lambda: _decode(source, split_name, shards))
 
     def records(self, split: str) -> TfdsRecords:
-        """A split as encoded images."""
+        """Opens a split as encoded images."""
         import tensorflow_datasets as tfds
 
         source = self.source(split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -108,7 +173,13 @@ class TfdsDataset:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TfdsRecords:
-    """`encoded.Records` of a split of TFDS."""
+    """Encoded images of a split of TFDS: `image_records.Records`.
+
+    Attributes:
+      source: TFDS's random-access data source, without decoding.
+      name: name of the data set and split.
+      shards: files of the split.
+    """
 
     source: Any
     name: str
@@ -117,106 +188,108 @@ class TfdsRecords:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, place: int) -> tuple[bytes, int]:
-        with self.shards.reading(place):
-            example = self.source[place]
+    def __getitem__(self, index: int) -> tuple[bytes, int]:
+        with self.shards.reading(index):
+            example = self.source[index]
         return example["image"], int(example["label"])
 
-    def describe(self, place: int) -> str:
-        """Its split and place."""
-        return f"image {place} of {self.name}"
+    def describe(self, index: int) -> str:
+        """Names an example by its index and split."""
+        return f"image {index} of {self.name}"
 
 
 def open_tfds(name: str, data_dir: str) -> TfdsDataset:
-    """A set by its TFDS name, prepared first where it is not.
+    """Opens a data set of TFDS, and prepares it first if it is not on disk.
 
     Args:
-      name: a TFDS name.
+      name: its TFDS name.
       data_dir: TFDS's folder; '' for its default.
 
     Raises:
-      ConfigError: if there is no such set or it cannot be fetched.
+      UserError: if there is no such data set or it cannot be fetched.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import tensorflow_datasets as tfds  # imports TensorFlow only when it has to prepare a set
+        import tensorflow_datasets as tfds  # imports TensorFlow only to prepare a data set
 
     if data_dir and not Path(data_dir).expanduser().is_dir():
         raise UserError(f"config.data.dir {data_dir!r} is not a folder; set it to TFDS's data_dir or to ''")
     if name == "tiny_imagenet_200":
-        importlib.import_module("switokd_jax.data.tiny_imagenet")  # makes it known to TFDS
+        importlib.import_module("switokd_jax.data.tiny_imagenet")  # registers it with TFDS
     folder = str(Path(data_dir).expanduser()) if data_dir else None
     try:
         builder = tfds.builder(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError:
         raise UserError(
-            f"config.data.name: no data set {name!r}; {did_you_mean(name, COMMON)}, and all of TFDS"
+            f"config.data.name: no data set {name!r}; {did_you_mean(name, COMMON_NAMES)}, and all of TFDS"
         ) from None
     features = builder.info.features
     if not (isinstance(features, tfds.features.FeaturesDict) and {"image", "label"} <= {*features.keys()}):
-        raise UserError(f"config.data.name: {name!r} is not an image-classification set of TFDS")
+        raise UserError(f"config.data.name: {name!r} is not an image-classification data set of TFDS")
     _prepare(builder, name, folder)
-    return TfdsDataset(builder, name, _command(name, folder))
+    return TfdsDataset(builder, name, _prepare_command(name, folder))
 
 
 def _prepare(builder: Any, name: str, folder: str | None) -> None:
+    """Downloads and prepares a data set unless it is on disk."""
     if Path(builder.data_dir).is_dir():
         return
     try:
         _check_network(builder)
         builder.download_and_prepare(file_format="array_record")
-    except Exception as error:  # of the network, the disk or the archive: TFDS has no common type for them
-        reason = one_line(error) or type(error).__name__
+    except Exception as error:  # network, disk and archive fail in many ways: TFDS has no common type for them
         raise UserError(
-            f"data set {name!r} is not prepared and could not be fetched ({type(error).__name__}: {reason}); "
+            f"data set {name!r} is not prepared and could not be fetched ({type(error).__name__}: {one_line(error)}); "
             f"{_remedy(builder, name, folder)}"
         ) from error
 
 
 def _remedy(builder: Any, name: str, folder: str | None) -> str:
+    """Tells the user how to get a data set that could not be fetched."""
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         manual = Path(builder.data_dir).parents[1] / "downloads" / "manual"
         if urls := getattr(builder, "urls", ()):
-            return f"where there is network, fetch {urls[0]} and put it into {manual}"
+            return f"on a machine with network access, fetch {urls[0]} and put it into {manual}"
         return f"manual_dir is {manual}: {' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())}"
-    return f"where there is network, run: {_command(name, folder)}"
+    return f"on a machine with network access, run: {_prepare_command(name, folder)}"
 
 
 def _check_network(builder: Any) -> None:
-    """Asks once for the first file to download: TFDS itself tries for minutes before it gives up."""
+    """Requests the first file to download, once: TFDS itself tries for minutes before it gives up."""
     if any((parent / "downloads").is_dir() for parent in [*Path(builder.data_dir).parents][1:3]):
-        return  # it may lie there already
+        return  # the file may have been downloaded already
     for url in [*(builder.url_infos or ()), *getattr(builder, "urls", ())][:1]:
         if url.startswith("http"):
             try:
                 urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20).close()
             except urllib.error.HTTPError:
-                return  # somebody answered; some servers refuse HEAD
+                return  # the server answered; some refuse HEAD
 
 
-def _command(name: str, folder: str | None) -> str:
-    where = f" --data_dir={folder}" if folder else ""
-    return f"tfds build {name} --file_format=array_record{where}"
+def _prepare_command(name: str, folder: str | None) -> str:
+    data_dir_flag = f" --data_dir={folder}" if folder else ""
+    return f"tfds build {name} --file_format=array_record{data_dir_flag}"
 
 
-def _read(source: Any, title: str, shards: Shards) -> Arrays:
+def _decode(source: Any, split_name: str, shards: Shards) -> Arrays:
+    """Decodes all examples of a split; see `TfdsDataset.arrays`."""
     images, labels = [], []
-    with _without_advice():
-        places = range(len(source))
-        for place in tqdm(places, desc=f"reading {title}", unit=" images", leave=False, delay=2.0, disable=None):
-            with shards.reading(place):
-                example = source[place]
+    progress = {"desc": f"reading {split_name}", "unit": " images", "leave": False, "delay": 2.0, "disable": None}
+    with _silence_opencv_warning():
+        for index in tqdm(range(len(source)), **progress):
+            with shards.reading(index):
+                example = source[index]
             images.append(example["image"])
             labels.append(example["label"])
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
-        raise UserError(f"{title}: the images have {len(shapes)} sizes; config.data.pipeline 'resident' needs one")
+        raise UserError(f"{split_name}: the images have {len(shapes)} sizes; config.data.pipeline 'resident' needs one")
     return np.stack(images), np.asarray(labels, np.int32)
 
 
 @contextlib.contextmanager
-def _without_advice() -> Iterator[None]:
-    """TFDS recommends OpenCV in a warning; Pillow decodes a whole CIFAR in seconds."""
+def _silence_opencv_warning() -> Iterator[None]:
+    """Drops TFDS's warning that OpenCV would decode faster: Pillow decodes all of CIFAR in seconds."""
 
     def keep(record: logging.LogRecord) -> bool:
         return "OpenCV" not in record.getMessage()

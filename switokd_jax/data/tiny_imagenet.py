@@ -1,10 +1,10 @@
 """Tiny-ImageNet-200 for TFDS: 100,000 training images of 64 pixels in 200 classes, and 10,000 to test on.
 
 The public test set has no labels, so the public validation set is the test split, as in the SwitOKD tables. The
-archive is fetched, or taken from DATA_DIR/downloads/manual where somebody has put it. Preparing needs no
-TensorFlow: images stay the encoded bytes that they are.
+archive is taken from DATA_DIR/downloads/manual if it is there, else downloaded. Preparing needs no TensorFlow: images
+keep their encoded bytes.
 
-Importing this module makes 'tiny_imagenet_200' known to TFDS.
+Importing this module registers 'tiny_imagenet_200' with TFDS.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = "tiny-imagenet-200"
 
 
 class TinyImagenet200(tfds.core.GeneratorBasedBuilder):
-    """64-pixel colour images; labels are the places of the WordNet ids in the archive's wnids.txt, sorted."""
+    """Color images of 64 pixels; a label is the index of the WordNet id in the archive's wnids.txt, sorted."""
 
     name = NAME
     VERSION = tfds.core.Version("1.0.0")
@@ -49,28 +49,28 @@ class TinyImagenet200(tfds.core.GeneratorBasedBuilder):
         with zipfile.ZipFile(archive) as file:
             wnids = sorted(file.read(f"{ROOT}/wnids.txt").decode().split())
             labels = {wnid: label for label, wnid in enumerate(wnids)}
-            of_image = {}
+            wnid_of_val_image = {}
             if folder == "val":
                 lines = file.read(f"{ROOT}/val/val_annotations.txt").decode().splitlines()
-                of_image = {line.split("\t")[0]: line.split("\t")[1] for line in lines if line}
+                wnid_of_val_image = {line.split("\t")[0]: line.split("\t")[1] for line in lines if line}
             for path in file.namelist():
                 parts = path.split("/")
                 if parts[1:2] == [folder] and path.endswith(".JPEG"):
-                    wnid = of_image[parts[-1]] if folder == "val" else parts[2]
-                    yield parts[-1], {"image": io.BytesIO(in_colour(file.read(path))), "label": labels[wnid]}
+                    wnid = wnid_of_val_image[parts[-1]] if folder == "val" else parts[2]
+                    yield parts[-1], {"image": io.BytesIO(to_rgb(file.read(path))), "label": labels[wnid]}
 
 
 def find_archive(dl_manager: Any, url: str) -> Path:
-    """The archive that somebody has put into the manual folder, or else the downloaded one."""
+    """Returns the archive in TFDS's manual folder, or else downloads it."""
     try:
         manual = Path(dl_manager.manual_dir) / ARCHIVE
-    except AssertionError:  # TFDS's answer where there is no such folder, or nothing in it
+    except AssertionError:  # raised by TFDS if the folder is missing or empty
         manual = Path(ARCHIVE)
     return manual if manual.is_file() else Path(dl_manager.download(url))
 
 
-def in_colour(encoded: bytes) -> bytes:
-    """The same bytes; for the few grey images, a lossless copy with three channels."""
+def to_rgb(encoded: bytes) -> bytes:
+    """Returns an encoded image with three channels: the same bytes, or a PNG of one of the few grayscale images."""
     with Image.open(io.BytesIO(encoded)) as image:
         if image.mode == "RGB":
             return encoded

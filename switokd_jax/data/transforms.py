@@ -1,36 +1,54 @@
-"""Crop, flip and normalisation inside the jitted step, each example from its own key.
+"""Augmentation: transforms of uint8 batches inside the jitted train step, and crops of single images on the host.
 
-What happens to an example depends on (seed, epoch, index) alone, so any device count sees the same images.
+On the device, `config.data.transforms` names entries of `TRANSFORMS`. Each example has a key of its own, made from
+(seed, epoch, index): any number of devices sees the same images. To add a transform, write a pure function and
+register it, for example in a config file:
+
+    TRANSFORMS["invert"] = lambda images, keys, preprocess: 255 - images
+
+On the host, the streaming pipeline crops images of any size when it decodes them (`config.data.image_size`).
 """
 
 from __future__ import annotations
 
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from switokd_jax.data.normalization import Preprocess
+from switokd_jax.errors import UserError, did_you_mean
 
+Transform = Callable[[jax.Array, jax.Array, Preprocess], jax.Array]
+"""Pure function (images, keys, preprocess) -> images, traced inside the train step.
 
-def example_keys(rng: jax.Array, epoch: jax.Array, indices: jax.Array) -> jax.Array:
-    """One raw key for each example: [batch, 2] uint32 from the run's key, the epoch and the indices."""
-    of_epoch = jax.random.fold_in(rng, epoch)
-    return jax.vmap(lambda index: jax.random.fold_in(of_epoch, index))(indices)
+images: [batch, height, width, channels] uint8; the result has the same shape and dtype.
+keys: [batch, 2] uint32, one raw PRNG key per example.
+preprocess: constants of the data set.
+"""
 
 
 def random_crop_and_flip(images: jax.Array | np.ndarray, keys: jax.Array, preprocess: Preprocess) -> jax.Array:
-    """Random crop with black padding, then a random mirror image.
+    """Crops a random window of the image with a black border, then mirrors half of the images.
+
+    The window has the size of the image (He et al. 2016, section 4.2). Without padding and flip, images stay as
+    they are.
 
     Args:
       images: [batch, height, width, channels] uint8.
       keys: [batch, 2] uint32.
-      preprocess: padding and flip.
+      preprocess: its `padding` and `flip` are used.
 
     Returns:
       [batch, height, width, channels] uint8.
     """
+    if not (preprocess.padding or preprocess.flip):
+        return jnp.asarray(images)
     height, width = images.shape[1:3]
     pad = preprocess.padding
 
@@ -49,8 +67,145 @@ def random_crop_and_flip(images: jax.Array | np.ndarray, keys: jax.Array, prepro
     return jax.vmap(lambda image, r, c: image[r[:, None], c[None, :]])(padded, rows, columns)
 
 
+# By name, as in config.data.transforms; users add theirs.
+TRANSFORMS: dict[str, Transform] = {"random_crop_and_flip": random_crop_and_flip}
+
+
+def get_transforms(names: Sequence[str]) -> dict[str, Transform]:
+    """Looks up transforms by name; the result keeps the order.
+
+    Raises:
+      UserError: naming the first that is unknown or repeated.
+    """
+    for name in names:
+        if not isinstance(name, str) or name not in TRANSFORMS:
+            raise UserError(f"config.data.transforms: no transform {name!r}; {did_you_mean(str(name), TRANSFORMS)}")
+        if names.count(name) > 1:
+            raise UserError(f"config.data.transforms names {name!r} twice; name it once")
+    return {name: TRANSFORMS[name] for name in names}
+
+
+def apply_transforms(
+    transforms: Mapping[str, Transform], images: jax.Array, keys: jax.Array, preprocess: Preprocess
+) -> jax.Array:
+    """Applies transforms one after another, each with random bits of its own.
+
+    The first transform gets the keys themselves. Every later one gets them folded with the crc32 of its name.
+
+    Args:
+      transforms: by name, in order; see `get_transforms`.
+      images: [batch, height, width, channels] uint8.
+      keys: [batch, 2] uint32; see `example_keys`.
+      preprocess: passed on to each transform.
+
+    Returns:
+      [batch, height, width, channels] uint8.
+
+    Raises:
+      UserError: naming the transform whose result has another shape or dtype.
+    """
+    for position, (name, transform) in enumerate(transforms.items()):
+        result = transform(images, keys if position == 0 else _fold_in_name(keys, name), preprocess)
+        shape, dtype = getattr(result, "shape", None), getattr(result, "dtype", None)
+        if shape != images.shape or dtype != jnp.uint8:
+            raise UserError(
+                f"config.data.transforms: {name!r} returns {_describe(result)}, and a transform has to return uint8 of "
+                f"its input's shape {images.shape}"
+            )
+        images = result
+    return images
+
+
+def example_keys(rng: jax.Array, epoch: jax.Array, indices: jax.Array) -> jax.Array:
+    """Derives one raw PRNG key per example.
+
+    Args:
+      rng: [2] uint32, the run's key.
+      epoch: scalar int32, from 0.
+      indices: [batch] int32, indices of the examples in their split.
+
+    Returns:
+      [batch, 2] uint32.
+    """
+    epoch_key = jax.random.fold_in(rng, epoch)
+    return jax.vmap(lambda index: jax.random.fold_in(epoch_key, index))(indices)
+
+
 def normalize(images: jax.Array | np.ndarray, preprocess: Preprocess, dtype: Any) -> jax.Array:
-    """uint8 [batch, height, width, channels] to (x / scale - mean) / std, computed in float32 at least."""
-    wide = jnp.promote_types(dtype, jnp.float32)
-    x = jnp.asarray(images, wide) / preprocess.scale
-    return ((x - jnp.asarray(preprocess.mean, wide)) / jnp.asarray(preprocess.std, wide)).astype(dtype)
+    """Computes network inputs (x / scale - mean) / std, in float32 or wider.
+
+    Args:
+      images: [batch, height, width, channels] uint8.
+      preprocess: scale, mean and std.
+      dtype: dtype of the result.
+
+    Returns:
+      [batch, height, width, channels] of `dtype`.
+    """
+    compute_dtype = jnp.promote_types(dtype, jnp.float32)
+    x = jnp.asarray(images, compute_dtype) / preprocess.scale
+    mean, std = jnp.asarray(preprocess.mean, compute_dtype), jnp.asarray(preprocess.std, compute_dtype)
+    return ((x - mean) / std).astype(dtype)
+
+
+def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+    """Crops a random box, resizes it to [size, size] pixels and mirrors half of the images, as torchvision does."""
+    # Not resize(box=...): its filter reads pixels beyond the border of the box.
+    cropped = image.crop(random_box(image.width, image.height, rng)).resize((size, size), Image.Resampling.BILINEAR)
+    return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else cropped
+
+
+def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Draws a box of 8 to 100 % of an image's area with a ratio of 3/4 to 4/3 (Szegedy et al. 2015).
+
+    After ten draws that do not fit, it is the largest centered box with a ratio in that range, as in torchvision's
+    RandomResizedCrop.
+
+    Args:
+      width: of the image, in pixels.
+      height: of the image, in pixels.
+      rng: source of the draws.
+
+    Returns:
+      (left, upper, right, lower) in pixels.
+    """
+    low, high = 3 / 4, 4 / 3
+    for _ in range(10):
+        area = width * height * rng.uniform(0.08, 1.0)
+        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, upper = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            return left, upper, left + w, upper + h
+    w = min(width, round(height * high))
+    h = min(height, round(width / low))
+    left, upper = (width - w) // 2, (height - h) // 2
+    return left, upper, left + w, upper + h
+
+
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resizes the shorter side to size * 256 / 224 pixels and crops the middle [size, size].
+
+    This is the usual evaluation on ImageNet.
+
+    >>> centre_crop(Image.new("RGB", (500, 375)), 224).size
+    (224, 224)
+    """
+    short = round(size * 256 / 224)
+    scale = short / min(image.width, image.height)
+    # torchvision truncates the longer side.
+    width, height = (short if side * scale <= short else int(side * scale) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, upper = round((width - size) / 2), round((height - size) / 2)
+    return resized.crop((left, upper, left + size, upper + size))
+
+
+def _fold_in_name(keys: jax.Array, name: str) -> jax.Array:
+    """Folds the crc32 of a name into each key [batch, 2], as `state.fold_in_name` does for networks."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, np.uint32(zlib.crc32(name.encode())))
+
+
+def _describe(result: Any) -> str:
+    if hasattr(result, "shape") and hasattr(result, "dtype"):
+        return f"{result.dtype} of shape {result.shape}"
+    return f"a {type(result).__name__}"

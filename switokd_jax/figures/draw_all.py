@@ -107,7 +107,7 @@ def compute_heatmaps(groups: Groups, examples: Sequence[int]) -> HeatmapGrid | N
     }
     if len(same_data) == 1:
         columns = {"": [dataclasses.replace(column[0], title=name) for name, column in columns.items()]}
-    return HeatmapGrid(images / network.preprocess.scale, labels, network.facts.classes, columns)
+    return HeatmapGrid(images / network.preprocess.scale, labels, network.model_info.classes, columns)
 
 
 def _heatmap_column(run: Run, name: str, images: np.ndarray, title: str) -> heat.HeatmapColumn:

@@ -1,1 +1,1 @@
-"""Other frameworks' files, in and out."""
+"""Reading and writing the file formats of other frameworks."""

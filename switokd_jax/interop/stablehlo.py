@@ -1,8 +1,15 @@
-"""A trained network as one file of StableHLO: uint8 images in, logits out, for any batch size, on CPU, GPU and TPU.
+"""A trained network as one StableHLO file: uint8 images in, logits out, for any batch size, on CPU, GPU and TPU.
 
-The file begins as `jax.export` wrote it, so `jax.export.deserialize` opens it without this package. Behind that stand
-the facts as JSON, the length of that JSON (8 bytes, little-endian), a SHA-256 of all before it, and `MAGIC`. The
-checksum comes first in reading: XLA's own reader ends the process at some kinds of damage. It tells damage, not malice.
+A file consists of, in this order:
+
+    the program as `jax.export` serializes it, so that `jax.export.deserialize` opens the file without this package
+    the model info as JSON
+    the length of that JSON: 8 bytes, little-endian
+    a SHA-256 of everything before it
+    `MAGIC`
+
+`read` checks the checksum first, because XLA's own reader ends the process at some kinds of damage. The checksum
+detects damage, not malice.
 """
 
 from __future__ import annotations
@@ -30,13 +37,13 @@ _TAIL = _LENGTH.size + hashlib.sha256().digest_size + len(MAGIC)
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """What a file says of its network.
+    """Description of a trained network.
 
     Attributes:
-      network: its name in the run.
+      network: name of the network in its run.
       model: a name of `models.MODELS`.
-      classes: the names of its logits.
-      image_shape: (height, width, channels) of the images that it takes.
+      classes: class names, in the order of the logits.
+      image_shape: (height, width, channels) of its images.
     """
 
     network: str
@@ -47,78 +54,85 @@ class ModelInfo:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExportedModel:
-    """What a file holds.
+    """A network read from a file.
 
     Attributes:
-      facts: of its network.
-      logits: images [batch, height, width, channels] uint8 -> [batch, classes] float32.
+      model_info: description of the network.
+      logits: function from images [batch, height, width, channels] uint8 to logits [batch, classes] float32.
     """
 
-    facts: ModelInfo
+    model_info: ModelInfo
     logits: Callable[[Any], jax.Array]
 
 
-def write(path: Path, logits: Callable[[jax.Array], jax.Array], facts: ModelInfo) -> None:
+def write(path: Path, logits: Callable[[jax.Array], jax.Array], model_info: ModelInfo) -> None:
     """Writes a file that `read` opens.
 
     Args:
-      path: of the file.
-      logits: as of an `ExportedModel`; traced for a batch of any size.
-      facts: of its network.
+      path: where to write it.
+      logits: function as in `ExportedModel`; it is traced for a batch of any size.
+      model_info: description of the network.
     """
     (batch,) = export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *facts.image_shape), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, *model_info.image_shape), jnp.uint8)
     program = bytes(export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize())
-    atomic_write(path, lambda p: p.write_bytes(sealed(program, json.dumps(dataclasses.asdict(facts)).encode())))
+    info_json = json.dumps(dataclasses.asdict(model_info)).encode()
+    atomic_write(path, lambda p: p.write_bytes(pack(program, info_json)))
 
 
-def sealed(program: bytes, facts: bytes) -> bytes:
-    """The content of a file."""
-    content = program + facts + _LENGTH.pack(len(facts))
+def pack(program: bytes, info_json: bytes) -> bytes:
+    """Returns the content of a file with this program and model info."""
+    content = program + info_json + _LENGTH.pack(len(info_json))
     return content + hashlib.sha256(content).digest() + MAGIC
 
 
 def read(path: str | Path) -> ExportedModel:
-    """Opens a file of `write`.
+    """Reads a file of `write`.
 
     Raises:
-      ConfigError: naming the file, if it cannot be read, is damaged, or holds something else.
+      UserError: naming the file, if it cannot be read, is damaged, or is of another kind.
     """
     path = Path(path).expanduser()
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    program, facts = _opened(path, content)
+    program, model_info = unpack(path, content)
     try:
         exported = export.deserialize(bytearray(program))
-    except Exception as error:  # flatbuffers and JAX raise of all kinds for what is no such program
-        raise UserError(f"{path} holds no program of this JAX ({one_line(error)}); export it again") from None
-    taken, given = ([(x.shape[1:], x.dtype) for x in avals] for avals in (exported.in_avals, exported.out_avals))
-    if taken != [(facts.image_shape, jnp.uint8)] or given != [((len(facts.classes),), jnp.float32)]:
-        raise UserError(f"{path}: its program takes or gives something else than its facts say; export it again")
-    return ExportedModel(facts, exported.call)
+    except Exception as error:  # flatbuffers and JAX raise exceptions of many types
+        raise UserError(f"{path} contains no program for this JAX ({one_line(error)}); export it again") from None
+    input_specs = [(x.shape[1:], x.dtype) for x in exported.in_avals]
+    output_specs = [(x.shape[1:], x.dtype) for x in exported.out_avals]
+    expected_outputs = [((len(model_info.classes),), jnp.float32)]
+    if input_specs != [(model_info.image_shape, jnp.uint8)] or output_specs != expected_outputs:
+        raise UserError(f"{path}: the shapes of its program do not match its model info; export it again")
+    return ExportedModel(model_info, exported.call)
 
 
-def _opened(path: Path, content: bytes) -> tuple[bytes, ModelInfo]:
-    """The program, and the facts behind it."""
+def unpack(path: Path, content: bytes) -> tuple[bytes, ModelInfo]:
+    """Splits the content of a file into the program and the model info; inverts `pack`.
+
+    Raises:
+      UserError: naming the file, if the content is incomplete or damaged.
+    """
     end = len(content) - _TAIL
     if end < 0 or not content.endswith(MAGIC):
         raise UserError(
-            f"{path} is no whole file of `python -m switokd_jax.export --format=stablehlo`; export it again"
+            f"{path} is not a complete file of `python -m switokd_jax.export --format=stablehlo`; export it again"
         )
     body, digest = content[: end + _LENGTH.size], content[end + _LENGTH.size : -len(MAGIC)]
     (length,) = _LENGTH.unpack(body[end:])
     if hashlib.sha256(body).digest() != digest or length > end:
-        raise UserError(f"{path} is damaged: its checksum is another; copy or export it again")
+        raise UserError(f"{path} is damaged: its checksum does not match; copy or export it again")
     try:
-        known = json.loads(content[end - length : end])
-        facts = ModelInfo(
-            network=str(known["network"]),
-            model=str(known["model"]),
-            classes=tuple(map(str, known["classes"])),
-            image_shape=tuple(map(int, known["image_shape"])),  # type: ignore[arg-type]
+        info = json.loads(content[end - length : end])
+        model_info = ModelInfo(
+            network=str(info["network"]),
+            model=str(info["model"]),
+            classes=tuple(map(str, info["classes"])),
+            image_shape=tuple(map(int, info["image_shape"])),  # type: ignore[arg-type]
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: what it says of its network cannot be read ({one_line(error)})") from None
-    return content[: end - length], facts
+        raise UserError(f"{path}: its model info cannot be read ({one_line(error)}); export it again") from None
+    return content[: end - length], model_info

@@ -71,6 +71,7 @@ class MethodOutput:
       switches: the switch of each gated pair.
       adapter_stats: the moved running statistics of the adapters, by edge.
       memory: what the method keeps from now on; None leaves it as it is.
+      metrics: the method's own scalar metrics, of any name.
       freeze_paused_stats: whether a paused network also keeps its BatchNorm running statistics.
     """
 
@@ -79,6 +80,7 @@ class MethodOutput:
     switches: Mapping[Pair, Switch] = struct.field(default_factory=dict)
     adapter_stats: Mapping[str, Any] = struct.field(default_factory=dict)
     memory: Any = None
+    metrics: Mapping[str, jax.Array] = struct.field(default_factory=dict)
     freeze_paused_stats: bool = struct.field(default=False, pytree_node=False)
 
 

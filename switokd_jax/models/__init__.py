@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,8 @@ from flax import linen as nn
 
 from switokd_jax.errors import did_you_mean
 from switokd_jax.models.densenet import DenseNet
-from switokd_jax.models.imagenet_resnet import DEPTHS, FORMS, ImageNetResNet
+from switokd_jax.models.imagenet_resnet import DEPTHS, VARIANTS, ImageNetResNet
+from switokd_jax.models.layers import OPTIONS, with_options
 from switokd_jax.models.mobilenet import MobileNet, MobileNetV2, MobileNetV2Tiny
 from switokd_jax.models.resnet import ResNet
 from switokd_jax.models.swin import DEPTHS as SWIN_DEPTHS
@@ -27,8 +29,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wrn_D_K": WideResNet,
     **{f"resnet{depth}": functools.partial(ResNet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{
-        "_".join(filter(None, (f"resnet{depth}", form))): functools.partial(ImageNetResNet, depth, FORMS[form])
-        for form in FORMS
+        "_".join(filter(None, (f"resnet{depth}", name))): functools.partial(ImageNetResNet, depth, variant)
+        for name, variant in VARIANTS.items()
         for depth in DEPTHS
     },
     "mobilenetv2_W": MobileNetV2,
@@ -42,25 +44,35 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
-    """Makes the network of that name.
+    """Creates the network of that name.
 
     Args:
       name: a key of `MODELS` with its capital letters replaced by numbers: wrn_16_2, mobilenetv2_0.5.
       num_classes: number of logits.
-      **overrides: attributes of the module (dtype, param_dtype, axis_name, convolution, remat).
+      **overrides: options of the network's layers (dtype, param_dtype, axis_name, convolution, remat; see
+        `layers.Layers`), or other attributes of the module.
 
     Raises:
-      ValueError: if there is no such network, or its depth or width is not legal.
+      ValueError: if there is no such network, its depth or width is not legal, or `remat` is set and it has no blocks.
     """
+    factory = _factory(name)
+    if "layers" not in inspect.signature(factory).parameters:  # a user's own network with plain attributes
+        return factory(num_classes=num_classes, **overrides)
+    options = {option: overrides.pop(option) for option in OPTIONS if option in overrides}
+    module: nn.Module = with_options(factory(num_classes=num_classes, **overrides), **options)
+    return module
+
+
+def _factory(name: str) -> Callable[..., nn.Module]:
     if name in MODELS and not re.search("_[A-Z]", name):
-        return MODELS[name](num_classes=num_classes, **overrides)
+        return MODELS[name]
     if match := re.fullmatch(r"(wrn|densenet)_(\d+)_(\d+)", name):
         depth, width = int(match[2]), int(match[3])
         if depth < 10 or (depth - 4) % 6 or width < 1:
             raise ValueError(f"model {name!r}: its depth is 10, 16, 22, 28, ... and its width at least 1")
-        return MODELS[f"{match[1]}_D_K"](depth, width, num_classes, **overrides)
+        return functools.partial(MODELS[f"{match[1]}_D_K"], depth, width)
     if match := re.fullmatch(r"(mobilenetv2(?:_tiny)?)_(\d+(?:\.\d+)?)", name):
         if int(16 * float(match[2])) < 1:
             raise ValueError(f"model {name!r}: the width must leave at least one channel (1/16 or more)")
-        return MODELS[f"{match[1]}_W"](float(match[2]), num_classes, **overrides)
+        return functools.partial(MODELS[f"{match[1]}_W"], float(match[2]))
     raise ValueError(f"model {name!r} is unknown; {did_you_mean(name, MODELS)}")

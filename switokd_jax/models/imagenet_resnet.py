@@ -1,11 +1,11 @@
 """Residual networks with projection shortcuts: for ImageNet, and with a 3x3 stem for 32 and 64 pixel images.
 
-Source: He et al. 2015 (arXiv 1512.03385), stride on a bottleneck's 3x3 convolution. Three published forms
-differ in stem, names and first weights:
+Source: He et al. 2015 (arXiv 1512.03385), with the stride in the 3x3 convolution of a bottleneck. Three published
+variants differ in stem, names and initial kernels:
 
     resnetD         torchvision's, for 224 pixels: 7x7 stem of stride 2 and max pooling
     resnetD_cifar   of the UniOKD code, for 32 pixels: 3x3 stem of stride 1
-    resnetD_tiny    of the SwitOKD code, for Tiny-ImageNet: as the latter, standard deviation 1 / fan_in
+    resnetD_tiny    of the SwitOKD code, for Tiny-ImageNet: 3x3 stem of stride 1, standard deviation 1 / fan_in
 """
 
 from __future__ import annotations
@@ -15,18 +15,35 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from switokd_jax.models import layers
+from switokd_jax.models.layers import (
+    Initializer,
+    Layers,
+    global_avg_pool,
+    inverse_fan_in,
+    kaiming_normal_fan_out,
+    sow_feature,
+)
 
-# Blocks in each of the four stages, and whether they are bottlenecks.
+# Number of blocks in each of the four stages, and True if they are bottlenecks.
 DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What the published forms differ in; names are torch's with '_' before an index."""
+    """Differences between the published variants. Names are torch's with '_' before an index.
+
+    Attributes:
+      large_stem: 7x7 convolution of stride 2 and max pooling; else 3x3 of stride 1.
+      stem: names of the first convolution and norm.
+      convs: names of a block's convolutions, in order.
+      norms: names of a block's norms, in order.
+      shortcut: name of a block's projection.
+      head: name of the classifier.
+      conv_init: initializer of the convolutions.
+      head_init: initializer of the classifier's kernel; None for torch's default.
+    """
 
     large_stem: bool
     stem: tuple[str, str]
@@ -34,19 +51,20 @@ class Variant:
     norms: tuple[str, ...]
     shortcut: str
     head: str
-    kernel_init: Any
+    conv_init: Initializer
+    head_init: Initializer | None = None
 
 
-_PLAIN: Any = functools.partial(
+_torchvision_names: Any = functools.partial(
     Variant,
     stem=("conv1", "bn1"),
     convs=("conv1", "conv2", "conv3"),
     norms=("bn1", "bn2", "bn3"),
-    kernel_init=layers.kaiming_normal_fan_out,
+    conv_init=kaiming_normal_fan_out,
 )
-FORMS: dict[str, Variant] = {
-    "": _PLAIN(large_stem=True, shortcut="downsample", head="fc"),
-    "cifar": _PLAIN(large_stem=False, shortcut="shortcut", head="linear"),
+VARIANTS: dict[str, Variant] = {
+    "": _torchvision_names(large_stem=True, shortcut="downsample", head="fc"),
+    "cifar": _torchvision_names(large_stem=False, shortcut="shortcut", head="linear"),
     "tiny": Variant(
         large_stem=False,
         stem=("conv1_0", "conv1_1"),
@@ -54,84 +72,76 @@ FORMS: dict[str, Variant] = {
         norms=("left_1", "left_4"),
         shortcut="shortcut",
         head="fc",
-        kernel_init=layers.inverse_fan_in,
+        conv_init=inverse_fan_in,
+        head_init=inverse_fan_in,
     ),
 }
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, or 1x1, 3x3, 1x1; a 1x1 convolution and norm where the shape changes."""
+    """Two 3x3 convolutions, or 1x1, 3x3, 1x1; plus a 1x1 convolution and norm where the shape changes."""
 
+    layers: Layers
     features: int
     stride: int
     bottleneck: bool
-    form: Variant
-    conv: Any
-    norm: Any
+    variant: Variant
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Features [batch, height, width, channels] of such features, four times as many for bottlenecks."""
-        last = 4 * self.features if self.bottleneck else self.features
-        shapes = [(self.features, 1, 1), (self.features, 3, self.stride), (last, 1, 1)]
+        """Maps [batch, height, width, channels] to [batch, height / stride, width / stride, out].
+
+        The output has `features` channels, bottlenecks have four times as many.
+        """
+        layers = self.layers
+        out_features = 4 * self.features if self.bottleneck else self.features
+        convs = [(self.features, 1, 1), (self.features, 3, self.stride), (out_features, 1, 1)]
         if not self.bottleneck:
-            shapes = [(self.features, 3, self.stride), (last, 3, 1)]
+            convs = [(self.features, 3, self.stride), (out_features, 3, 1)]
         out = x
-        for index, (features, size, stride) in enumerate(shapes):
-            out = self.conv(features, size, stride, name=self.form.convs[index])(out)
-            out = self.norm(name=self.form.norms[index])(out)
-            if index < len(shapes) - 1:
+        for index, (features, size, stride) in enumerate(convs):
+            out = layers.conv(out, features, size, stride, name=self.variant.convs[index])
+            out = layers.norm(out, name=self.variant.norms[index])
+            if index < len(convs) - 1:
                 out = nn.relu(out)
-        if self.stride != 1 or x.shape[-1] != last:
-            x = self.conv(last, 1, self.stride, name=f"{self.form.shortcut}_0")(x)
-            x = self.norm(name=f"{self.form.shortcut}_1")(x)
+        if self.stride != 1 or x.shape[-1] != out_features:
+            x = layers.conv(x, out_features, 1, self.stride, name=f"{self.variant.shortcut}_0")
+            x = layers.norm(x, name=f"{self.variant.shortcut}_1")
         return nn.relu(out + x)
 
 
 class ImageNetResNet(nn.Module):
     """ResNet with projection shortcuts for ImageNet; with a 3x3 stem for CIFAR (_cifar) or Tiny-ImageNet (_tiny).
 
-    [batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
-
     Attributes:
       depth: 18, 34 or 50.
-      form: of `FORMS`.
+      variant: one of `VARIANTS`.
+      num_classes: number of logits.
+      layers: options of its layers.
     """
 
     depth: int
-    form: Variant
+    variant: Variant
     num_classes: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    axis_name: str | None = None
-    convolution: Any = layers.convolution
-    remat: bool = False
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Logits [batch, classes] of images [batch, height, width, channels]."""
-        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: Any = functools.partial(
-            layers.conv, convolution=self.convolution, kernel_init=self.form.kernel_init, **kinds
-        )
-        norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
+        """Maps images [batch, height, width, channels] to logits [batch, num_classes]."""
+        variant = self.variant
+        layers = self.layers.replace(train=train, conv_init=variant.conv_init)
+        block_cls = layers.maybe_remat(ResidualBlock)
         blocks, bottleneck = DEPTHS[self.depth]
-        size, stride = (7, 2) if self.form.large_stem else (3, 1)
-        x = conv(64, size, stride, name=self.form.stem[0])(x.astype(self.dtype))
-        x = nn.relu(norm(name=self.form.stem[1])(x))
-        if self.form.large_stem:
+        size, stride = (7, 2) if variant.large_stem else (3, 1)
+        x = layers.conv(x.astype(layers.dtype), 64, size, stride, name=variant.stem[0])
+        x = nn.relu(layers.norm(x, name=variant.stem[1]))
+        if variant.large_stem:
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        for stage, count in enumerate(blocks):
-            for block in range(count):
-                x = layers.block(ResidualBlock, remat=self.remat)(
-                    features=64 * 2**stage,
-                    stride=2 if stage and block == 0 else 1,
-                    bottleneck=bottleneck,
-                    form=self.form,
-                    conv=conv,
-                    norm=norm,
-                    name=f"layer{stage + 1}_{block}",
-                )(x)
-            x = layers.tap(self, f"stage{stage + 1}", x)
-        head_init = layers.inverse_fan_in if self.form.kernel_init is layers.inverse_fan_in else None
-        return layers.classifier(self, x, self.num_classes, name=self.form.head, kernel_init=head_init, **kinds)
+        for stage, num_blocks in enumerate(blocks):
+            for block in range(num_blocks):
+                stride = 2 if stage and block == 0 else 1
+                name = f"layer{stage + 1}_{block}"
+                x = block_cls(layers, 64 * 2**stage, stride, bottleneck, variant, name=name)(x)
+            x = sow_feature(self, f"stage{stage + 1}", x)
+        x = global_avg_pool(self, x)
+        return layers.logits(x, self.num_classes, name=variant.head, kernel_init=variant.head_init)

@@ -1,26 +1,30 @@
 """MobileNet and MobileNetV2 for small images.
 
-Sources: Howard et al. 2017 (arXiv 1704.04861) and Sandler et al. 2018 (arXiv 1801.04381), both in the form
-of the public SwitOKD code: MobileNet's first convolution has stride 1 and its weights start with standard
-deviation 1 / fan_in; MobileNetV2's stem has stride 2, its second stage stride 1, it has ReLU in place of
-ReLU6, no dropout and unrounded widths (812,836 parameters at width 0.5 and 100 classes). MobileNetV2Tiny is the
-one for Tiny-ImageNet: all strides, ReLU6, dropout, widths rounded to 8 (4,674,376 at 1.4 and 200 classes).
+Sources: Howard et al. 2017 (arXiv 1704.04861) and Sandler et al. 2018 (arXiv 1801.04381), both as implemented in the
+public SwitOKD code. Its MobileNet has a first convolution of stride 1, and initial kernels of standard deviation
+1 / fan_in. Its MobileNetV2 has a stem of stride 2, stride 1 in the second stage, ReLU in place of ReLU6, no dropout
+and unrounded widths (812,836 parameters at width 0.5 and 100 classes). MobileNetV2Tiny is the one for Tiny-ImageNet,
+with all strides, ReLU6, dropout, and widths rounded to multiples of 8 (4,674,376 at 1.4 and 200 classes).
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from switokd_jax.models import layers
+from switokd_jax.models.layers import (
+    Layers,
+    dropout,
+    global_avg_pool,
+    inverse_fan_in,
+    kaiming_normal_fan_out,
+    sow_feature,
+)
 
-# (features, stride) of MobileNet's blocks; (expansion, features, blocks, stride) of MobileNetV2's stages.
+# MobileNet's blocks as (features, stride), and the feature that is the output of a block.
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
-LAST_OF_STAGE = {0: "stage1", 2: "stage2", 4: "stage3", 10: "stage4", 12: "stage5"}
+BLOCK_FEATURES = {0: "stage1", 2: "stage2", 4: "stage3", 10: "stage4", 12: "stage5"}
+# MobileNetV2's stages as (expansion, features, blocks, stride).
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -30,153 +34,128 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-# The stages of STAGES whose outputs the usual distillation benchmarks compare.
-TAPPED = {1: "stage1", 2: "stage2", 4: "stage3", 6: "stage4"}
+# The stages of STAGES whose outputs are features, as in the usual distillation benchmarks.
+STAGE_FEATURES = {1: "stage1", 2: "stage2", 4: "stage3", 6: "stage4"}
 
 
 class SeparableBlock(nn.Module):
     """Depthwise 3x3 and pointwise convolution, each with norm and relu."""
 
+    layers: Layers
     features: int
     stride: int
-    conv: Any
-    norm: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Features [batch, height, width, channels] of such features."""
-        inputs = x.shape[-1]
-        x = self.conv(inputs, 3, self.stride, groups=inputs, name="conv1")(x)
-        x = nn.relu(self.norm(name="bn1")(x))
-        return nn.relu(self.norm(name="bn2")(self.conv(self.features, 1, name="conv2")(x)))
+        """Maps [batch, height, width, channels] to [batch, height / stride, width / stride, features]."""
+        layers, channels = self.layers, x.shape[-1]
+        x = layers.conv(x, channels, 3, self.stride, groups=channels, name="conv1")
+        x = nn.relu(layers.norm(x, name="bn1"))
+        return nn.relu(layers.norm(layers.conv(x, self.features, 1, name="conv2"), name="bn2"))
 
 
 class MobileNet(nn.Module):
     """MobileNet for 32 pixels.
 
-    [batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
+    Attributes:
+      num_classes: number of logits.
+      layers: options of its layers.
     """
 
     num_classes: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    axis_name: str | None = None
-    convolution: Any = layers.convolution
-    remat: bool = False
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Logits [batch, classes] of images [batch, height, width, channels]."""
-        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: Any = functools.partial(
-            layers.conv, convolution=self.convolution, kernel_init=layers.inverse_fan_in, **kinds
-        )
-        norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
-        x = nn.relu(norm(name="bn1")(conv(32, 3, name="conv1")(x.astype(self.dtype))))
+        """Maps images [batch, height, width, channels] to logits [batch, num_classes]."""
+        layers = self.layers.replace(train=train, conv_init=inverse_fan_in)
+        block_cls = layers.maybe_remat(SeparableBlock)
+        x = nn.relu(layers.norm(layers.conv(x.astype(layers.dtype), 32, 3, name="conv1"), name="bn1"))
         for index, (features, stride) in enumerate(BLOCKS):
-            x = layers.block(SeparableBlock, remat=self.remat)(features, stride, conv, norm, name=f"layers_{index}")(x)
-            if index in LAST_OF_STAGE:
-                x = layers.tap(self, LAST_OF_STAGE[index], x)
-        return layers.classifier(self, x, self.num_classes, name="linear", kernel_init=layers.inverse_fan_in, **kinds)
+            x = block_cls(layers, features, stride, name=f"layers_{index}")(x)
+            if index in BLOCK_FEATURES:
+                x = sow_feature(self, BLOCK_FEATURES[index], x)
+        return layers.logits(global_avg_pool(self, x), self.num_classes, name="linear", kernel_init=inverse_fan_in)
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise, project; the input is added where the shape stays. The names are torch's indices."""
+    """Expand, depthwise, project; the input is added if the shape stays. The names are torch's indices."""
 
+    layers: Layers
     features: int
     stride: int
     expansion: int
-    conv: Any
-    norm: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Features [batch, height, width, channels] of such features."""
-        wide = x.shape[-1] * self.expansion
-        out = nn.relu(self.norm(name="conv_1")(self.conv(wide, 1, name="conv_0")(x)))
-        out = self.conv(wide, 3, self.stride, groups=wide, name="conv_3")(out)
-        out = nn.relu(self.norm(name="conv_4")(out))
-        out = self.norm(name="conv_7")(self.conv(self.features, 1, name="conv_6")(out))
+        """Maps [batch, height, width, channels] to [batch, height / stride, width / stride, features]."""
+        layers, expanded = self.layers, x.shape[-1] * self.expansion
+        out = nn.relu(layers.norm(layers.conv(x, expanded, 1, name="conv_0"), name="conv_1"))
+        out = layers.conv(out, expanded, 3, self.stride, groups=expanded, name="conv_3")
+        out = nn.relu(layers.norm(out, name="conv_4"))
+        out = layers.norm(layers.conv(out, self.features, 1, name="conv_6"), name="conv_7")
         return out + x if x.shape == out.shape and self.stride == 1 else out
 
 
 class MobileNetV2(nn.Module):
     """MobileNetV2 of width W for CIFAR, as the SwitOKD code builds it.
 
-    [batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
-
     Attributes:
-      width: multiplies all channel counts, which are cut to whole numbers.
+      width: multiplies all channel counts, which are rounded down.
+      num_classes: number of logits.
+      layers: options of its layers.
     """
 
     width: float
     num_classes: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    axis_name: str | None = None
-    convolution: Any = layers.convolution
-    remat: bool = False
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Logits [batch, classes] of images [batch, height, width, channels]."""
-        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: Any = functools.partial(
-            layers.conv, convolution=self.convolution, kernel_init=layers.kaiming_normal_fan_out, **kinds
-        )
-        norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
-        x = conv(int(32 * self.width), 3, 2, name="conv1_0")(x.astype(self.dtype))
-        x = nn.relu(norm(name="conv1_1")(x))
-        for stage, (expansion, features, blocks, stride) in enumerate(STAGES):
-            for block in range(blocks):
-                x = layers.block(InvertedResidual, remat=self.remat)(
-                    features=int(features * self.width),
-                    stride=stride if block == 0 else 1,
-                    expansion=expansion,
-                    conv=conv,
-                    norm=norm,
-                    name=f"blocks_{stage}_{block}",
-                )(x)
-            if stage in TAPPED:
-                x = layers.tap(self, TAPPED[stage], x)
-        last = int(1280 * max(self.width, 1.0))
-        x = nn.relu(norm(name="conv2_1")(conv(last, 1, name="conv2_0")(x)))
-        return layers.classifier(
-            self,
-            x,
-            self.num_classes,
-            name="classifier_0",
-            kernel_init=nn.initializers.normal(0.01),
-            bias_init=nn.initializers.zeros_init(),
-            **kinds,
-        )
+        """Maps images [batch, height, width, channels] to logits [batch, num_classes]."""
+        layers = self.layers.replace(train=train, conv_init=kaiming_normal_fan_out)
+        block_cls = layers.maybe_remat(InvertedResidual)
+        x = layers.conv(x.astype(layers.dtype), int(32 * self.width), 3, 2, name="conv1_0")
+        x = nn.relu(layers.norm(x, name="conv1_1"))
+        for stage, (expansion, features, num_blocks, stage_stride) in enumerate(STAGES):
+            for block in range(num_blocks):
+                stride = stage_stride if block == 0 else 1
+                x = block_cls(layers, int(features * self.width), stride, expansion, name=f"blocks_{stage}_{block}")(x)
+            if stage in STAGE_FEATURES:
+                x = sow_feature(self, STAGE_FEATURES[stage], x)
+        x = layers.conv(x, int(1280 * max(self.width, 1.0)), 1, name="conv2_0")
+        x = global_avg_pool(self, nn.relu(layers.norm(x, name="conv2_1")))
+        normal, zeros = nn.initializers.normal(0.01), nn.initializers.zeros_init()
+        return layers.logits(x, self.num_classes, name="classifier_0", kernel_init=normal, bias_init=zeros)
 
 
 class InvertedResidual6(nn.Module):
-    """As `InvertedResidual`, with relu6 and no expansion where it would not expand."""
+    """`InvertedResidual` with ReLU6, and without the first convolution where the expansion is 1."""
 
+    layers: Layers
     features: int
     stride: int
     expansion: int
-    conv: Any
-    norm: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Features [batch, height, width, channels] of such features."""
-        wide, out, at = x.shape[-1] * self.expansion, x, 0
+        """Maps [batch, height, width, channels] to [batch, height / stride, width / stride, features]."""
+        layers, expanded, out, index = self.layers, x.shape[-1] * self.expansion, x, 0
         if self.expansion != 1:
-            out = nn.relu6(self.norm(name="conv_0_1")(self.conv(wide, 1, name="conv_0_0")(out)))
-            at = 1
-        out = self.conv(wide, 3, self.stride, groups=wide, name=f"conv_{at}_0")(out)
-        out = nn.relu6(self.norm(name=f"conv_{at}_1")(out))
-        out = self.conv(self.features, 1, name=f"conv_{at + 1}")(out)
-        out = self.norm(name=f"conv_{at + 2}")(out)
+            out = nn.relu6(layers.norm(layers.conv(out, expanded, 1, name="conv_0_0"), name="conv_0_1"))
+            index = 1
+        out = layers.conv(out, expanded, 3, self.stride, groups=expanded, name=f"conv_{index}_0")
+        out = nn.relu6(layers.norm(out, name=f"conv_{index}_1"))
+        out = layers.norm(layers.conv(out, self.features, 1, name=f"conv_{index + 1}"), name=f"conv_{index + 2}")
         return out + x if x.shape == out.shape and self.stride == 1 else out
 
 
-def divisible(channels: float) -> int:
-    """The multiple of 8 nearest to a channel count, and never below nine tenths of it."""
+def make_divisible(channels: float) -> int:
+    """Rounds a channel count to the nearest multiple of 8, but not below nine tenths of it.
+
+    >>> make_divisible(33.6), make_divisible(11)
+    (32, 16)
+    """
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
@@ -184,43 +163,33 @@ def divisible(channels: float) -> int:
 class MobileNetV2Tiny(nn.Module):
     """MobileNetV2 of width W for Tiny-ImageNet.
 
-    [batch, height, width, channels] to logits [batch, classes]; attributes as in `MobileNetV2`.
+    Attributes:
+      width: multiplies all channel counts, which are rounded by `make_divisible`.
+      num_classes: number of logits.
+      layers: options of its layers.
     """
 
     width: float
     num_classes: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    axis_name: str | None = None
-    convolution: Any = layers.convolution
-    remat: bool = False
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Logits [batch, classes] of images [batch, height, width, channels]."""
-        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv: Any = functools.partial(
-            layers.conv, convolution=self.convolution, kernel_init=layers.inverse_fan_in, **kinds
-        )
-        norm: Any = functools.partial(layers.norm, train=train, axis_name=self.axis_name, **kinds)
-        x = conv(divisible(32 * self.width), 3, 2, name="features_0_0")(x.astype(self.dtype))
-        x, index = nn.relu6(norm(name="features_0_1")(x)), 1
-        for stage, (expansion, features, blocks, stride) in enumerate(STAGES):
-            for block in range(blocks):
-                x = layers.block(InvertedResidual6, remat=self.remat)(
-                    features=divisible(features * self.width),
-                    # The CIFAR form has stride 1 in the second stage.
-                    stride=(2 if stage == 1 else stride) if block == 0 else 1,
-                    expansion=expansion,
-                    conv=conv,
-                    norm=norm,
-                    name=f"features_{index}",
-                )(x)
+        """Maps images [batch, height, width, channels] to logits [batch, num_classes]."""
+        layers = self.layers.replace(train=train, conv_init=inverse_fan_in)
+        block_cls = layers.maybe_remat(InvertedResidual6)
+        x = layers.conv(x.astype(layers.dtype), make_divisible(32 * self.width), 3, 2, name="features_0_0")
+        x, index = nn.relu6(layers.norm(x, name="features_0_1")), 1
+        for stage, (expansion, features, num_blocks, stage_stride) in enumerate(STAGES):
+            for block in range(num_blocks):
+                # The CIFAR network has stride 1 in the second stage.
+                stride = (2 if stage == 1 else stage_stride) if block == 0 else 1
+                width = make_divisible(features * self.width)
+                x = block_cls(layers, width, stride, expansion, name=f"features_{index}")(x)
                 index += 1
-            if stage in TAPPED:
-                x = layers.tap(self, TAPPED[stage], x)
-        x = conv(divisible(1280 * max(self.width, 1.0)), 1, name=f"features_{index}_0")(x)
-        x = layers.pooled(self, nn.relu6(norm(name=f"features_{index}_1")(x)))
-        x = layers.dropout(self, x, 0.2, train=train)
-        head = layers.linear(x, self.num_classes, name="classifier_1", kernel_init=layers.inverse_fan_in, **kinds)
-        return layers.promote_to_float32(head)
+            if stage in STAGE_FEATURES:
+                x = sow_feature(self, STAGE_FEATURES[stage], x)
+        x = layers.conv(x, make_divisible(1280 * max(self.width, 1.0)), 1, name=f"features_{index}_0")
+        x = global_avg_pool(self, nn.relu6(layers.norm(x, name=f"features_{index}_1")))
+        x = dropout(self, x, 0.2, train=train)
+        return layers.logits(x, self.num_classes, name="classifier_1", kernel_init=inverse_fan_in)

@@ -1,17 +1,16 @@
-"""Swin transformers for small images: 16 x 16 patches and windows of 4 x 4, whatever the size.
+"""Swin transformers for small images: 16 x 16 patches and windows of 4 x 4 for every image size.
 
-Source: Liu et al. 2021 (arXiv 2103.14030), in timm's form and names: attention within windows, which every second
-block moves by half a window; maps of 16, 8, 4 and 2 places a side, each stage twice as wide as the one before, from
-96 on. swin_tiny has 2, 2, 6 and 2 blocks, swin_small 2, 2, 18 and 2.
+Source: Liu et al. 2021 (arXiv 2103.14030), with timm's structure and names: attention within windows, which every
+second block shifts by half a window; feature maps of 16, 8, 4 and 2 tokens a side, each stage twice as wide as the one
+before, beginning with 96. swin_tiny has 2, 2, 6 and 2 blocks, swin_small 2, 2, 18 and 2.
 
 Patches and windows are those of the public UniOKD code (its swin_t for CIFAR-100), so patches have 2 pixels a side for
-32-pixel images; the 4 pixels for 64 are ours. Its fourth stage stays at 4 x 4; here it halves, as timm's does. No
-stochastic depth: that code has none.
+32-pixel images; the 4 pixels for 64 are ours. Its fourth stage stays at 4 x 4; ours halves the map, as timm's does.
+There is no stochastic depth, as in that code.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -20,190 +19,200 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from switokd_jax.models import layers
-from switokd_jax.models.vit import Perceptron
+from switokd_jax.models.layers import Layers, global_avg_pool, sow_feature
+from switokd_jax.models.vit import Mlp, dense, normal_init_002
+from switokd_jax.precision import promote_to_float32
 
-# Blocks of each stage.
+# Number of blocks of each stage, by size.
 DEPTHS = {"tiny": (2, 2, 6, 2), "small": (2, 2, 18, 2)}
 HEADS = (3, 6, 12, 24)
-WIDTH, PATCHES, WINDOW = 96, 16, 4
-# timm cuts this normal at -2 and 2, a hundred standard deviations: nowhere.
-_narrow = nn.initializers.normal(0.02)
+WIDTH = 96
+PATCHES_PER_SIDE = 16
+WINDOW = 4
+EPSILON = 1e-5
 
 
-def cut(x: Any, window: int) -> Any:
-    """[batch, height, width, channels] to windows [batch, windows, tokens, channels]."""
+def window_partition(x: Any, window: int) -> Any:
+    """Cuts maps [batch, height, width, channels] into windows [batch, windows, tokens, channels]."""
     batch, height, width, channels = x.shape
     tiles = x.reshape(batch, height // window, window, width // window, window, channels)
     return tiles.swapaxes(2, 3).reshape(batch, -1, window * window, channels)
 
 
-def joined(x: jax.Array, side: int) -> jax.Array:
-    """The inverse of `cut` for square maps: [batch, side, side, channels]."""
+def window_reverse(x: jax.Array, side: int) -> jax.Array:
+    """Inverts `window_partition` for square maps; returns [batch, side, side, channels]."""
     window, rows = math.isqrt(x.shape[2]), side // math.isqrt(x.shape[2])
     tiles = x.reshape(x.shape[0], rows, rows, window, window, x.shape[-1])
     return tiles.swapaxes(2, 3).reshape(x.shape[0], side, side, x.shape[-1])
 
 
-def offsets(window: int) -> np.ndarray:
-    """int [tokens, tokens]: the row of the bias table for a query and a key, counted by how far they are apart."""
-    row, column = (place[:, None] - place + window - 1 for place in np.divmod(np.arange(window**2), window))
+def relative_position_index(window: int) -> np.ndarray:
+    """Returns the row of the bias table for every query and key, int [tokens, tokens].
+
+    Rows number the offsets between two tokens of a window, from (1 - window, 1 - window) on, row by row.
+
+    >>> relative_position_index(1)
+    array([[0]])
+    """
+    row, column = (i[:, None] - i + window - 1 for i in np.divmod(np.arange(window**2), window))
     return row * (2 * window - 1) + column
 
 
-def visible(side: int, window: int, shift: int) -> np.ndarray:
-    """bool [windows, tokens, tokens]: which keys a query may see once the map is rolled back by `shift`.
+def shifted_window_mask(side: int, window: int, shift: int) -> np.ndarray:
+    """Returns the keys that each query may attend to once the map is rolled by `-shift`.
 
-    Rolling brings the first rows and columns round to the far end, where windows hold what was never adjacent.
+    Rolling moves the first rows and columns to the far end, where a window then holds tokens that are not adjacent in
+    the image. They must not attend to each other.
+
+    Returns:
+      bool [windows, tokens, tokens].
     """
-    round_the_end = np.arange(side) >= side - shift
-    region = cut((2 * round_the_end[:, None] + round_the_end)[None, :, :, None], window)[0, :, :, 0]
+    wrapped = np.arange(side) >= side - shift
+    region = window_partition((2 * wrapped[:, None] + wrapped)[None, :, :, None], window)[0, :, :, 0]
     return region[:, :, None] == region[:, None, :]
 
 
 class Attention(nn.Module):
-    """Self-attention within windows, with a learnt bias for each head and offset."""
+    """Self-attention within windows, with a learned bias for each head and offset."""
 
+    layers: Layers
     heads: int
-    linear: Any
-    param_dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, seen: np.ndarray) -> jax.Array:
-        """Tokens [batch, windows, tokens, width] of the same shape; seen [windows, tokens, tokens]."""
+    def __call__(self, x: jax.Array, mask: np.ndarray) -> jax.Array:
+        """Maps tokens [batch, windows, tokens, width] to the same shape; mask as of `shifted_window_mask`."""
         width, window = x.shape[-1], math.isqrt(x.shape[2])
-        qkv = self.linear(3 * width, name="qkv")(x).reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
+        qkv = dense(self.layers, x, 3 * width, name="qkv").reshape(*x.shape[:-1], 3, self.heads, width // self.heads)
         query, key, value = jnp.moveaxis(qkv, -3, 0)
         shape = ((2 * window - 1) ** 2, self.heads)
-        table = self.param("relative_position_bias_table", _narrow, shape, self.param_dtype)
+        table = self.param("relative_position_bias_table", normal_init_002, shape, self.layers.param_dtype)
         # Not jax.nn.dot_product_attention: its softmax is float32 in float64 runs too.
-        logits = layers.promote_to_float32(jnp.einsum("bwqhd,bwkhd->bwhqk", query, key)) * (width / self.heads) ** -0.5
-        # Not table[offsets]: on GPUs the gradient of that may be added up in any order.
-        places = np.eye(shape[0], dtype=bool)[offsets(window)]
-        logits += jnp.einsum("qkr,rh->hqk", places.astype(table.dtype), table, precision="highest")
-        weights = nn.softmax(jnp.where(seen[:, None], logits, -jnp.inf)).astype(value.dtype)
-        mixed = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value)
-        return self.linear(width, name="proj")(mixed.reshape(x.shape))
+        logits = promote_to_float32(jnp.einsum("bwqhd,bwkhd->bwhqk", query, key)) * (width / self.heads) ** -0.5
+        # Not table[index]: on GPUs the gradient of that is summed in any order.
+        one_hot = np.eye(shape[0], dtype=bool)[relative_position_index(window)]
+        logits += jnp.einsum("qkr,rh->hqk", one_hot.astype(table.dtype), table, precision="highest")
+        weights = nn.softmax(jnp.where(mask[:, None], logits, -jnp.inf)).astype(value.dtype)
+        out = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value)
+        return dense(self.layers, out.reshape(x.shape), width, name="proj")
 
 
 class Block(nn.Module):
-    """Attention and perceptron, each after a norm and added to its input.
+    """Pre-norm transformer block on a map: window attention and MLP, each after a norm and added to its input.
 
     Attributes:
-      shifted: windows stand half a window further down and right. Not where one window is the whole map.
+      layers: options of its layers.
+      heads: number of attention heads.
+      shifted: shifts the windows by half a window, unless one window covers the map.
     """
 
+    layers: Layers
     heads: int
     shifted: bool
-    linear: Any
-    norm: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, side, side, width] of the same shape."""
-        side = x.shape[1]
+        """Maps [batch, side, side, width] to the same shape."""
+        layers, side = self.layers, x.shape[1]
         window = min(side, WINDOW)
         shift = window // 2 if self.shifted and window < side else 0
-        tokens = cut(jnp.roll(self.norm(name="norm1")(x), (-shift, -shift), (1, 2)), window)
-        attended = Attention(self.heads, self.linear, self.param_dtype, name="attn")(
-            tokens, visible(side, window, shift)
-        )
-        x = x + jnp.roll(joined(attended, side), (shift, shift), (1, 2))
-        return x + Perceptron(self.linear, name="mlp")(self.norm(name="norm2")(x))
+        normed = layers.layer_norm(x, name="norm1", epsilon=EPSILON)
+        tokens = window_partition(jnp.roll(normed, (-shift, -shift), (1, 2)), window)
+        attended = Attention(layers, self.heads, name="attn")(tokens, shifted_window_mask(side, window, shift))
+        x = x + jnp.roll(window_reverse(attended, side), (shift, shift), (1, 2))
+        return x + Mlp(layers, name="mlp")(layers.layer_norm(x, name="norm2", epsilon=EPSILON))
 
 
-class Merging(nn.Module):
-    """Four neighbours become one place, through a norm and a linear layer."""
+class PatchMerging(nn.Module):
+    """Merges 2 x 2 neighboring tokens into one, by a norm and a linear layer."""
 
-    linear: Any
-    norm: Any
+    layers: Layers
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, side, side, width] to [batch, side / 2, side / 2, 2 width]."""
+        """Maps [batch, side, side, width] to [batch, side / 2, side / 2, 2 width]."""
         # The official order: down a column first.
-        four = jnp.concatenate([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], axis=-1)
-        return self.linear(2 * x.shape[-1], use_bias=False, name="reduction")(self.norm(name="norm")(four))
+        merged = jnp.concatenate([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], axis=-1)
+        merged = self.layers.layer_norm(merged, name="norm", epsilon=EPSILON)
+        return dense(self.layers, merged, 2 * x.shape[-1], use_bias=False, name="reduction")
 
 
 class Stage(nn.Module):
-    """Blocks on maps of one size; all stages but the first begin by halving it."""
+    """Blocks on maps of one size, after an optional `PatchMerging`.
 
+    Attributes:
+      layers: options of its layers.
+      depth: number of blocks.
+      heads: number of attention heads.
+      merge_patches: begins with `PatchMerging`, which all stages but the first do.
+    """
+
+    layers: Layers
     depth: int
     heads: int
-    halves: bool
-    linear: Any
-    norm: Any
-    param_dtype: Any
-    remat: bool
+    merge_patches: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, side, side, width], or [batch, side / 2, side / 2, 2 width] where it halves."""
-        if self.halves:
-            x = Merging(self.linear, self.norm, name="downsample")(x)
+        """Maps [batch, side, side, width] to the same, or to [batch, side / 2, side / 2, 2 width]."""
+        if self.merge_patches:
+            x = PatchMerging(self.layers, name="downsample")(x)
+        block_cls = self.layers.maybe_remat(Block)
         for block in range(self.depth):
-            parts = (self.linear, self.norm, self.param_dtype)
-            x = layers.block(Block, remat=self.remat)(self.heads, block % 2 == 1, *parts, name=f"blocks_{block}")(x)
+            x = block_cls(self.layers, self.heads, block % 2 == 1, name=f"blocks_{block}")(x)
         return x
 
 
 class PatchEmbedding(nn.Module):
-    """`layers.patches` and a norm."""
+    """`Layers.patch_embed` and a norm, under timm's names."""
 
-    norm: Any
-    kinds: Any
+    layers: Layers
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, height, width, channels] to [batch, 16, 16, 96]."""
-        patches = layers.patches(x, WIDTH, x.shape[1] // PATCHES, name="proj", **self.kinds)
-        return self.norm(name="norm")(patches)
+        """Maps [batch, height, width, channels] to [batch, 16, 16, 96]."""
+        patches = self.layers.patch_embed(x, WIDTH, x.shape[1] // PATCHES_PER_SIDE, name="proj")
+        return self.layers.layer_norm(patches, name="norm", epsilon=EPSILON)
 
 
 class Head(nn.Module):
-    """The classifier, which timm names 'head.fc'."""
+    """The classifier under the name that timm gives it, 'head.fc'."""
 
+    layers: Layers
     num_classes: int
-    linear: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[batch, width] to logits [batch, classes]."""
-        return self.linear(self.num_classes, name="fc")(x)
+        """Maps [batch, width] to logits [batch, num_classes]."""
+        return dense(self.layers, x, self.num_classes, name="fc")
 
 
 class SwinTransformer(nn.Module):
     """Swin transformer for small images.
 
-    [batch, height, width, channels] to logits [batch, classes]; attributes as in `WideResNet`.
-
     Attributes:
       size: 'tiny' or 'small'.
+      num_classes: number of logits.
+      layers: options of its layers.
     """
 
     size: str
     num_classes: int
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-    axis_name: str | None = None
-    convolution: Any = layers.convolution
-    remat: bool = False
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Logits [batch, classes] of square images [batch, 16 n, 16 n, channels]."""
+        """Maps square images [batch, 16 n, 16 n, channels] to logits [batch, num_classes].
+
+        Raises:
+          ValueError: for images of another shape.
+        """
         del train  # no dropout, no running statistics
-        if x.shape[1] != x.shape[2] or x.shape[1] % PATCHES:
-            raise ValueError(f"a swin wants square images of 16 n pixels a side, not {x.shape[1]}x{x.shape[2]}")
-        kinds: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        linear: Any = functools.partial(nn.Dense, kernel_init=_narrow, **kinds)
-        norm: Any = functools.partial(nn.LayerNorm, epsilon=1e-5, **kinds)
-        x = PatchEmbedding(norm, kinds | {"convolution": self.convolution}, name="patch_embed")(x.astype(self.dtype))
+        if x.shape[1] != x.shape[2] or x.shape[1] % PATCHES_PER_SIDE:
+            raise ValueError(f"a swin takes square images of 16 n pixels a side, not {x.shape[1]}x{x.shape[2]}")
+        layers = self.layers
+        x = PatchEmbedding(layers, name="patch_embed")(x.astype(layers.dtype))
         for stage, (depth, heads) in enumerate(zip(DEPTHS[self.size], HEADS, strict=True)):
-            parts = (linear, norm, self.param_dtype, self.remat)
-            x = Stage(depth, heads, stage > 0, *parts, name=f"layers_{stage}")(x)
-            x = layers.tap(self, f"stage{stage + 1}", x)
-        x = layers.pooled(self, norm(name="norm")(x))
-        return layers.promote_to_float32(Head(self.num_classes, linear, name="head")(x))
+            x = Stage(layers, depth, heads, stage > 0, name=f"layers_{stage}")(x)
+            x = sow_feature(self, f"stage{stage + 1}", x)
+        x = global_avg_pool(self, layers.layer_norm(x, name="norm", epsilon=EPSILON))
+        return promote_to_float32(Head(layers, self.num_classes, name="head")(x))

@@ -1,1 +1,1 @@
-"""Devices and processes: the only package that knows them."""
+"""Devices and processes. No other package handles meshes, shardings or collectives."""

@@ -1,4 +1,4 @@
-"""Cross-device operations that a step uses; the step itself knows nothing of devices."""
+"""Cross-device operations of a step: the only way in which it depends on devices."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Collectives:
     """Cross-device operations used by the train step. The defaults are identities: the step then sees the global batch.
 
     Attributes:
-      all_gather: tree of per-example arrays of this device to those of the global batch.
-      local_shard: the inverse of `all_gather`: slices this device's examples out of the global batch.
-      all_gather_params: a network's parameters, of which a device may keep only a shard between steps.
-      psum: sums gradients over the devices; devices that keep shards get the gradient of their own shard.
+      all_gather: gathers a tree of arrays [examples of this device, ...] to [examples of the global batch, ...].
+      local_shard: inverts `all_gather`: slices the examples of this device out of the global batch.
+      all_gather_params: gathers the parameters of a network, of which a device may keep only a shard between steps.
+      psum: sums gradients over the devices; a device that keeps shards gets the gradient of its own shard.
       pmean_batch_stats: averages running statistics over the devices (differs only for local BatchNorm).
       shard_offset: given the per-device batch size, the index in the global batch of this device's first example.
     """

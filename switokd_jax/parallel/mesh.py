@@ -1,17 +1,18 @@
-"""The only part that knows devices: one step under `jax.jit` over a mesh, or under `jax.pmap`.
+"""Distribution of a run over its devices: one step under `jax.jit` over a mesh, or under `jax.pmap`.
 
-The step sees its devices through `Collectives`. Under jit the arrays are global and XLA splits the work. Each device
-has the whole state, or ('fsdp') its part of every network's parameters and optimizer state: a network is put together
-for its forward and backward pass, and its gradient comes back in parts. Under pmap each device has its share of the
-batch: see `per_device`. A last batch that the device count does not divide is computed whole by every device, so shards
-are always of equal size. Each process sends its own part of a batch to its own devices. A call takes several batches,
-one step after another.
+The step communicates through `Collectives`. Under jit arrays are global and XLA partitions the work. Each device holds
+the full state or, with 'fsdp', a shard of every network's parameters and optimizer state: parameters are gathered for
+the forward and backward pass, and the gradient comes back sharded. Under pmap each device sees its shard of the batch
+(see `pmap`). A last batch of an epoch that the device count does not divide is computed in full by every device, so
+shards always have equal size. Each process sends its own rows of a batch to its own devices. One call runs several
+batches, one step each.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -19,59 +20,57 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from orbax.checkpoint import multihost
 
 from switokd_jax.data.sampling import ProcessShard, StackedBatches
 from switokd_jax.errors import UserError
+from switokd_jax.parallel import multihost
 from switokd_jax.parallel.collectives import Collectives
-from switokd_jax.parallel.compile import CompiledStep, DeviceBatches
-from switokd_jax.parallel.multi_step import compiler_options, multi_step
-from switokd_jax.parallel.pmap import across
+from switokd_jax.parallel.compile import CompiledStep, DeviceBatches, compiler_options, multi_step
+from switokd_jax.parallel.pmap import pmap_collectives
 from switokd_jax.parallel.sharding import AXIS, ShardingStrategy
 from switokd_jax.state import Tree
 
-PATIENCE = 3600  # seconds that a process waits for another one to compile
-AHEAD = 2  # stacks of batches that are on their way to the devices while a call runs
-# Makes the function (state or variables, data, batch) for one way of working together.
-MakeStep = Callable[[Collectives], Callable[..., Any]]
+PREFETCH_DEPTH = 2  # stacks of batches that are copied to the devices while a call runs
+# (collectives, state or variables, data, batch) -> results, as in `multi_step`.
+StepFn = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-    """Places arrays and compiles steps for all devices. Made by `create`.
+    """Puts arrays on the devices and compiles steps for them. Create with `create`.
 
     Attributes:
       parallelism: 'jit' or 'pmap'.
-      local_norm: whether BatchNorm sees its own device's share only.
+      local_norm: whether BatchNorm uses the statistics of its own device's shard.
       deterministic: whether every start gives the same bits.
-      placement: where arrays lie, on a mesh of one axis over all devices.
-      meetings: numbers of the times that the processes have waited for each other.
+      strategy: shardings on a mesh of one axis over all devices.
+      barrier_ids: numbers of the barriers; equal in all processes.
     """
 
     parallelism: str
     local_norm: bool
     deterministic: bool
-    placement: ShardingStrategy
-    meetings: Iterator[int] = dataclasses.field(default_factory=itertools.count)
+    strategy: ShardingStrategy
+    barrier_ids: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
     @property
     def mesh(self) -> Mesh:
-        """All devices in one axis."""
-        return self.placement.mesh
+        """Mesh of one axis over all devices."""
+        return self.strategy.mesh
 
     @property
     def device_count(self) -> int:
-        """Devices of all processes."""
+        """Number of devices of all processes."""
         return self.mesh.size
 
     @property
     def platform(self) -> str:
-        """'cpu', 'gpu' or 'tpu'."""
+        """Platform of the devices: 'cpu', 'gpu' or 'tpu'."""
         return str(self.mesh.devices.flat[0].platform)
 
     @property
     def device_info(self) -> dict[str, Any]:
-        """Which devices these are."""
+        """Platform, kind and number of the devices, and the number of processes, as JSON values."""
         first = self.mesh.devices.flat[0]
         return {
             "platform": first.platform,
@@ -82,124 +81,129 @@ class Distribution:
 
     @property
     def peak_bytes(self) -> int | None:
-        """The most memory that one of this process's devices has held; None where the backend does not say (CPU)."""
+        """Largest memory use so far of a device of this process [bytes]; None if the backend has no figure (CPU)."""
         stats = [device.memory_stats() for device in self.mesh.local_devices]
         return max(each["peak_bytes_in_use"] for each in stats) if all(stats) else None
 
     @property
     def single_device_program(self) -> bool:
-        """Whether a compiled program sees the images of one device only."""
+        """True if a compiled program sees the images of one device only."""
         return self.device_count == 1 or self.parallelism == "pmap"
 
     @property
     def batch_norm_axis_name(self) -> str | None:
-        """The axis_name of BatchNorm: under jit its batch is the global one already."""
+        """`axis_name` for BatchNorm. None under jit, where the batch is the global one already."""
         return AXIS if self.parallelism == "pmap" and not self.local_norm else None
 
     def device_put(self, tree: Tree) -> Tree:
-        """Puts a tree of arrays, the same in every process, on every device; of a split state each its part."""
+        """Puts a tree of arrays, the same in every process, on the devices: replicated, or sharded by `strategy`."""
         if self.parallelism == "pmap":
-            return jax.tree.map(lambda x: self._mapped(np.broadcast_to(x, (self._here, *np.shape(x)))), tree)
-        return self.placement.put(tree)
+            copies = (self._local_device_count,)
+            return jax.tree.map(lambda x: self._stack_per_device(np.broadcast_to(x, (*copies, *np.shape(x)))), tree)
+        return self.strategy.device_put(tree)
 
     def unreplicate(self, tree: Tree) -> Tree:
-        """The inverse of `place`: the single value behind equal copies."""
+        """Inverts `device_put`: returns the single value behind equal copies."""
         if self.parallelism == "jit":
             return tree
         if jax.process_count() == 1:
-            # Not x[0], which is a program of all devices with a message in it.
+            # Not x[0]: that is a program over all devices, with a collective in it.
             return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
-        return jax.tree.map(self._joined, tree)
+        return jax.tree.map(self._to_global_array, tree)
 
     def abstract_state(self, tree: Tree) -> Tree:
-        """Shape, dtype and placement of single values, for reading them from a checkpoint."""
-        places = self.placement.of(tree)
-        return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, places)
+        """Returns the shape, dtype and sharding of each array, as Orbax wants them to restore a checkpoint."""
+        shardings = self.strategy.tree_sharding(tree)
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, shardings
+        )
 
     def bytes_per_device(self, tree: Tree) -> int:
-        """Bytes that each device holds of a tree once it is placed."""
-        return self.placement.bytes_per_device(tree)
+        """Returns the bytes that each device holds of a tree after `device_put`."""
+        return self.strategy.bytes_per_device(tree)
 
-    def compile(self, make: MakeStep, *, has_state: bool) -> CompiledStep:
-        """Compiles a step for batches that are split over the devices and for those that are not.
+    def compile(self, step_fn: StepFn, *, has_state: bool) -> CompiledStep:
+        """Compiles a step for batches that are sharded over the devices and for those that are not.
 
         Args:
-          make: makes the step for an `Collectives`.
-          carried: as in `calls.multi_step`; the memory of a tree that is carried on is reused.
+          step_fn: (collectives, state or variables, data, batch) -> results.
+          has_state: as in `multi_step`. The memory of a state is donated: the step may reuse it for the next one.
         """
-        donated = (0,) if has_state else ()
         options = compiler_options(self.platform, deterministic=self.deterministic)
         if self.parallelism == "jit":
-            if self.placement.fsdp:
-                parts = Collectives(all_gather_params=self.placement.gathered, psum=self.placement.parted)
-                call = multi_step(make(parts), has_state=has_state)
-                together = jax.jit(
-                    lambda *arguments: self.placement.constrain(call(*arguments)), donate_argnums=donated
-                )
-            else:
-                call = multi_step(make(Collectives()), has_state=has_state)
-                together = jax.jit(call, out_shardings=self.placement.along(), donate_argnums=donated)
-            return CompiledStep({True: together, False: together}, options, self.barrier)
+            jitted = self._jit(step_fn, has_state=has_state)
+            return CompiledStep({True: jitted, False: jitted}, options, self.barrier)
+        variants = {sharded: self._pmap(step_fn, sharded=sharded, has_state=has_state) for sharded in (True, False)}
+        return CompiledStep(variants, options, self.barrier)
 
-        def per_device(split: bool) -> Any:
-            way = across(AXIS, self.device_count, split=split, local_norm=self.local_norm)
-            call = multi_step(make(way), has_state=has_state)
-            devices = list(self.mesh.devices)
-            return jax.pmap(call, axis_name=AXIS, in_axes=(0, 0, 0, None), donate_argnums=donated, devices=devices)
+    def _jit(self, step_fn: StepFn, *, has_state: bool) -> Any:
+        donated = (0,) if has_state else ()
+        if not self.strategy.fsdp:
+            call = multi_step(functools.partial(step_fn, Collectives()), has_state=has_state)
+            return jax.jit(call, out_shardings=self.strategy.named_sharding(), donate_argnums=donated)
+        collectives = Collectives(all_gather_params=self.strategy.unshard, psum=self.strategy.shard)
+        call = multi_step(functools.partial(step_fn, collectives), has_state=has_state)
+        return jax.jit(lambda *arguments: self.strategy.constrain(call(*arguments)), donate_argnums=donated)
 
-        return CompiledStep({split: per_device(split) for split in (True, False)}, options, self.barrier)
+    def _pmap(self, step_fn: StepFn, *, sharded: bool, has_state: bool) -> Any:
+        collectives = pmap_collectives(AXIS, self.device_count, sharded=sharded, local_norm=self.local_norm)
+        return jax.pmap(
+            multi_step(functools.partial(step_fn, collectives), has_state=has_state),
+            axis_name=AXIS,
+            in_axes=(0, 0, 0, None),
+            donate_argnums=(0,) if has_state else (),
+            devices=list(self.mesh.devices),
+        )
 
     def barrier(self) -> None:
-        """Waits for the other processes, before they first need each other: who is ready first would wait in a message,
-        and Gloo gives up after 30 seconds. Through JAX's coordination service, so without a message between devices.
-        """
-        if jax.process_count() > 1:
-            wait = multihost.get_barrier_sync_fn(processes=set(range(jax.process_count())))
-            wait(key=f"switokd_jax/{next(self.meetings)}", timeout_ms=PATIENCE * 1000)
+        """Barrier before the first collective. Processes finish compiling at different times and Gloo collectives time
+        out after 30 s; this barrier uses the coordination service, needs no device communication and waits up to an
+        hour."""
+        multihost.barrier(f"switokd_jax/{next(self.barrier_ids)}")
 
     @property
     def process_shard(self) -> ProcessShard:
-        """The part of each global batch that this process reads."""
+        """The rows of each global batch that this process reads."""
         return ProcessShard(jax.process_index(), jax.process_count(), self.device_count)
 
     def put_batches(self, stack: StackedBatches) -> DeviceBatches:
-        """Places a stack of batches, this process's share of them."""
-        split = stack.size % self.device_count == 0
-        placed = jax.tree.map(lambda x: self._place_rows(x, stack.size, split), stack.examples)
-        return DeviceBatches(stack.size, stack.count, split, placed)
+        """Puts this process's rows of a stack of batches on its devices."""
+        sharded = stack.size % self.device_count == 0
+        examples = jax.tree.map(lambda x: self._put_rows(x, stack.size, sharded), stack.examples)
+        return DeviceBatches(stack.size, stack.count, sharded, examples)
 
     def prefetch_to_device(self, stacks: Iterable[StackedBatches]) -> Iterator[DeviceBatches]:
-        """Places batches before they are wanted: the copy to the devices runs beside the steps."""
-        waiting: collections.deque[DeviceBatches] = collections.deque()
+        """Puts batches on the devices ahead of their use, so that the copies overlap with the steps."""
+        queue: collections.deque[DeviceBatches] = collections.deque()
         for stack in stacks:
-            waiting.append(self.put_batches(stack))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft()
-        yield from waiting
+            queue.append(self.put_batches(stack))
+            if len(queue) > PREFETCH_DEPTH:
+                yield queue.popleft()
+        yield from queue
 
-    def _place_rows(self, x: np.ndarray, size: int, split: bool) -> jax.Array:
-        """x: [most, this process's part of the batch, ...]."""
-        most, _, *rest = x.shape
+    def _put_rows(self, x: np.ndarray, size: int, sharded: bool) -> jax.Array:
+        """Puts x [max_steps, rows of this process, ...] on the devices; `size` is that of the global batch."""
+        max_steps, _, *rest = x.shape
         if self.parallelism == "jit":
-            where = self.placement.along(None, AXIS) if split else self.placement.along()
-            return jax.make_array_from_process_local_data(where, x, (most, size, *rest))
-        each = size // self.device_count if split else size
-        by_device = np.moveaxis(x.reshape(most, self._here, each, *rest), 1, 0) if split else x
-        return self._mapped(np.broadcast_to(by_device, (self._here, most, each, *rest)))
+            sharding = self.strategy.named_sharding(None, AXIS) if sharded else self.strategy.named_sharding()
+            return jax.make_array_from_process_local_data(sharding, x, (max_steps, size, *rest))
+        local, rows = self._local_device_count, size // self.device_count if sharded else size
+        per_device = np.moveaxis(x.reshape(max_steps, local, rows, *rest), 1, 0) if sharded else x
+        return self._stack_per_device(np.broadcast_to(per_device, (local, max_steps, rows, *rest)))
 
     @property
-    def _here(self) -> int:
-        """Devices of this process."""
+    def _local_device_count(self) -> int:
         return self.device_count // jax.process_count()
 
-    def _mapped(self, x: np.ndarray) -> jax.Array:
-        """[devices of this process, ...] to [devices of all, ...], as a pmap that is compiled ahead takes and gives."""
+    def _stack_per_device(self, x: np.ndarray) -> jax.Array:
+        """Puts x [devices of this process, ...] on the devices: [devices of all processes, ...], the layout of the
+        arguments and results of a pmap that is compiled ahead of time."""
         return jax.make_array_from_process_local_data(NamedSharding(self.mesh, PartitionSpec(AXIS)), x)
 
-    def _joined(self, x: jax.Array) -> jax.Array:
-        """The copies of one process as those of all: what Orbax takes from several processes."""
+    def _to_global_array(self, x: jax.Array) -> jax.Array:
+        """Turns equal copies [devices, ...] into one replicated array [...] of all processes, as Orbax saves it."""
         copies = [shard.data[0] for shard in x.addressable_shards]
-        return jax.make_array_from_single_device_arrays(x.shape[1:], self.placement.along(), copies)
+        return jax.make_array_from_single_device_arrays(x.shape[1:], self.strategy.named_sharding(), copies)
 
 
 def create(
@@ -211,23 +215,26 @@ def create(
     *,
     deterministic: bool = False,
 ) -> Distribution:
-    """The given devices, or all that JAX sees, in one axis.
+    """Makes the distribution over the given devices, or over all that JAX sees.
+
+    Args:
+      parallelism: 'jit' or 'pmap'.
+      sharding: 'replicated' or 'fsdp'.
+      batch_norm: 'global' or 'local'.
+      batch_size: size of a global batch.
+      devices: the devices; all of them by default.
+      deterministic: whether every start has to give the same bits.
 
     Raises:
-      ConfigError: if the batch cannot be split into equal shares.
+      UserError: if the device count does not divide the batch size.
     """
     devices = jax.devices() if devices is None else list(devices)
     if batch_size % len(devices):
-        near = max(batch_size // len(devices), 1) * len(devices)
+        nearest = max(batch_size // len(devices), 1) * len(devices)
         raise UserError(
-            f"config.batch_size is {batch_size}, which {len(devices)} devices do not divide; use {near}, say"
+            f"config.batch_size is {batch_size}, which {len(devices)} devices do not divide; use {nearest}, say"
         )
-    # Process by process, as `ProcessShard` counts the rows of a batch.
+    # Ordered by process, as `ProcessShard` counts the rows of a batch.
     devices = sorted(devices, key=lambda device: device.process_index)
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     return Distribution(parallelism, batch_norm == "local", deterministic, ShardingStrategy(mesh, sharding == "fsdp"))
-
-
-def is_main_process() -> bool:
-    """Whether this process writes logs, figures and summaries."""
-    return jax.process_index() == 0

@@ -1,7 +1,7 @@
-"""Several processes, one run: how they find each other, and how one that fails ends without waiting for the others.
+"""Runs of several processes: how the processes find each other, wait for each other and end.
 
-Every process runs the same command. Process 0 keeps the list of who is alive; one that says nothing for `HEARTBEAT`
-seconds counts as dead and ends the others.
+All processes run the same command. Process 0 hosts JAX's coordination service; a process that sends it nothing for
+`HEARTBEAT_TIMEOUT_S` counts as dead, and then all others end.
 """
 
 from __future__ import annotations
@@ -15,59 +15,68 @@ from pathlib import Path
 from typing import NoReturn
 
 import jax
+from orbax.checkpoint import multihost as orbax_multihost
 
 from switokd_jax.errors import UserError
 
-HEARTBEAT = 30
+HEARTBEAT_TIMEOUT_S = 30
+BARRIER_TIMEOUT_S = 3600  # another process may still be compiling
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """A process among others.
+    """Processes that run together, as one of them sees it.
 
     Attributes:
-      by: who says so: 'flags', 'slurm', 'ompi' or 'tpu'.
-      coordinator: host and port of process 0; None where JAX finds it out.
-      count: of processes, and
-      index: of this one, from 0; None likewise.
+      launcher: who started the processes: 'flags', 'slurm', 'ompi' or 'tpu'.
+      coordinator: 'HOST:PORT' of process 0; None if JAX detects it.
+      num_processes: number of processes; None if JAX detects it.
+      process_id: index of this process, from 0; None if JAX detects it.
     """
 
-    by: str
+    launcher: str
     coordinator: str | None = None
-    count: int | None = None
-    index: int | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
 
 
-def find(
-    coordinator: str | None, count: int | None, index: int | None, environment: Mapping[str, str]
+def detect_cluster(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, environment: Mapping[str, str]
 ) -> Cluster | None:
-    """The job that the flags or the environment tell of: a Slurm step or an Open MPI run of several tasks, or a Cloud
-    TPU. None for a process on its own.
+    """Returns the cluster that the flags or the environment describe: a Slurm step or an Open MPI run of several
+    tasks, or a Cloud TPU. None for a process on its own.
+
+    `jax.distributed.initialize` detects these as well; this function adds one-line errors for what it would miss.
 
     Args:
       coordinator: --coordinator, 'HOST:PORT'.
-      count: --num_processes.
-      index: --process_id.
-      environment: variables.
+      num_processes: --num_processes.
+      process_id: --process_id.
+      environment: environment variables.
 
     Raises:
-      ConfigError: naming the flag or the variable that is missing or wrong.
+      UserError: naming the flag or the variable that is missing or wrong.
+
+    >>> detect_cluster("host:1234", 2, 1, environment={})
+    Cluster(launcher='flags', coordinator='host:1234', num_processes=2, process_id=1)
     """
     if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
         raise UserError(f"--coordinator {coordinator!r} has no port; give HOST:PORT of process 0")
-    if count is not None or index is not None:
-        if coordinator is None or count is None or index is None:
+    if num_processes is not None or process_id is not None:
+        if coordinator is None or num_processes is None or process_id is None:
             raise UserError("--coordinator, --num_processes and --process_id belong together; give all three")
-        if not 0 <= index < count:
-            raise UserError(f"--process_id {index} is not one of {count} processes; give 0 to {count - 1}")
-        return Cluster("flags", coordinator, count, index)
-    if _number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
+        if not 0 <= process_id < num_processes:
+            raise UserError(
+                f"--process_id {process_id} is not one of {num_processes} processes; give 0 to {num_processes - 1}"
+            )
+        return Cluster("flags", coordinator, num_processes, process_id)
+    if _integer(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
         return Cluster("slurm", coordinator)
-    if (size := _number(environment, "OMPI_COMM_WORLD_SIZE", 1)) > 1:
-        # JAX reads the coordinator's place from what Open MPI left out of its version 5.
+    if (size := _integer(environment, "OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        # JAX reads the coordinator's address from a variable that Open MPI dropped in its version 5.
         if coordinator is None and "OMPI_MCA_orte_hnp_uri" not in environment:
-            raise UserError("Open MPI 5 does not say where process 0 runs; give --coordinator=HOST:PORT")
-        return Cluster("ompi", coordinator, size, _number(environment, "OMPI_COMM_WORLD_RANK", 0))
+            raise UserError("Open MPI 5 does not tell where process 0 runs; give --coordinator=HOST:PORT")
+        return Cluster("ompi", coordinator, size, _integer(environment, "OMPI_COMM_WORLD_RANK", 0))
     if coordinator is not None:
         raise UserError("--coordinator needs --num_processes and --process_id, or a Slurm or Open MPI job")
     chips = [chip for pattern in ("accel[0-9]*", "vfio/[0-9]*") for chip in Path("/dev").glob(pattern)]
@@ -76,33 +85,50 @@ def find(
     return None
 
 
-def _number(environment: Mapping[str, str], name: str, otherwise: int) -> int:
-    text = environment.get(name, str(otherwise))
+def _integer(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, str(default))
     if not text.isdigit():
         raise UserError(f"the environment variable {name} is {text!r}, no number; unset it or use srun or mpirun")
     return int(text)
 
 
-def join(job: Cluster) -> None:
-    """Waits until all processes of the job are there; before anything else is asked of JAX.
+def initialize(cluster: Cluster) -> None:
+    """Connects this process to the others and waits until all are connected. Has to run before any other use of JAX.
 
     Raises:
-      ConfigError: if they do not find each other.
+      UserError: if the processes cannot connect.
     """
     try:
         jax.distributed.initialize(
-            job.coordinator,
-            job.count,
-            job.index,
-            cluster_detection_method="deactivate" if job.by == "flags" else None,
-            heartbeat_timeout_seconds=HEARTBEAT,
+            cluster.coordinator,
+            cluster.num_processes,
+            cluster.process_id,
+            cluster_detection_method="deactivate" if cluster.launcher == "flags" else None,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
         )
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes of this run ({job.by}) do not find each other: {error}") from error
+        raise UserError(
+            f"the processes of this run ({cluster.launcher}) cannot connect to each other: {error}"
+        ) from error
 
 
-def leave(status: int) -> NoReturn:
-    """Ends a process of a job that failed: without the farewell of `jax.distributed`, which waits for the others."""
+def barrier(key: str) -> None:
+    """Waits until all processes have called this with the same key; returns at once for a process on its own.
+
+    Uses JAX's coordination service: no device communication, and a timeout of `BARRIER_TIMEOUT_S`.
+    """
+    if jax.process_count() > 1:
+        wait = orbax_multihost.get_barrier_sync_fn(processes=set(range(jax.process_count())))
+        wait(key=key, timeout_ms=BARRIER_TIMEOUT_S * 1000)
+
+
+def is_main_process() -> bool:
+    """Returns whether this process writes metrics, figures and summaries."""
+    return jax.process_index() == 0
+
+
+def exit_without_barrier(status: int) -> NoReturn:
+    """Ends a process of a failed run without the shutdown barrier of `jax.distributed`, which waits for the others."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,7 +1,7 @@
-"""What a step under `jax.pmap`, which sees one device's share of the batch, needs of the other devices.
+"""Collectives of a step under `jax.pmap`, where each device sees its own shard of the batch.
 
-Logits and labels, which are small, are gathered, so that every device makes the same decision of the same numbers, and
-gradients are summed.
+Logits and labels, which are small, are gathered, so that every device takes the same decision from the same numbers.
+Gradients are summed.
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ from switokd_jax.parallel.collectives import Collectives
 from switokd_jax.state import Tree
 
 
-def across(axis: str, devices: int, *, split: bool, local_norm: bool) -> Collectives:
-    """The functions of a step.
+def pmap_collectives(axis: str, num_devices: int, *, sharded: bool, local_norm: bool) -> Collectives:
+    """Makes the collectives of a step.
 
     Args:
-      axis: pmap's axis name.
-      devices: along it.
-      split: whether each device has a part of the batch, or all of it.
-      local_norm: whether BatchNorm saw its own device's share only.
+      axis: axis name of the pmap.
+      num_devices: size of that axis.
+      sharded: True if each device has a shard of the batch, False if each has all of it.
+      local_norm: True if BatchNorm uses the statistics of its own device's shard.
     """
-    average = functools.partial(_mean, axis) if local_norm else (lambda tree: tree)
-    if not split:
-        return Collectives(pmean_batch_stats=average)
+    pmean_batch_stats = functools.partial(_pmean, axis) if local_norm else (lambda tree: tree)
+    if not sharded:
+        return Collectives(pmean_batch_stats=pmean_batch_stats)
 
-    def first(size: int) -> jax.Array:
+    def shard_offset(size: int) -> jax.Array:
         return jax.lax.axis_index(axis) * size
 
     def local_shard(x: jax.Array) -> jax.Array:
-        size = x.shape[0] // devices
-        return jax.lax.dynamic_slice_in_dim(x, first(size), size)
+        size = x.shape[0] // num_devices
+        return jax.lax.dynamic_slice_in_dim(x, shard_offset(size), size)
 
     return Collectives(
-        all_gather=functools.partial(_gather, axis),
+        all_gather=functools.partial(_all_gather, axis),
         local_shard=local_shard,
-        psum=functools.partial(_sum, axis),
-        pmean_batch_stats=average,
-        shard_offset=first,
+        psum=functools.partial(_psum, axis),
+        pmean_batch_stats=pmean_batch_stats,
+        shard_offset=shard_offset,
     )
 
 
-def _gather(axis: str, tree: Tree) -> Tree:
-    """Arrays [this device's examples, ...] to [all examples, ...], by one collective for each dtype."""
+def _all_gather(axis: str, tree: Tree) -> Tree:
+    """Gathers arrays [examples of this device, ...] to [examples of all devices, ...], one collective per dtype."""
     leaves, structure = jax.tree.flatten(tree)
     rows = [leaf.reshape(len(leaf), -1) for leaf in leaves]
     gathered = {
@@ -61,9 +61,9 @@ def _gather(axis: str, tree: Tree) -> Tree:
     return jax.tree.unflatten(structure, out)
 
 
-def _sum(axis: str, tree: Tree) -> Tree:
+def _psum(axis: str, tree: Tree) -> Tree:
     return jax.tree.map(lambda x: jax.lax.psum(x, axis), tree)
 
 
-def _mean(axis: str, tree: Tree) -> Tree:
+def _pmean(axis: str, tree: Tree) -> Tree:
     return jax.tree.map(lambda x: jax.lax.pmean(x, axis), tree)

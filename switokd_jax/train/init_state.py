@@ -1,103 +1,184 @@
-"""The state before the first step: drawn from the seed, or read from a checkpoint of ours or of PyTorch."""
+"""The state before the first step: initialised from the seed, or loaded from a checkpoint of ours or of PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from switokd_jax.errors import UserError
+from switokd_jax.forward import NetworkSpec
 from switokd_jax.interop import pytorch
 from switokd_jax.methods import MemoryInputs
-from switokd_jax.state import TrainState, Tree, fold_in_name, init_variables, init_variables_jit, initial_state
-from switokd_jax.train.adapters import initial_adapters
+from switokd_jax.models.init import init_variables, init_variables_jit
+from switokd_jax.models.layers import layers_of, with_options
+from switokd_jax.state import NetworkState, TrainState, Tree, fold_in_name, pair_name
+from switokd_jax.topology import Pair
+from switokd_jax.train.adapters import feature_shapes
 from switokd_jax.train.run_spec import RunSpec
 from switokd_jax.workdir import restore
 
 InitFn = Callable[[Any, jax.Array, tuple[int, ...]], dict[str, Tree]]
 
 
-def initial(plan: RunSpec, draw: InitFn = init_variables_jit) -> TrainState:
-    """The state before the first step.
+def init_network(network: NetworkSpec, variables: Mapping[str, Tree]) -> NetworkState:
+    """State of one network or adapter before its first step, from {'params', 'batch_stats'}."""
+    params = variables["params"]
+    return NetworkState(
+        params=params,
+        batch_stats=variables["batch_stats"],
+        opt_state=jax.jit(network.optimizer.init)(params),  # in one program, not one for each shape
+        ema=jax.tree.map(jnp.array, params) if network.ema else None,
+        updates=jnp.zeros((), jnp.int32),
+    )
+
+
+def create_train_state(
+    networks: Mapping[str, NetworkSpec],
+    variables: Mapping[str, Mapping[str, Tree]],
+    pairs: tuple[Pair, ...] = (),
+    *,
+    seed: int = 0,
+    memory: Tree = None,
+    adapters: Mapping[str, NetworkState] | None = None,
+) -> TrainState:
+    """State before the first step, from the variables of every network.
 
     Args:
-      plan: of the run.
-      draw: (module, key, image_shape) -> its variables, where no `init_from` names others.
+      networks: the static part, by name.
+      variables: {'params', 'batch_stats'} by name.
+      pairs: the gated pairs whose expert steps are counted.
+      seed: of the run's PRNG key.
+      memory: the method's, from its `init_memory`.
+      adapters: of methods on features, by edge.
+    """
+    return TrainState(
+        networks={name: init_network(networks[name], variables[name]) for name in networks},
+        expert_steps={pair_name(pair): jnp.zeros((), jnp.int32) for pair in pairs},
+        step=jnp.zeros((), jnp.int32),
+        rng=jax.random.PRNGKey(seed),
+        memory=memory,
+        adapters=dict(adapters or {}),
+    )
+
+
+def init_state(run: RunSpec, init_fn: InitFn = init_variables_jit) -> TrainState:
+    """State of a run before its first step.
+
+    Args:
+      run: all that is static in the run.
+      init_fn: (module, key, image_shape) -> variables, where no `init_from` names a checkpoint.
 
     Raises:
-      ConfigError: naming the network and the file, if an `init_from` or an anchor cannot be used.
+      UserError: naming the network and the file, if an `init_from` or a later teacher checkpoint cannot be used.
     """
-    made = {}
-    for name, network in plan.networks.items():
-        spec = plan.config.networks[name]
+    seed, image_shape = run.config.seed, run.dataset_info.image_shape
+    variables = {}
+    for name, network in run.networks.items():
+        config = run.config.networks[name]
         try:
-            key = fold_in_name(jax.random.PRNGKey(plan.config.seed), name)
-            made[name] = draw(network.module, key, plan.dataset_info.image_shape)
+            variables[name] = init_fn(network.module, fold_in_name(jax.random.PRNGKey(seed), name), image_shape)
         except ValueError as error:  # images that the model cannot take
-            raise UserError(f"config.networks.{name}.model {spec.model!r}: {error}") from None
-        if spec.init_from:
+            raise UserError(f"config.networks.{name}.model {config.model!r}: {error}") from None
+        if config.init_from:
             field = f"config.networks.{name}.init_from"
-            made[name] = read_network(plan, name, spec.init_from, made[name], field)
-        for source in plan.teacher_schedule.values() if network.frozen else ():
-            read_anchor(plan, name, source, made[name])  # tried now: days may pass before its turn
-    adapting = initial_adapters(plan.adapters, plan.networks, plan.dataset_info.image_shape, plan.config.seed)
-    return initial_state(plan.networks, made, plan.pairs, plan.config.seed, initial_memory(plan), adapting)
+            variables[name] = load_network(run, name, config.init_from, variables[name], field)
+        for source in run.teacher_schedule.values() if network.frozen else ():
+            load_scheduled_teacher(run, name, source, variables[name])  # checked now: its epoch may be days away
+    return create_train_state(
+        run.networks,
+        variables,
+        run.pairs,
+        seed=seed,
+        memory=init_memory(run),
+        adapters=init_adapters(run),
+    )
 
 
-def shapes(plan: RunSpec) -> TrainState:
-    """The state before the first step as shapes and dtypes, traced alone; files are read and judged all the same.
+def abstract_state(run: RunSpec) -> TrainState:
+    """The shapes and dtypes of `init_state`, without computing it; files are read and checked all the same.
 
     Raises:
-      ConfigError: as `initial`.
+      UserError: as `init_state`.
     """
-    made: TrainState = jax.eval_shape(lambda: initial(plan, init_variables))
-    return made
+    shapes: TrainState = jax.eval_shape(lambda: init_state(run, init_variables))
+    return shapes
 
 
-def initial_memory(plan: RunSpec) -> Any:
+def init_memory(run: RunSpec) -> Any:
     """What the method keeps between steps, before the first one.
 
     Raises:
-      ConfigError: if the data set does not have what it is made of.
+      UserError: if the data set lacks what the memory is made of.
     """
-    key = fold_in_name(jax.random.PRNGKey(plan.config.seed), plan.config.method)
-    keys = {edge: fold_in_name(key, edge) for edge in plan.adapters}
+    key = fold_in_name(jax.random.PRNGKey(run.config.seed), run.config.method)
+    keys = {edge: fold_in_name(key, edge) for edge in run.adapters}
+    inputs = MemoryInputs(run.topology.nodes, run.dataset_info.labels, keys)
     try:
-        return plan.method.init_memory(
-            plan.config.hyperparameters, MemoryInputs(plan.topology.nodes, plan.dataset_info.labels, keys)
-        )
+        return run.method.init_memory(run.config.hyperparameters, inputs)
     except ValueError as error:
-        raise UserError(f"config.method {plan.config.method!r}: {error}") from None
+        raise UserError(f"config.method {run.config.method!r}: {error}") from None
 
 
-def read_anchor(plan: RunSpec, name: str, source: str, like: dict[str, Any]) -> dict[str, Any]:
-    """Variables of a frozen network at another checkpoint; as `read_network`."""
-    return read_network(plan, name, source, like, f"config.{plan.config.method}.anchors")
+def init_adapters(run: RunSpec) -> dict[str, NetworkState]:
+    """States of the method's adapters before the first step, by edge; keyed by the seed and the edge's name."""
+    image_shape, states = run.dataset_info.image_shape, {}
+    for edge in run.topology.edges:
+        name = str(edge)
+        if name not in run.adapters:
+            continue
+        adapter = run.adapters[name]
+        networks = [run.networks[node] for node in (edge.learner, edge.source)]
+        features = [
+            jnp.zeros(feature_shapes(network.module, image_shape)[network.features[0]], jnp.float32)
+            for network in networks
+        ]
+        # Drawn in float32 and cast, as the networks' own weights are.
+        in_float32 = with_options(adapter.module, dtype=jnp.float32, param_dtype=jnp.float32)
+        variables = in_float32.init(fold_in_name(jax.random.PRNGKey(run.config.seed), name), *features, train=False)
+        variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+        dtype = layers_of(adapter.module).param_dtype
+        states[name] = init_network(adapter, jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), variables))
+    return states
 
 
-def read_network(plan: RunSpec, name: str, source: str, like: dict[str, Any], field: str) -> dict[str, Any]:
-    """Variables of a network from a checkpoint of ours or of PyTorch, in the form of `like`.
+def load_scheduled_teacher(run: RunSpec, name: str, source: str, target: Mapping[str, Any]) -> dict[str, Any]:
+    """Loads a frozen network's variables from a checkpoint of the method's teacher schedule; see `load_network`."""
+    return load_network(run, name, source, target, f"config.{run.config.method}.anchors")
+
+
+def load_network(run: RunSpec, name: str, source: str, target: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """Loads a network's variables from a checkpoint of ours or of PyTorch.
+
+    Args:
+      run: all that is static in the run.
+      name: of the network.
+      source: 'WORKDIR:NAME@best', or a .pth, .pt or .safetensors file.
+      target: variables of the structure, shapes and dtypes that are wanted.
+      field: the config field that gave the source, for messages.
 
     Raises:
-      ConfigError: naming the field that gave the source, and the file, if it cannot be used.
+      UserError: naming the field and the file, if it cannot be used.
     """
     try:
-        return _read(source, plan.config.networks[name].model, plan.dataset_info.num_classes, like)
+        return _load(source, run.config.networks[name].model, run.dataset_info.num_classes, target)
     except ValueError as error:
         raise UserError(f"{field}: {error}") from None
 
 
-def _read(source: str, model: str, num_classes: int, like: dict[str, Any]) -> dict[str, Any]:
+def _load(source: str, model: str, num_classes: int, target: Mapping[str, Any]) -> dict[str, Any]:
     if source.endswith((*pytorch.TORCH_SUFFIXES, ".safetensors")):
-        read = pytorch.variables(model, pytorch.read(source), num_classes)
+        loaded = pytorch.variables(model, pytorch.read(source), num_classes)
     else:
-        read = restore.load_variables(source)
-    if str(jax.tree.structure(read)) != str(jax.tree.structure(like)):
+        loaded = restore.load_variables(*restore.parse_checkpoint_uri(source))
+    if str(jax.tree.structure(loaded)) != str(jax.tree.structure(target)):
         raise ValueError(f"{source!r} holds another network than {model}")
-    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(read), strict=True):
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(target), jax.tree.leaves(loaded), strict=True):
         if old.shape != new.shape:
             where = jax.tree_util.keystr(path)
             raise ValueError(f"{source!r} has shape {new.shape} at {where}, and {model} here has {old.shape}")
-    return jax.tree.map(lambda old, new: np.asarray(new, old.dtype), like, read)
+    cast: dict[str, Any] = jax.tree.map(lambda old, new: np.asarray(new, old.dtype), target, loaded)
+    return cast

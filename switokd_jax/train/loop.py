@@ -1,40 +1,54 @@
-"""Train, evaluate, save, draw: one run from a config to its summary."""
+"""Trains the networks of a config: one run from the config to its summary."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from flax import serialization
 from ml_collections import ConfigDict
 
 from switokd_jax import config as configs
 from switokd_jax import figures
-from switokd_jax.data.dataset import Dataset, load_dataset
+from switokd_jax.data.dataset import Dataset, Split, load_dataset
+from switokd_jax.data.image_records import RecordSplit
+from switokd_jax.data.loader import Loader, make_loader
+from switokd_jax.data.sampling import stack_batches
+from switokd_jax.errors import NonFiniteError, SaveError, Stopped
 from switokd_jax.files import write_json
 from switokd_jax.metrics import expert_share
-from switokd_jax.parallel import mesh
+from switokd_jax.parallel.multihost import is_main_process
+from switokd_jax.precision import DTYPES, precision_context
 from switokd_jax.state import TrainState
-from switokd_jax.train import evaluator, init_state, preemption, progress, run_spec, summary
-from switokd_jax.train.session import NonFiniteError, Session, events, head, lines, open_session, timed
+from switokd_jax.train import init_state, summary
+from switokd_jax.train.evaluator import Evaluation, Evaluator, make_eval_step, metrics_row
+from switokd_jax.train.events import make_events
+from switokd_jax.train.metric_rows import fetch_rows, mean_expert_mode, row_prefix
+from switokd_jax.train.preemption import handle_stop_signals
+from switokd_jax.train.progress import Progress, ProgressStats
+from switokd_jax.train.run_spec import RunSpec, make, make_topology, make_train_step
+from switokd_jax.train.timer import TrainingClock
 from switokd_jax.workdir import metric_writers, provenance
-from switokd_jax.workdir.checkpointer import SaveError
+from switokd_jax.workdir.checkpointer import Checkpointer, open_checkpointer
+from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.resume import check_workdir, open_workdir
 
-Best = dict[str, dict[str, float]]
-TRACED = 3  # steps of a profile
-AHEAD = 1  # calls that wait while the devices are at one
+# Of each network at its best evaluation: score (top-1 on the selection split), top1 (on the test split), step.
+BestScores = dict[str, dict[str, float]]
+PROFILE_STEPS = 3
+MAX_PENDING_CALLS = 1  # calls that are queued behind the one that runs
 
 
 def train_and_evaluate(
     config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None
 ) -> dict[str, Any]:
-    """Trains the networks of a config, or goes on where an earlier call with the same workdir stopped.
+    """Trains the networks of a config, or resumes an earlier call with the same workdir.
 
     Args:
       config: as `config.default()` makes it.
@@ -42,197 +56,305 @@ def train_and_evaluate(
       devices: the devices to use; all that JAX sees unless given.
 
     Returns:
-      The summary, as it stands in summary.json.
+      The summary, the same as in summary.json.
 
     Raises:
-      ConfigError: one line that names the field, file or network at fault; nothing has been trained.
-      Stopped: after SIGTERM or Ctrl-C, once all is saved.
-      NonFiniteError: naming the network and the step; no checkpoint knows of that step.
+      UserError: one line that names the field, file or network at fault; nothing has been trained.
+      Stopped: after SIGTERM or Ctrl-C, once everything is saved.
+      NonFiniteError: naming the network and the step; no checkpoint includes that step.
       SaveError: if the last save failed.
     """
-    parsed, folder = configs.parse(config), Path(workdir)
-    with numerics(parsed):
-        check_workdir(folder, config)
+    parsed, layout = configs.parse(config), Workdir(Path(workdir))
+    with precision_context(parsed.dtype, parsed.precision):
+        check_workdir(layout, config)
         dataset, run = prepare(parsed, devices)
-        start = init_state.initial(run)
-        if mesh.is_main_process():
-            open_workdir(folder, config)
-        session = open_session(run, dataset, folder)
-        try:
-            with preemption.listening() as notice:
-                return _train(session, start, notice)
-        except NonFiniteError as error:
-            error.add_note(
-                f"the newest checkpoint is that of step {session.checkpoints.latest_step}, before it; go on from there "
-                f"with --config.on_nonfinite=skip, or in another workdir with a lower config.networks.{error.network}."
-                "learning_rate or a clip_norm"
-            )
-            raise
+        state = init_state.init_state(run)
+        record = provenance.collect(run.distribution.device_info, parsed.seed, dataset)
+        provenance.check(layout, record)
+        # Nothing has been written so far: all that a user can correct has been checked.
+        if is_main_process():
+            open_workdir(layout, config)
+        return train(run, dataset, state, layout, record)
 
 
 def dry_run(config: ConfigDict) -> str:
     """The plan of a run as text: networks, shapes, steps, memory. Trains and writes nothing."""
     parsed = configs.parse(config)
-    with numerics(parsed):
+    with precision_context(parsed.dtype, parsed.precision):
         dataset, run = prepare(parsed)
-        return summary.describe(run, dataset, init_state.shapes(run))
+        return summary.describe_plan(run, dataset, init_state.abstract_state(run))
+
+
+def prepare(parsed: configs.Config, devices: Sequence[jax.Device] | None = None) -> tuple[Dataset, RunSpec]:
+    """Loads the data set and builds the run; nothing is written or compiled."""
+    make_topology(parsed)  # before the data is read: it is the likelier mistake
+    dataset = load_dataset(parsed.data, parsed.seed)
+    return dataset, make(parsed, dataset.info, devices)
+
+
+def train(
+    run: RunSpec, dataset: Dataset, state: TrainState, workdir: Workdir, record: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Trains a run in its opened workdir. Returns and raises as `train_and_evaluate`.
+
+    Args:
+      run: all that is static in the run.
+      dataset: on the host.
+      state: before the first step, on the host.
+      workdir: of the run.
+      record: the provenance of this start.
+    """
+    # ---------- Loaders with their data on the devices, compiled steps, evaluators, outputs.
+    config, distribution = run.config, run.distribution
+    train_loader = open_loader(run, dataset, dataset.train)
+    train_step = distribution.compile(make_train_step(run), has_state=True)
+    evaluators = open_evaluators(run, dataset)
+    distribution.barrier()  # opening an Orbax folder is the first collective operation
+    checkpointer = open_checkpointer(workdir, run.topology.nodes, config.checkpoint, run.steps_per_epoch)
+    writer = open_writer(workdir, config)
+    with handle_stop_signals() as stop_signal:
+        # ---------- Resume from the latest checkpoint, if there is one.
+        clock, best = TrainingClock(), BestScores()
+        if restored := checkpointer.restore(state, distribution.abstract_state(serialization.to_state_dict(state))):
+            state, saved = restored
+            clock, best = TrainingClock(saved["seconds"], saved["examples"]), saved["best"]
+        first_step = step = int(state.step)
+        if is_main_process():
+            metric_writers.truncate_after(workdir.metrics, step)
+            provenance.append_start(workdir, record, step)
+        progress = Progress(run.total_steps, step, run.topology.nodes, shown=config.log.progress and is_main_process())
+        progress.print(summary.describe_plan(run, dataset, state))
+        if step:
+            progress.print(f"resuming {workdir.root} at step {step} of {run.total_steps}")
+        progress.print_header()
+
+        # ---------- Train: calls of several steps each, none of them across an event or a log interval.
+        events = make_events(run, step)
+        boundaries = events.keys() | ({step + PROFILE_STEPS} if config.log.profile else set())
+        state = distribution.device_put(state)
+        batches = train_loader.train_batches(step, run.total_steps)
+        stacks = stack_batches(
+            batches, run.max_steps_per_call, step, lambda step: step % config.log.every == 0 or step in boundaries
+        )
+        compiled_sizes: set[int] = set()
+        pending: list[tuple[range, Mapping[str, jax.Array]]] = []
+        with contextlib.ExitStack() as on_exit, _advice_if_nonfinite(checkpointer):
+            for close in (progress.close, writer.close, checkpointer.close, batches.close):
+                on_exit.callback(close)
+            for stack in distribution.prefetch_to_device(stacks):
+                if stack.size not in compiled_sizes:
+                    jax.block_until_ready(state)
+                    clock.stop()  # compilation is not training time
+                    train_step.executable(state, train_loader.device_data, stack)
+                    compiled_sizes.add(stack.size)
+                clock.start()
+                clock.examples += stack.size * stack.count
+                with _profile(workdir.profile, enabled=config.log.profile and step == first_step) as finish:
+                    state, metrics = finish(train_step.call(state, train_loader.device_data, stack))
+                pending.append((range(step + 1, step + stack.count + 1), distribution.unreplicate(metrics)))
+                step += stack.count
+                if len(pending) > MAX_PENDING_CALLS:
+                    # A stop waits for every call that has been dispatched, so dispatch no further ahead.
+                    jax.block_until_ready(pending[-1 - MAX_PENDING_CALLS][1])
+                stop, event = stop_signal.should_stop(pending[-1][0]), events.get(step)
+                if not (stop or event or step % config.log.every == 0):
+                    continue
+
+                rows, pending = fetch_rows(run, pending), []
+                clock.update()
+                write_rows(writer, rows)
+                if trained := [row for row in rows if row["split"] == "train"]:
+                    stats = progress_stats(run, clock, trained[-1]["step"], mean_expert_mode(trained, run.pairs))
+                    progress.update(trained[-1], stats)
+                if not (stop or event):
+                    continue
+
+                clock.stop()
+                if event and event.evaluate:
+                    evaluations = evaluate(run, state, evaluators)
+                    rows = eval_rows(run, state, step, evaluations)
+                    write_rows(writer, rows)
+                    stats = progress_stats(run, clock, step, mean_expert_share(run, state, step))
+                    for row in rows:
+                        progress.add_eval_row(row, stats)
+                    best = save_best(run, state, step, evaluations, best, checkpointer)
+                    state = update_method_memory(run, state, evaluations)
+                if event and event.teacher:
+                    state = load_next_teacher(run, state, event.teacher)
+                if stop or (event and event.save):
+                    save_latest(run, state, step, best, clock, writer, checkpointer)
+                if stop:
+                    break
+        if stop_signal.stop_requested and step < run.total_steps:
+            raise Stopped(stop_signal.stop_requested, step, run.total_steps, workdir.root)
+
+        # ---------- Summary and figures.
+        if unsaved := [name for name in run.topology.nodes if name not in best]:
+            raise SaveError(f"network {unsaved[0]!r} was never saved; start the same command in another --workdir")
+        final = distribution.unreplicate(state)
+        result = summary.make_summary(run, final, selection_split(evaluators), best, clock, workdir)
+        result["record"] = dict(record)
+        if is_main_process():
+            try:
+                write_json(workdir.summary, result)
+                drawn = figures.draw_run(workdir.root)
+            except OSError as error:
+                raise SaveError(f"{workdir.root}: {error.strerror}; make room and repeat the same command") from error
+            progress.print(summary.format_summary(result, workdir, drawn))
+        return result
+
+
+def open_loader(run: RunSpec, dataset: Dataset, split: Split | RecordSplit) -> Loader:
+    """The loader of a split, with its data on the devices."""
+    config, distribution = run.config, run.distribution
+    loader = make_loader(
+        split, dataset.image_spec, config.data, config.seed, config.batch_size, distribution.process_shard
+    )
+    return dataclasses.replace(loader, device_data=distribution.device_put(loader.device_data))
+
+
+def open_evaluators(run: RunSpec, dataset: Dataset) -> dict[str, Evaluator]:
+    """An evaluator for each split that is not empty, by its name; the first one selects the best epoch."""
+    modules = {name: network.module for name, network in run.networks.items()}
+    eval_step = run.distribution.compile(
+        make_eval_step(modules, dataset.preprocess, DTYPES[run.config.dtype]), has_state=False
+    )
+    splits = {"validation": dataset.validation, "test": dataset.test}
+    return {
+        name: Evaluator(eval_step, open_loader(run, dataset, split), run.distribution, run.max_steps_per_call)
+        for name, split in splits.items()
+        if len(split)
+    }
+
+
+def open_writer(workdir: Workdir, config: configs.Config) -> metric_writers.Writer:
+    """The metrics writer. Only the first process writes TensorBoard events and to Weights & Biases."""
+    main = is_main_process()
+    shown = json.loads(workdir.config.read_text()) if main and config.log.wandb else {}
+    return metric_writers.open_writer(workdir, main and config.log.tensorboard, config.log.wandb if main else "", shown)
+
+
+def selection_split(evaluators: Mapping[str, Evaluator]) -> str:
+    """The split on which the best epoch is selected: validation where there is one, else test."""
+    return next(iter(evaluators))
+
+
+def evaluate(run: RunSpec, state: TrainState, evaluators: Mapping[str, Evaluator]) -> dict[str, Evaluation]:
+    """Evaluates all networks on every split."""
+    variables = {name: state.networks[name].eval_variables for name in run.topology.nodes}
+    return {split: evaluator.run(variables) for split, evaluator in evaluators.items()}
+
+
+def eval_rows(
+    run: RunSpec, state: TrainState, step: int, evaluations: Mapping[str, Evaluation]
+) -> list[metric_writers.MetricsRow]:
+    """A row of metrics.jsonl for each split."""
+    names, unreplicate = run.topology.nodes, run.distribution.unreplicate
+    updates = {f"{name}/updates": int(unreplicate(state.networks[name].updates)) for name in names}
+    return [
+        {**row_prefix(split, run, step), **metrics_row(evaluation, names), **updates}
+        for split, evaluation in evaluations.items()
+    ]
+
+
+def save_best(
+    run: RunSpec,
+    state: TrainState,
+    step: int,
+    evaluations: Mapping[str, Evaluation],
+    best: BestScores,
+    checkpointer: Checkpointer,
+) -> BestScores:
+    """Saves each network that is better than ever before; returns the best scores of those that are saved."""
+    scores = next(iter(evaluations.values())).networks
+    saved = dict(best)
+    for name in run.topology.nodes:
+        score = scores[name]["top1"]
+        if name in best and score <= best[name]["score"]:
+            continue
+        if checkpointer.save_best(name, step, run.distribution.unreplicate(state.networks[name].eval_variables)):
+            saved[name] = {"score": score, "step": step, "top1": evaluations["test"].networks[name]["top1"]}
+    return saved
+
+
+def save_latest(
+    run: RunSpec,
+    state: TrainState,
+    step: int,
+    best: BestScores,
+    clock: TrainingClock,
+    writer: metric_writers.Writer,
+    checkpointer: Checkpointer,
+) -> None:
+    """Saves the whole state, once metrics.jsonl has its rows: a checkpoint must not be ahead of its metrics."""
+    # Of several processes all save, or none: they do not know whether the first one has written its rows.
+    if not write_rows(writer, []) and run.distribution.process_shard.shard_count == 1:
+        checkpointer.report_failed_save("rows of metrics.jsonl wait for disk space")
+        return
+    progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best}
+    checkpointer.save_latest(step, run.distribution.unreplicate(state), progress)
+
+
+def write_rows(writer: metric_writers.Writer, rows: list[metric_writers.MetricsRow]) -> bool:
+    """Writes rows of metrics; returns False if some rows wait for disk space."""
+    return writer is None or writer.write(rows)
+
+
+def update_method_memory(run: RunSpec, state: TrainState, evaluations: Mapping[str, Evaluation]) -> TrainState:
+    """Updates the memory of a method that weights the networks by their errors on held-out images."""
+    update = run.method.update_memory_at_eval(run.config.hyperparameters)
+    if update is None:
+        return state
+    memory = update(jnp.asarray(evaluations["validation"].error_correlation))
+    return dataclasses.replace(state, memory=run.distribution.device_put(memory))
+
+
+def load_next_teacher(run: RunSpec, state: TrainState, source: str) -> TrainState:
+    """Loads another checkpoint into the frozen networks."""
+    networks = dict(state.networks)
+    for name, network in run.networks.items():
+        if network.frozen:
+            target = run.distribution.unreplicate(networks[name].eval_variables)
+            variables = init_state.load_scheduled_teacher(run, name, source, target)
+            networks[name] = dataclasses.replace(networks[name], **run.distribution.device_put(variables))
+    return dataclasses.replace(state, networks=networks)
+
+
+def progress_stats(run: RunSpec, clock: TrainingClock, step: int, expert: float | None) -> ProgressStats:
+    """Speed, time to go and expert share for the console."""
+    examples = (run.total_steps - step) * run.dataset_info.train_examples / run.steps_per_epoch
+    rate = clock.examples_per_second
+    return ProgressStats(run.epoch(run.total_steps), rate, examples / rate if rate else 0.0, expert)
+
+
+def mean_expert_share(run: RunSpec, state: TrainState, step: int) -> float | None:
+    """Mean over the pairs of the share of expert steps so far; None without gated pairs."""
+    counts = jax.device_get(run.distribution.unreplicate(state.expert_steps))
+    shares = [*expert_share(counts, step).values()]
+    return sum(shares) / len(shares) if shares else None
 
 
 @contextlib.contextmanager
-def numerics(parsed: configs.Config) -> Iterator[None]:
-    """How JAX computes while the context lasts."""
-    with jax.enable_x64(parsed.dtype == "float64"), jax.default_matmul_precision(parsed.precision):
+def _profile(folder: Path, *, enabled: bool) -> Iterator[Callable[[Any], Any]]:
+    """Writes a trace of what runs inside the context, if enabled; yields the function that waits for its results."""
+    if not enabled:
+        yield lambda results: results
+        return
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # a trace holds a million events, and Python's would fill it
+    with jax.profiler.trace(str(folder), profiler_options=options):
+        yield jax.block_until_ready
+
+
+@contextlib.contextmanager
+def _advice_if_nonfinite(checkpointer: Checkpointer) -> Iterator[None]:
+    """Adds to a `NonFiniteError` how to resume."""
+    try:
         yield
-
-
-def prepare(parsed: configs.Config, devices: Sequence[jax.Device] | None = None) -> tuple[Dataset, run_spec.RunSpec]:
-    """Loads the data set and builds the plan; nothing is written or compiled."""
-    run_spec.make_topology(parsed)  # before the data is read: it is the likelier mistake
-    dataset = load_dataset(parsed.data, parsed.seed)
-    return dataset, run_spec.make(parsed, dataset.info, devices)
-
-
-def _train(run: Session, host: TrainState, notice: preemption.StopSignal) -> dict[str, Any]:
-    config, devices, total = run.plan.config, run.plan.distribution, run.plan.total_steps
-    clock, best = progress.Clock(), Best()
-    if restored := run.checkpoints.restore(host, devices.abstract_state(serialization.to_state_dict(host))):
-        host, saved_progress = restored
-        clock, best = progress.Clock(saved_progress["seconds"], saved_progress["examples"]), saved_progress["best"]
-    first = int(host.step)
-    main = mesh.is_main_process()
-    if main:
-        metric_writers.truncate_after(run.folder / "metrics.jsonl", first)
-        provenance.append_start(run.folder, run.record, first)
-    bar = progress.Progress(total, first, run.plan.epoch(total), shown=config.log.progress and main)
-    bar.say(summary.describe(run.plan, run.dataset, host))
-    if first:
-        bar.say(f"resuming {run.folder} at step {first} of {total}")
-    bar.head(run.plan.topology.nodes)
-    reading = run.train.train_batches(first, total)
-    happenings = events(run.plan, first)
-    stops = {event.step for event in happenings} | ({first + TRACED} if config.log.profile else set())
-    call = timed(run.step, clock, run.folder / "profile" if config.log.profile else None)
-    state = devices.device_put(host)
-    with contextlib.ExitStack() as open_until_then:
-        for each in (bar, run.writer, run.checkpoints, reading):
-            open_until_then.callback(each.close)
-        coming = run.training(reading, first, stops)
-        for stop, evaluate, anchor, save in happenings:
-            for after, seen in _steps(run, call, state, coming, first, stop, notice):
-                state, first = after, seen[-1]["step"]
-                clock.lap()
-                run.write(seen)
-                run.show(bar, clock, seen)
-            clock.stop()
-            if first == stop and evaluate:
-                best = _evaluate(run, state, stop, best, bar, clock)
-                state = _refresh(run, state)
-            if first == stop and anchor:
-                state = _turn(run, state, anchor)
-            if (save or notice.asked) and not run.write([]):  # a checkpoint never knows more than metrics.jsonl
-                run.checkpoints.report_failed_save("lines of metrics.jsonl wait for room")
-            elif save or notice.asked:
-                saved_progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best}
-                run.checkpoints.save_latest(first, devices.unreplicate(state), saved_progress)
-            if notice.asked:
-                break
-    if notice.asked and first < total:
-        raise preemption.Stopped(notice.asked, first, total, run.folder)
-    if unsaved := [name for name in run.plan.topology.nodes if name not in best]:
-        raise SaveError(f"network {unsaved[0]!r} was never saved; start the same command again in another --workdir")
-    result = summary.summarise(run.plan, devices.unreplicate(state), run.selected_on, best, clock, run.folder)
-    result["record"] = dict(run.record)
-    if main:
-        try:
-            write_json(run.folder / "summary.json", result)
-            drawn = figures.draw_run(run.folder)
-        except OSError as error:
-            raise SaveError(f"{run.folder}: {error.strerror}; make room and start the same command again") from error
-        bar.say(summary.closing(result, run.folder, drawn))
-    return result
-
-
-def _steps(
-    run: Session,
-    call: Callable[..., Any],
-    state: TrainState,
-    coming: Iterator[mesh.DeviceBatches],
-    done: int,
-    stop: int,
-    notice: preemption.StopSignal,
-) -> Iterator[tuple[TrainState, list[metric_writers.MetricsRow]]]:
-    """Takes the steps after `done` up to `stop` unless asked to stop; yields at each log interval, with its lines."""
-    waiting: list[tuple[range, Any]] = []
-    while done < stop:
-        batches = next(coming)
-        state, metrics = call(state, run.train.data, batches)
-        waiting.append((range(done + 1, done + batches.count + 1), run.plan.distribution.unreplicate(metrics)))
-        done += batches.count
-        if len(waiting) > AHEAD:
-            # No further ahead of the devices: who asks to stop waits for all that has been sent to them.
-            jax.block_until_ready(waiting[-1 - AHEAD][1])
-        if (asked := notice.look(waiting[-1][0])) or done % run.plan.config.log.every == 0 or done == stop:
-            fetched = jax.device_get([metrics for _, metrics in waiting])
-            taken = [steps for steps, _ in waiting]
-            yield state, [line for each in zip(taken, fetched, strict=True) for line in lines(run.plan, *each)]
-            waiting = []
-        if asked:
-            return
-
-
-def _evaluate(
-    run: Session, state: TrainState, step: int, best: Best, bar: progress.Progress, clock: progress.Clock
-) -> Best:
-    """Scores all networks on all splits, writes the lines and saves each network that is better than before."""
-    one, names = run.plan.distribution.unreplicate, run.plan.topology.nodes
-    variables = {name: state.networks[name].evaluated for name in names}
-    scores = {
-        split: evaluator.score(run.score.call, one, variables, make_loader.data, run.scoring(make_loader))
-        for split, make_loader in run.scored.items()
-    }
-    updates = {f"{name}/updates": int(one(state.networks[name].updates)) for name in names}
-    scored = [
-        {**head(split, run.plan, step), **evaluator.as_line(by_name, names), **updates}
-        for split, by_name in scores.items()
-    ]
-    run.write(scored)
-    shares = [*expert_share(jax.device_get(one(state.expert_steps)), step).values()]
-    for line in scored:
-        bar.evaluated(line, run.pace(clock, step, float(np.mean(shares)) if shares else None))
-    better = {
-        name: {"score": score["top1"], "step": step, "top1": scores["test"][name]["top1"]}
-        for name, score in scores[run.selected_on].items()
-        if name not in best or score["top1"] > best[name]["score"]
-    }
-    saved = {name for name in better if run.checkpoints.save_best(name, step, one(variables[name]))}
-    return best | {name: better[name] for name in saved}
-
-
-def _refresh(run: Session, state: TrainState) -> TrainState:
-    """Gives a method that weighs the networks on held-out data its new weights."""
-    refresh = run.plan.method.update_memory_at_eval(run.plan.config.hyperparameters)
-    if run.correlate is None or refresh is None:
-        return state
-    held_out = run.scored["validation"]
-    variables = {name: state.networks[name].evaluated for name in run.plan.topology.nodes}
-    correlation = evaluator.error_correlation(
-        run.correlate.call,
-        run.plan.distribution.unreplicate,
-        variables,
-        held_out.data,
-        run.scoring(held_out),
-        held_out.size,
-    )
-    memory = refresh(jax.numpy.asarray(correlation))
-    return dataclasses.replace(state, memory=run.plan.distribution.device_put(memory))
-
-
-def _turn(run: Session, state: TrainState, anchor: str) -> TrainState:
-    """Makes the frozen networks what they were at another checkpoint."""
-    networks = dict(state.networks)
-    for name, network in run.plan.networks.items():
-        if network.frozen:
-            like = run.plan.distribution.unreplicate(networks[name].evaluated)
-            read = init_state.read_anchor(run.plan, name, anchor, like)
-            networks[name] = dataclasses.replace(networks[name], **run.plan.distribution.device_put(read))
-    return dataclasses.replace(state, networks=networks)
+    except NonFiniteError as error:
+        error.add_note(
+            f"the newest checkpoint is that of step {checkpointer.latest_step}, before it; resume from there with "
+            "--config.on_nonfinite=skip, or start in another workdir with a lower "
+            f"config.networks.{error.network}.learning_rate or a clip_norm"
+        )
+        raise

@@ -1,6 +1,6 @@
-"""Being asked to stop: by SIGTERM, by Ctrl-C, or, among several processes, by JAX's notice of a preemption.
+"""Stopping early: on SIGTERM, on Ctrl-C, or, among several processes, on JAX's preemption notice.
 
-A run that is asked saves after the call of the devices under way and ends with a status that says why. The second
+A run that is asked to stop saves after the current call of the devices and ends with a status that says why. A second
 Ctrl-C stops at once.
 """
 
@@ -12,74 +12,60 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-# 75 is EX_TEMPFAIL of sysexits.h: try again later. A shell has 128 + 2 for what Ctrl-C ends.
-STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and has saved.
-
-    Attributes:
-      status: of the process.
-    """
-
-    def __init__(self, asked: signal.Signals, step: int, total: int, workdir: Any):
-        super().__init__(
-            f"stopped by {asked.name} after step {step} of {total}, saved in {workdir}; the same command goes on"
-        )
-        self.status = STATUS[asked]
-
 
 class StopSignal:
-    """Whether the run has been asked to stop. Made by `listening`."""
+    """The signal that asks the run to stop, if one has come. Made by `handle_stop_signals`.
+
+    Attributes:
+      stop_requested: the signal on which all processes have agreed, or None.
+    """
 
     def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
-        self._here: signal.Signals | None = None
+        self.stop_requested: signal.Signals | None = None
+        self._received: signal.Signals | None = None
 
-    def look(self, taken: range) -> bool:
-        """Whether to stop now; to be called after each call of the devices, by all processes alike.
+    def should_stop(self, steps: range) -> bool:
+        """Returns whether to stop now. All processes call it after each call of the devices.
 
-        All processes stop after the same call, whichever of them was asked: JAX's sync point is one more than the
-        largest number that any of them has asked it about, and is reached when it is asked about. So it is asked about
-        every global step: Orbax asks it too, about the step that it saves.
+        All processes must stop after the same call, whichever received the signal. JAX's sync point is the first step
+        after the largest step that any process has queried. Orbax queries it as well (with the step it saves), so we
+        query every global step, in all processes alike.
 
         Args:
-          taken: the global steps of that call, from 1.
+          steps: the global steps of the call, counted from 1.
         """
         if jax.process_count() == 1:
-            self.asked = self._here
-        elif any(multihost_utils.reached_preemption_sync_point(step) for step in taken):
-            self.asked = self._here or signal.SIGTERM
-        return self.asked is not None
+            self.stop_requested = self._received
+        elif any(multihost_utils.reached_preemption_sync_point(step) for step in steps):
+            self.stop_requested = self._received or signal.SIGTERM
+        return self.stop_requested is not None
 
-    def hear(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal."""
-        self._here = signal.Signals(number)
+        self._received = signal.Signals(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             if jax.process_count() > 1:
-                os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells the others
+                os.kill(os.getpid(), signal.SIGTERM)  # JAX forwards SIGTERM to the other processes
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[StopSignal]:
-    """Hears SIGINT and SIGTERM while the context lasts, unless it runs in another thread than the main one.
+def handle_stop_signals() -> Iterator[StopSignal]:
+    """Handles SIGINT and SIGTERM inside the context; does nothing outside of the main thread.
 
-    Among several processes SIGTERM is JAX's: its handler tells the other processes.
+    Among several processes SIGTERM stays with JAX, whose handler tells the other processes.
     """
-    notice = StopSignal()
-    heard = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+    stop_signal = StopSignal()
+    handled_signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
     if threading.current_thread() is not threading.main_thread():
-        heard = []
-    before = {number: signal.signal(number, notice.hear) for number in heard}
+        handled_signals = []
+    previous = {number: signal.signal(number, stop_signal.handle) for number in handled_signals}
     try:
-        yield notice
+        yield stop_signal
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,128 +1,145 @@
-"""What a run shows while it trains: a clock, and a table on the console."""
+"""The console table of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from tqdm import tqdm
 
 from switokd_jax.workdir.metric_writers import MetricsRow
 
-LABELS = {"train": "now", "validation": "val", "test": "test"}
-
-
-@dataclasses.dataclass
-class Clock:
-    """Training time [seconds] and examples of all restarts; compilation and evaluation are left out."""
-
-    seconds: float = 0.0
-    examples: int = 0
-    _since: float | None = None
-
-    @property
-    def rate(self) -> float:
-        """Images per second."""
-        return self.examples / self.seconds if self.seconds else 0.0
-
-    def start(self) -> None:
-        """Runs from now on, unless it runs already."""
-        if self._since is None:
-            self._since = time.monotonic()
-
-    def stop(self) -> None:
-        """Adds the time since `start`."""
-        if self._since is not None:
-            self.seconds += time.monotonic() - self._since
-            self._since = None
-
-    def lap(self) -> None:
-        """Brings `seconds` up to now; goes on if it runs."""
-        if self._since is not None:
-            self.stop()
-            self.start()
+SPLIT_LABELS = {"train": "now", "validation": "val", "test": "test"}
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgressStats:
-    """rate: images per second; left: seconds of training to go; expert: share of expert steps, or None."""
+    """State of a run beside its metrics.
 
-    rate: float
-    left: float
-    expert: float | None
+    Attributes:
+      total_epochs: of the whole run.
+      examples_per_second: of training.
+      eta_seconds: training time to go.
+      expert_share: share of expert steps in [0, 1], or None without gated pairs.
+    """
+
+    total_epochs: float
+    examples_per_second: float
+    eta_seconds: float
+    expert_share: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column of the table: its title, its width in characters, and the text of its cells."""
+
+    title: str
+    width: int
+    cell: Callable[[MetricsRow, ProgressStats], str]
+
+
+def _epoch(row: MetricsRow, stats: ProgressStats) -> str:
+    return "/".join(f"{x:.3g}" if x < 999.5 else f"{x:.0f}" for x in (row["epoch"], stats.total_epochs))
+
+
+def _expert_share(row: MetricsRow, stats: ProgressStats) -> str:
+    del row
+    return "-" if stats.expert_share is None else f"{100 * stats.expert_share:.0f}"
+
+
+def _loss_and_top1(network: str) -> Callable[[MetricsRow, ProgressStats], str]:
+    return lambda row, stats: f"{format_loss(row[f'{network}/loss'])} {row[f'{network}/top1']:5.1f}"
+
+
+# To add a column, add a line. Before the networks, and after them; 80 characters hold four networks.
+COLUMNS_BEFORE = (
+    Column("", 4, lambda row, stats: f"{SPLIT_LABELS[row['split']]:4}"),
+    Column("epoch", 7, _epoch),
+)
+COLUMNS_AFTER = (
+    Column("exp%", 4, _expert_share),
+    Column("img/s", 6, lambda row, stats: f"{stats.examples_per_second:.0f}"),
+    Column("left", 7, lambda row, stats: format_duration(stats.eta_seconds)),
+)
 
 
 class Progress:
-    """Rows of a table, 80 columns wide for up to four networks: one for each evaluation, and on a terminal a
-    live one for the step before a bar.
+    """Prints a row of the table for each evaluation; on a terminal also a live row for the current step and a bar.
 
-    Each network has its loss and its top-1 in percent; exp% is the share of expert steps, img/s training
-    images per second, left the training time to go.
+    Each network has its loss and its top-1 in percent. exp% is the share of expert steps, img/s training images per
+    second, left the training time to go.
     """
 
-    def __init__(self, total_steps: int, first_step: int, epochs: float, *, shown: bool, to: TextIO | None = None):
-        self._to = to or sys.stdout
-        self._shown, self._epochs = shown, epochs
+    def __init__(
+        self, total_steps: int, first_step: int, networks: Sequence[str], *, shown: bool, file: TextIO | None = None
+    ):
+        self._file = file or sys.stdout
+        self._shown = shown
+        network_columns = (Column(name[:11], 11, _loss_and_top1(name)) for name in networks)
+        self._columns = (*COLUMNS_BEFORE, *network_columns, *COLUMNS_AFTER)
         self._bar = (
             tqdm(
                 total=total_steps,
                 initial=first_step,
-                file=self._to,
+                file=self._file,
                 dynamic_ncols=True,
                 leave=False,
                 bar_format="{desc} {bar}",
             )
-            if shown and self._to.isatty()
+            if shown and self._file.isatty()
             else None
         )
 
-    def head(self, names: Sequence[str]) -> None:
-        """Prints the head of the table."""
-        self.say(f"{'':4} {'epoch':>7}{''.join(f' {name[:11]:>11}' for name in names)} exp%  img/s    left")
+    def print_header(self) -> None:
+        """Prints the titles of the columns."""
+        self.print(" ".join(f"{column.title:>{column.width}}" for column in self._columns))
 
-    def step(self, line: MetricsRow, pace: ProgressStats) -> None:
-        """Moves the live row: the latest training losses and top-1 of the batch."""
+    def update(self, row: MetricsRow, stats: ProgressStats) -> None:
+        """Moves the live row to a training step."""
         if self._bar is not None:
-            self._bar.set_description_str(self._row(line, pace), refresh=False)
-            self._bar.n = line["step"]
+            self._bar.set_description_str(self._format(row, stats), refresh=False)
+            self._bar.n = row["step"]
             self._bar.refresh()
 
-    def evaluated(self, line: MetricsRow, pace: ProgressStats) -> None:
+    def add_eval_row(self, row: MetricsRow, stats: ProgressStats) -> None:
         """Prints the row of an evaluation."""
-        self.say(self._row(line, pace))
+        self.print(self._format(row, stats))
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Prints lines without disturbing the live row."""
         if self._bar is not None:
-            self._bar.write(text, file=self._to)
+            self._bar.write(text, file=self._file)
         elif self._shown:
-            print(text, file=self._to, flush=True)
+            print(text, file=self._file, flush=True)
 
     def close(self) -> None:
         """Removes the live row."""
         if self._bar is not None:
             self._bar.close()
 
-    def _row(self, line: MetricsRow, pace: ProgressStats) -> str:
-        names = [key.removesuffix("/loss") for key in line if key.endswith("/loss")]
-        scores = "".join(f" {short(line[f'{name}/loss'])} {line[f'{name}/top1']:5.1f}" for name in names)
-        expert = "   -" if pace.expert is None else f"{100 * pace.expert:4.0f}"
-        epoch = "/".join(f"{x:.3g}" if x < 999.5 else f"{x:.0f}" for x in (line["epoch"], self._epochs))
-        return f"{LABELS[line['split']]:4} {epoch:>7}{scores} {expert} {pace.rate:6.0f} {clock(pace.left):>7}"
+    def _format(self, row: MetricsRow, stats: ProgressStats) -> str:
+        return " ".join(f"{column.cell(row, stats):>{column.width}}" for column in self._columns)
 
 
-def short(loss: float) -> str:
-    """In five characters, however large: 3.859, 38.59, 38594, 4e+06."""
+def format_loss(loss: float) -> str:
+    """Formats a loss in five characters, however large.
+
+    >>> [format_loss(x) for x in (3.8594, 38.594, 38594.0, 4e6)]
+    ['3.859', '38.59', '38594', '4e+06']
+    """
     if loss < 99999.5:
         return f"{loss:5.{max(0, 4 - len(f'{loss:.0f}'))}f}"
     return f"{loss:5.0e}"
 
 
-def clock(seconds: float) -> str:
-    """m:ss, h:mm:ss, or 12h34m from ten hours on."""
+def format_duration(seconds: float) -> str:
+    """Formats a duration as m:ss, h:mm:ss, or 12h34m from ten hours on.
+
+    >>> [format_duration(x) for x in (75, 3675, 45240)]
+    ['1:15', '1:01:15', '12h34m']
+    """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 10:

@@ -1,5 +1,4 @@
-"""From a config and a data set to a run plan: topology, networks, method and step, checked before anything
-compiles."""
+"""From a config and a data set to a `RunSpec`: all that is static in a run, checked before anything compiles."""
 
 from __future__ import annotations
 
@@ -9,37 +8,39 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from switokd_jax import models, optim, topology
 from switokd_jax.config import Config
-from switokd_jax.data import dataset, resident, sampling
+from switokd_jax.data import dataset, loader, resident, sampling, transforms
 from switokd_jax.errors import UserError
 from switokd_jax.forward import NetworkSpec
 from switokd_jax.methods import METHODS, Method
+from switokd_jax.models.layers import with_options
 from switokd_jax.models.ops import convolution
 from switokd_jax.parallel import mesh
 from switokd_jax.parallel.collectives import Collectives
-from switokd_jax.step import train_step
+from switokd_jax.precision import DTYPES, module_dtypes
+from switokd_jax.state import TrainState
+from switokd_jax.step import StepSpec, train_step
 from switokd_jax.topology import Pair, Topology
-from switokd_jax.train import adapters, evaluator
+from switokd_jax.train import adapters
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+TrainStepFn = Callable[[Collectives, TrainState, resident.DeviceDataset | None, sampling.Batch], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
-    """All that a run is, before its first step.
+    """All that is static in a run.
 
     Attributes:
       config: the validated config.
-      topology: who learns from whom.
-      networks: what does not change, by name, in the topology's order.
+      topology: which network learns from which.
+      networks: the static part of each network by name, in the topology's order.
       method: the distillation method.
-      adapters: what the method trains on features, by edge.
-      devices: how they work together.
-      data: the facts of the data set.
-      steps_per_epoch: the last partial batch included.
+      adapters: the method's trained feature projections, by edge.
+      distribution: how the devices share the work.
+      dataset_info: shapes and sizes of the data set.
+      steps_per_epoch: counts the last partial batch.
       total_steps: of the whole run.
     """
 
@@ -60,36 +61,120 @@ class RunSpec:
 
     @property
     def teacher_schedule(self) -> dict[int, str]:
-        """The checkpoints that frozen networks become on the way, by global step."""
+        """The checkpoints that frozen networks load during the run, by global step."""
         epochs = range(1, self.total_steps // self.steps_per_epoch + 1)
-        found = {epoch: self.method.teacher_at_epoch(self.config.hyperparameters, epoch) for epoch in epochs}
-        return {epoch * self.steps_per_epoch: source for epoch, source in found.items() if source}
+        sources = {epoch: self.method.teacher_at_epoch(self.config.hyperparameters, epoch) for epoch in epochs}
+        return {epoch * self.steps_per_epoch: source for epoch, source in sources.items() if source}
+
+    @property
+    def max_steps_per_call(self) -> int:
+        """Largest number of train steps in one call of the devices."""
+        # The images of a stream are large: one batch at a time.
+        return self.config.steps_per_call if self.config.data.pipeline == "resident" else 1
+
+    @property
+    def step_spec(self) -> StepSpec:
+        """The static part of the train step."""
+        return StepSpec(
+            networks=self.networks,
+            topology=self.topology,
+            method=self.method.apply,
+            hyperparameters=self.config.hyperparameters,
+            adapters=self.adapters,
+            steps_per_epoch=self.steps_per_epoch,
+            num_microbatches=self.config.gradient_accumulation,
+            skip_nonfinite=self.config.on_nonfinite == "skip",
+        )
 
     def epoch(self, step: int) -> float:
-        """Epochs behind a global step."""
+        """Number of epochs completed after a global step."""
         return step / self.steps_per_epoch
 
 
-def make_topology(config: Config) -> Topology:
-    """The topology that the config names; alpha and beta of the method weight its edges.
+def make_train_step(run: RunSpec) -> TrainStepFn:
+    """Returns the train step for `Distribution.compile`: (collectives, state, data, batch) -> (state, metrics)."""
+    spec = run.step_spec
+    make_inputs = loader.train_inputs(
+        run.dataset_info.preprocess,
+        run.config.data,
+        steps_per_epoch=run.steps_per_epoch,
+        dtype=DTYPES[run.config.dtype],
+    )
+
+    def step(
+        collectives: Collectives, state: TrainState, data: resident.DeviceDataset | None, batch: sampling.Batch
+    ) -> Any:
+        images, labels = make_inputs(data, batch, state.rng, state.step)
+        return train_step(state, dataclasses.replace(batch, images=images, labels=labels), spec, collectives)
+
+    return step
+
+
+def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device] | None = None) -> RunSpec:
+    """Builds the run for a data set, on the given devices or all.
 
     Raises:
-      ConfigError: naming the node, edge or field at fault.
+      UserError: naming the config field at fault.
+    """
+    graph = make_topology(config)
+    distribution = mesh.create(
+        config.parallelism,
+        config.sharding,
+        config.batch_norm,
+        config.batch_size,
+        devices,
+        deterministic=config.deterministic,
+    )
+    check_microbatches(config, info.train_examples, distribution.device_count)
+    transforms.get_transforms(config.data.transforms)
+    steps_per_epoch = sampling.steps_per_epoch(info.train_examples, config.batch_size)
+    total_steps = config.steps or max(round(config.epochs * steps_per_epoch), 1)
+    create = functools.partial(
+        models.create,
+        num_classes=info.num_classes,
+        axis_name=distribution.batch_norm_axis_name,
+        convolution=convolution.for_devices(distribution.platform, single_device=distribution.single_device_program),
+        **module_dtypes(config.dtype),
+    )
+    networks = {name: _network(config, name, create, steps_per_epoch, total_steps) for name in graph.nodes}
+    method = METHODS[config.method]
+    _check_method(config, method, graph)
+    features = method.features(config.hyperparameters)
+    edges = graph.edges_from(_frozen(config, graph)) if method.offline else ()
+    networks = adapters.with_features(networks, features, edges, info.image_shape)
+    return RunSpec(
+        config=config,
+        topology=graph,
+        networks=networks,
+        method=method,
+        adapters=adapters.make_adapters(networks, features, edges, info.image_shape, **module_dtypes(config.dtype)),
+        distribution=distribution,
+        dataset_info=info,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+    )
+
+
+def make_topology(config: Config) -> Topology:
+    """Builds the topology that the config names; alpha and beta of the method weight its edges.
+
+    Raises:
+      UserError: naming the node, edge or field at fault.
     """
     spec = config.topology
     weights = {key: getattr(config.hyperparameters, key, 1.0) for key in ("alpha", "beta")}
     try:
-        made = _topology(spec, [*config.networks], weights)
+        graph = _topology(spec, [*config.networks], weights)
     except ValueError as error:
         raise UserError(f"config.topology: {error}") from None
-    if unknown := [name for name in made.nodes if name not in config.networks]:
+    if unknown := [name for name in graph.nodes if name not in config.networks]:
         raise UserError(
             f"config.topology names the unknown network {unknown[0]!r}; config.networks has "
             f"{', '.join(config.networks)}"
         )
-    if unused := [name for name in config.networks if name not in made.nodes]:
+    if unused := [name for name in config.networks if name not in graph.nodes]:
         raise UserError(f"config.networks.{unused[0]} takes no part in config.topology; remove it or name it there")
-    return made
+    return graph
 
 
 def _topology(spec: Any, names: list[str], weights: dict[str, float]) -> Topology:
@@ -106,49 +191,23 @@ def _topology(spec: Any, names: list[str], weights: dict[str, float]) -> Topolog
     return topology.custom(spec.names or names, spec.edges, relay=spec.relay)
 
 
-def make(config: Config, data: dataset.DatasetInfo, devices: Sequence[jax.Device] | None = None) -> RunSpec:
-    """Builds the plan for a data set, on the given devices or all.
+def check_microbatches(config: Config, num_examples: int, num_devices: int) -> None:
+    """Checks that every batch of an epoch can be divided into equal microbatches on each device.
+
+    A device holds its share of a batch, or all of a batch that the devices do not divide.
 
     Raises:
-      ConfigError: naming the field at fault.
+      UserError: naming the batch that cannot be divided.
     """
-    graph = make_topology(config)
-    way = (config.parallelism, config.sharding, config.batch_norm)
-    together = mesh.create(*way, config.batch_size, devices, deterministic=config.deterministic)
-    sampling.check_microbatches(config, data.train_examples, together.device_count)
-    per_epoch = sampling.steps_per_epoch(data.train_examples, config.batch_size)
-    total = config.steps or max(round(config.epochs * per_epoch), 1)
-    create = functools.partial(
-        models.create,
-        num_classes=data.num_classes,
-        axis_name=together.batch_norm_axis_name,
-        convolution=convolution.for_devices(together.platform, alone=together.single_device_program),
-        **_kinds(config),
-    )
-    networks = {name: _network(config, name, create, per_epoch, total) for name in graph.nodes}
-    method = METHODS[config.method]
-    _check_method(config, method, graph)
-    use = method.features(config.hyperparameters)
-    edges = graph.edges_from(_frozen(config, graph)) if method.offline else ()
-    networks = adapters.with_features(networks, use, edges, data.image_shape)
-    adapting = adapters.make_adapters(networks, use, edges, data.image_shape, **_kinds(config))
-    return RunSpec(
-        config=config,
-        topology=graph,
-        networks=networks,
-        method=method,
-        adapters=adapting,
-        distribution=together,
-        dataset_info=data,
-        steps_per_epoch=per_epoch,
-        total_steps=total,
-    )
-
-
-def _kinds(config: Config) -> dict[str, Any]:
-    """The dtypes of a module: parameters are float32 at least."""
-    dtype = DTYPES[config.dtype]
-    return {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
+    num_microbatches = config.gradient_accumulation
+    for size in (config.batch_size, num_examples % config.batch_size):
+        examples_per_device = size if size % num_devices else size // num_devices
+        if examples_per_device % num_microbatches:
+            batch = "a batch" if size == config.batch_size else "the last batch of an epoch"
+            raise UserError(
+                f"config.gradient_accumulation is {num_microbatches}, which does not divide {batch}, {size} examples "
+                f"on {num_devices} device(s); change it or config.batch_size"
+            )
 
 
 def _frozen(config: Config, graph: Topology) -> frozenset[str]:
@@ -156,16 +215,16 @@ def _frozen(config: Config, graph: Topology) -> frozenset[str]:
 
 
 def _check_method(config: Config, method: Method, graph: Topology) -> None:
-    """What a method asks of the networks and the data.
+    """Checks that the networks and the data are what the method needs.
 
     Raises:
-      ConfigError: naming the network or field that it lacks.
+      UserError: naming the network or field at fault.
     """
     frozen = _frozen(config, graph)
     for name in frozen:
         if not config.networks[name].init_from:
             raise UserError(
-                f"config.networks.{name} is frozen and has no init_from: it would stay as it was drawn; "
+                f"config.networks.{name} is frozen and has no init_from: it would keep its random initial weights; "
                 "name a checkpoint there"
             )
         if config.networks[name].ema:
@@ -179,77 +238,31 @@ def _check_method(config: Config, method: Method, graph: Topology) -> None:
         raise UserError("config.networks: all networks are frozen, so none would learn")
     if method.update_memory_at_eval(config.hyperparameters) and config.data.validation_fraction == 0:
         raise UserError(
-            f"config.data.validation_fraction is 0, and this form of {config.method!r} weighs the networks on "
+            f"config.data.validation_fraction is 0, and this form of {config.method!r} weights the networks on "
             "held-out images; set it to 0.1, say"
         )
 
 
-def _network(config: Config, name: str, create: Callable[[str], Any], per_epoch: int, total: int) -> NetworkSpec:
-    spec = config.networks[name]
+def _network(
+    config: Config, name: str, create: Callable[[str], Any], steps_per_epoch: int, total_steps: int
+) -> NetworkSpec:
+    network = config.networks[name]
     try:
-        module = create(spec.model)
+        module = create(network.model)
     except ValueError as error:
         raise UserError(f"config.networks.{name}.model: {error}") from None
-    if spec.remat:
-        if not hasattr(module, "remat"):
+    if network.remat:
+        try:
+            module = with_options(module, remat=True)
+        except ValueError:
             raise UserError(
-                f"config.networks.{name}.remat: {spec.model!r} has no blocks to compute again; set it to False"
-            )
-        module = module.clone(remat=True)
+                f"config.networks.{name}.remat: {network.model!r} has no blocks to recompute; set it to False"
+            ) from None
     return NetworkSpec(
         module=module,
-        optimizer=optim.optimizer(spec),
-        schedule=optim.schedule(spec, per_epoch, total),
-        label_smoothing=spec.label_smoothing,
-        ema=spec.ema,
-        frozen=spec.frozen,
-    )
-
-
-def make_step(plan: RunSpec) -> Callable[[Collectives], Callable[..., Any]]:
-    """The train step of a plan, for `Distribution.compile`, carried: (state, data, batch) -> (state, metrics)."""
-    inputs = resident.train_inputs(
-        plan.dataset_info.preprocess,
-        augmented=plan.config.data.augment,
-        steps_in_epoch=plan.steps_per_epoch,
-        dtype=DTYPES[plan.config.dtype],
-    )
-
-    def for_devices(across: Collectives) -> Callable[..., Any]:
-        def step(state: Any, data: resident.DeviceDataset | None, batch: sampling.Batch) -> Any:
-            images, labels = inputs(data, batch, state.rng, state.step)
-            return train_step(
-                state,
-                images,
-                labels,
-                batch.index,
-                epoch=state.step // plan.steps_per_epoch + 1,
-                networks=plan.networks,
-                method=plan.method.apply,
-                hyperparameters=plan.config.hyperparameters,
-                topology=plan.topology,
-                across=across,
-                adapters=plan.adapters,
-                parts=plan.config.gradient_accumulation,
-                skip_nonfinite=plan.config.on_nonfinite == "skip",
-            )
-
-        return step
-
-    return for_devices
-
-
-def make_correlation(plan: RunSpec) -> Callable[[Collectives], Callable[..., Any]]:
-    """The step behind `evaluator.error_correlation`, for `Distribution.compile`."""
-    modules = {name: network.module for name, network in plan.networks.items()}
-    return evaluator.correlation_step(
-        modules, plan.dataset_info.preprocess, plan.dataset_info.num_classes, DTYPES[plan.config.dtype]
-    )
-
-
-def make_score(plan: RunSpec) -> Callable[[Collectives], Callable[..., Any]]:
-    """The scoring step of a plan, for `Distribution.compile`: (variables, data, batch) -> sums."""
-    modules = {name: network.module for name, network in plan.networks.items()}
-    return evaluator.score_step(
-        modules, plan.dataset_info.preprocess, plan.dataset_info.num_classes, DTYPES[plan.config.dtype]
+        optimizer=optim.optimizer(network),
+        schedule=optim.schedule(network, steps_per_epoch, total_steps),
+        label_smoothing=network.label_smoothing,
+        ema=network.ema,
+        frozen=network.frozen,
     )

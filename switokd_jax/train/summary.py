@@ -1,4 +1,4 @@
-"""What a run says of itself: the plan with CLU's parameter tables before it, the scores after it."""
+"""Text and JSON about a run: the plan with CLU's parameter tables before it, the summary after it."""
 
 from __future__ import annotations
 
@@ -13,90 +13,100 @@ from switokd_jax.data.dataset import Dataset, Split
 from switokd_jax.metrics import expert_share
 from switokd_jax.models import flops
 from switokd_jax.state import TrainState, pair_name
-from switokd_jax.train.progress import Clock
 from switokd_jax.train.run_spec import RunSpec
+from switokd_jax.train.timer import TrainingClock
+from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.metric_writers import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """One module of a network in the parameter table."""
+    """One row of the parameter table: a module of a network."""
 
     module: str
     arrays: int
     parameters: int
 
 
-def count(params: Any) -> int:
-    """Number of parameters."""
+def count_parameters(params: Any) -> int:
+    """Counts the parameters of a tree of arrays."""
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def describe(plan: RunSpec, dataset: Dataset, state: TrainState) -> str:
-    """The run plan: data, devices, steps, who learns from whom, parameters and memory."""
-    config = plan.config
+def describe_plan(run: RunSpec, dataset: Dataset, state: TrainState) -> str:
+    """Formats the plan of a run: data, devices, steps, edges, parameters and memory."""
+    config = run.config
     height, width, channels = dataset.image_spec.shape
     sizes = f"{len(dataset.train)} train, {len(dataset.validation)} validation, {len(dataset.test)} test"
-    devices = f"{plan.distribution.device_count} x {plan.distribution.platform}"
+    devices = f"{run.distribution.device_count} x {run.distribution.platform}"
     rows = [
         ("data", f"{dataset.name}: {sizes}"),
         ("", f"{height}x{width}x{channels} pixels, {len(dataset.classes)} classes"),
         ("devices", f"{devices}, {config.parallelism}, {config.dtype}"),
-        ("steps", f"{plan.total_steps}: {plan.epoch(plan.total_steps):g} epochs of {plan.steps_per_epoch}"),
+        ("steps", f"{run.total_steps}: {run.epoch(run.total_steps):g} epochs of {run.steps_per_epoch}"),
         ("batch", f"{config.batch_size} over all devices"),
         ("method", config.method),
     ]
     hyperparameters = dataclasses.asdict(config.hyperparameters)
     rows += [("", f"{name} = {'adaptive' if value is None else value}") for name, value in hyperparameters.items()]
-    for edge in plan.topology.edges if plan.method.switches else ():
+    for edge in run.topology.edges if run.method.switches else ():
         gate = ", in learning mode" if edge.gate else ""
         rows.append(("edge", f"{edge.learner} learns from {edge.source}, weight {edge.weight:g}{gate}"))
-    memory = plan.distribution.bytes_per_device(state) / 2**20
+    memory = run.distribution.bytes_per_device(state) / 2**20
     splits = (dataset.train, dataset.validation, dataset.test)
     images = sum(split.images.nbytes for split in splits if isinstance(split, Split)) / 2**20
     rows.append(("memory", f"{memory:.1f} MiB state and {images:.1f} MiB images on each device"))
     table = "\n".join(f"{head:<9}{row}" for head, row in rows)
-    return "\n".join([table, *(_parameters(name, plan, state.networks[name].params) for name in plan.topology.nodes)])
+    return "\n".join([table, *(_parameters(name, run, state.networks[name].params) for name in run.topology.nodes)])
 
 
-def _parameters(name: str, plan: RunSpec, params: Any) -> str:
+def _parameters(name: str, run: RunSpec, params: Any) -> str:
     # One row for each top-level module: a row for each array would run over several screens.
-    rows = [_Row(module, len(jax.tree.leaves(tree)), count(tree)) for module, tree in params.items()]
+    rows = [_Row(module, len(jax.tree.leaves(tree)), count_parameters(tree)) for module, tree in params.items()]
     table = parameter_overview.make_table(rows)
-    return f"network  {name}: {plan.config.networks[name].model}, {count(params):,} parameters\n{table}"
+    return f"network  {name}: {run.config.networks[name].model}, {count_parameters(params):,} parameters\n{table}"
 
 
-def summarise(
-    plan: RunSpec, final: TrainState, selected_on: str, best: dict[str, Any], clock: Clock, folder: Path
+def make_summary(
+    run: RunSpec, final: TrainState, selection_split: str, best: dict[str, Any], clock: TrainingClock, workdir: Workdir
 ) -> dict[str, Any]:
-    """What summary.json holds; see the README for its fields."""
-    last = [line for line in read_metrics(folder / "metrics.jsonl") if line["split"] == "test"][-1]
+    """Collects what summary.json holds.
+
+    Args:
+      run: all that is static in the run.
+      final: the last state, single values.
+      selection_split: on which the best epoch was selected.
+      best: by network, score, step and top1 at its best evaluation.
+      clock: training time and examples.
+      workdir: of the run.
+    """
+    last = [row for row in read_metrics(workdir.metrics) if row["split"] == "test"][-1]
     steps = int(final.step)
     shares = expert_share(final.expert_steps, steps)
-    networks = {name: _network(name, plan, final, last, best[name]) for name in plan.topology.nodes}
-    examples = plan.epoch(steps) * plan.dataset_info.train_examples
+    networks = {name: _network(name, run, final, last, best[name]) for name in run.topology.nodes}
+    examples = run.epoch(steps) * run.dataset_info.train_examples
     return {
         "steps": steps,
-        "epochs": round(plan.epoch(steps), 6),
+        "epochs": round(run.epoch(steps), 6),
         "seconds": round(clock.seconds, 3),
-        "examples_per_second": round(clock.rate, 1),
-        "peak_bytes_per_device": plan.distribution.peak_bytes,
-        "best_selected_on": selected_on,
+        "examples_per_second": round(clock.examples_per_second, 1),
+        "peak_bytes_per_device": run.distribution.peak_bytes,
+        "best_selected_on": selection_split,
         "examples": round(examples),
         "training_flops": flops.training_flops(networks, steps, examples),
         "networks": networks,
-        "switch": {pair: {"expert_fraction": shares[pair]} for pair in map(pair_name, plan.pairs)},
+        "switch": {pair: {"expert_fraction": shares[pair]} for pair in map(pair_name, run.pairs)},
     }
 
 
-def _network(name: str, plan: RunSpec, final: TrainState, last: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
-    counted = flops.count_flops_per_image(plan.networks[name].module, plan.dataset_info.image_shape)
+def _network(name: str, run: RunSpec, final: TrainState, last: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
+    counted = flops.count_flops_per_image(run.networks[name].module, run.dataset_info.image_shape)
     return {
-        "model": plan.config.networks[name].model,
-        "parameters": count(final.networks[name].params),
+        "model": run.config.networks[name].model,
+        "parameters": count_parameters(final.networks[name].params),
         "final_top1": last[f"{name}/top1"],
         "best_top1": best["top1"],
-        "best_epoch": round(plan.epoch(int(best["step"])), 6),
+        "best_epoch": round(run.epoch(int(best["step"])), 6),
         "final_loss": last[f"{name}/loss"],
         "updates": int(final.networks[name].updates),
         "forward_flops": counted.forward,
@@ -104,14 +114,14 @@ def _network(name: str, plan: RunSpec, final: TrainState, last: dict[str, Any], 
     }
 
 
-def closing(result: dict[str, Any], folder: Path, pictures: list[Path]) -> str:
-    """The last lines of a run."""
-    out = [
+def format_summary(result: dict[str, Any], workdir: Workdir, pictures: list[Path]) -> str:
+    """Formats the last lines that a run prints."""
+    lines = [
         f"{name}: final top-1 {scores['final_top1']:.2f} %, best {scores['best_top1']:.2f} % "
         f"({result['best_selected_on']}), {scores['updates']} of {result['steps']} updates"
         for name, scores in result["networks"].items()
     ]
-    out += [f"{pair}: {100 * s['expert_fraction']:.1f} % expert steps" for pair, s in result["switch"].items()]
-    out.append(f"{result['examples_per_second']:.0f} images/s over {result['seconds']:.1f} s of training")
-    out += [f"wrote {path}" for path in (folder / "summary.json", *pictures)]
-    return "\n".join(out)
+    lines += [f"{pair}: {100 * s['expert_fraction']:.1f} % expert steps" for pair, s in result["switch"].items()]
+    lines.append(f"{result['examples_per_second']:.0f} images/s over {result['seconds']:.1f} s of training")
+    lines += [f"wrote {path}" for path in (workdir.summary, *pictures)]
+    return "\n".join(lines)

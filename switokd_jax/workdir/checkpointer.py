@@ -1,13 +1,15 @@
-"""Orbax checkpoints of a run: `latest/STEP` holds all that resuming needs, `best/NAME/STEP` one network.
+"""Orbax checkpoints of a run: `latest/STEP` holds a train state with all that resuming needs, `best/NAME/STEP` the
+variables of one network.
 
-What is saved is a plain nested dict of arrays, so that neither the device count nor a renamed class stands
-between a file and its reader. Each checkpoint holds the checksums of its files. A save that fails, for want of room,
-say, is reported and leaves what was saved before as it was; the next one tries again.
+A checkpoint is a plain nested dict of arrays, so it can be read with another device count and after a class is renamed.
+It holds the checksums of its own files. A save that fails, because the disk is full for example, is reported and never
+damages an earlier checkpoint; the next save tries again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,160 +23,174 @@ from absl import logging
 from flax import serialization
 
 from switokd_jax.config import CheckpointConfig
-from switokd_jax.errors import UserError, one_line
-from switokd_jax.parallel.mesh import is_main_process
+from switokd_jax.errors import SaveError, UserError, one_line
+from switokd_jax.parallel.multihost import is_main_process
 from switokd_jax.state import TrainState, Tree
 from switokd_jax.workdir import checksums
+from switokd_jax.workdir.layout import Workdir
 
-UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a save under way
-# Asks for shape, dtype and placement of each array that is read.
-Template = Any
-# What Orbax and TensorStore raise for files that they cannot write or read.
-IO_ERRORS = (OSError, ValueError, RuntimeError, KeyError)
+TMP_MARKER = ".orbax-checkpoint-tmp"  # in the name of an unfinished save
+IO_ERRORS = (OSError, ValueError, RuntimeError, KeyError)  # Orbax and TensorStore: files that cannot be read or written
 
 
-class SaveError(Exception):
-    """The last save of a run failed."""
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Checkpointer:
-    """The managers behind the folder `root`; close it. `failed` has what went wrong since the last good save."""
+    """Saves and restores the checkpoints of a run. Create with `open_checkpointer`; has to be closed.
+
+    Attributes:
+      root: folder of all checkpoints.
+      latest: manager of the train states.
+      best: managers of the networks' variables, by network.
+      reopen_latest: makes a new manager in place of `latest`.
+      reopen_best: makes a new manager for a network.
+      on_corrupt: 'fallback' to an older checkpoint if the latest one is damaged, or 'stop'.
+      failures: messages of the failed saves since the last `save_latest`.
+    """
 
     root: Path
-    open: Callable[[str | None], ocp.CheckpointManager]
-    managers: dict[str | None, ocp.CheckpointManager]
+    latest: ocp.CheckpointManager
+    best: dict[str, ocp.CheckpointManager]
+    reopen_latest: Callable[[], ocp.CheckpointManager]
+    reopen_best: Callable[[str], ocp.CheckpointManager]
     on_corrupt: str
-    failed: list[str] = dataclasses.field(default_factory=list)
-
-    @property
-    def latest(self) -> ocp.CheckpointManager:
-        """Of whole states."""
-        return self.managers[None]
-
-    @property
-    def best(self) -> dict[str, ocp.CheckpointManager]:
-        """Of networks, by name."""
-        return {name: manager for name, manager in self.managers.items() if name is not None}
+    failures: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def latest_step(self) -> int:
-        """The step of the newest whole state, or 0."""
+        """Step of the latest train state; 0 if there is none."""
         return int(self.latest.latest_step() or 0)
 
     def save_latest(self, step: int, state: TrainState, progress: Mapping[str, Any]) -> None:
-        """Starts writing the whole state; training goes on meanwhile, also if it fails.
+        """Starts to save the train state. Training continues meanwhile, also if the save fails.
 
         Args:
           step: global step.
           state: single values (no copies per device).
-          progress: JSON values that the host keeps (training time, best scores).
+          progress: JSON values of the host (training time, best scores).
         """
-        self._settle()
+        self._wait_until_finished()
         self._drop_superseded()
-        self.failed.clear()
-        if not self._has_room(state):
+        self.failures.clear()
+        if not self._has_disk_space(state):
             return
-        # Copied first: the next step reuses the donated buffers while Orbax is still writing.
+        # A copy: the next step reuses the donated buffers while Orbax is still writing.
         tree = jax.tree.map(jnp.copy, serialization.to_state_dict(state))
         items = ocp.args.Composite(state=ocp.args.StandardSave(tree), progress=ocp.args.JsonSave(dict(progress)))
         try:
             self.latest.save(step, args=items)
         except IO_ERRORS as error:
-            self._report(None, error)
+            self._recover_latest(error)
 
-    def save_best(self, name: str, step: int, variables: Tree) -> bool:
-        """Writes one network's variables, and returns when they are safe: `latest` refers to them.
+    def save_best(self, network: str, step: int, variables: Tree) -> bool:
+        """Saves the variables of a network and waits until they are safe, because the next train state refers to them.
 
-        Returns whether they were written.
+        Returns:
+          Whether they were saved.
         """
-        manager = self.best[name]
-        if not self._has_room(variables):
+        if not self._has_disk_space(variables):
             return False
+        manager = self.best[network]
         try:
             manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(dict(variables))))
             manager.wait_until_finished()
         except IO_ERRORS as error:
-            self._report(name, error)
+            self._recover_best(network, error)
             return False
         return True
 
-    def restore(self, state: TrainState, template: Template) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest intact state with its progress, or None; drops what later steps had left behind.
+    def restore(self, state: TrainState, abstract_state: Tree) -> tuple[TrainState, dict[str, Any]] | None:
+        """Restores the latest intact train state, and deletes all checkpoints of later steps.
 
         Args:
           state: a state of the same structure.
-          template: `state` as a nested dict of ShapeDtypeStructs with shardings.
+          abstract_state: `state` as a nested dict of ShapeDtypeStructs with shardings.
+
+        Returns:
+          The state and the progress that was saved with it; None if there is no checkpoint.
 
         Raises:
-          ConfigError: naming the checkpoint that is damaged, if `on_corrupt` is 'stop' or none is intact.
+          UserError: naming the damaged checkpoint, if `on_corrupt` is 'stop' or none is intact.
         """
         steps = sorted(self.latest.all_steps(), reverse=True)
         for step in steps:
-            damage, restored = self._read(step, template)
+            problem, restored = self._read(step, abstract_state)
             if restored is None:
                 if self.on_corrupt == "stop" or step == steps[-1]:
                     raise UserError(
-                        f"{damage}; remove {self.root / 'latest' / str(step)}, set config.checkpoint.on_corrupt to "
-                        "'fallback' to go on from an older one, or choose another --workdir"
+                        f"{problem}; remove {self._step_folder(step)}, set config.checkpoint.on_corrupt to "
+                        "'fallback' to resume from an older checkpoint, or choose another --workdir"
                     )
-                logging.warning("%s; going on from an older checkpoint", damage)
+                logging.warning("%s; resuming from an older checkpoint", problem)
                 continue
-            for manager in self.managers.values():
+            for manager in (self.latest, *self.best.values()):
                 for later in [s for s in manager.all_steps() if s > step]:
                     manager.delete(later)
             return serialization.from_state_dict(state, restored["state"]), restored["progress"]
         return None
 
     def close(self) -> None:
-        """Waits for what is being written.
+        """Waits for the save under way and ends Orbax's threads.
 
         Raises:
-          SaveError: if the last state could not be saved.
+          SaveError: if the last train state could not be saved.
         """
-        self._settle()
+        self._wait_until_finished()
         self._drop_superseded()
-        for name, manager in self.managers.items():
+        try:
+            self.latest.close()
+        except IO_ERRORS as error:
+            self._recover_latest(error)
+        for network, manager in [*self.best.items()]:
             try:
                 manager.close()
             except IO_ERRORS as error:
-                self._report(name, error)
-        if self.failed:
+                self._recover_best(network, error)
+        if self.failures:
             raise SaveError(
-                f"{self.failed[0]}; the newest checkpoint is that of step {self.latest_step}: make room "
-                "and start the same command again"
+                f"{self.failures[0]}; the latest checkpoint is that of step {self.latest_step}: free disk space and "
+                "repeat the command to resume"
             )
 
-    def _read(self, step: int, template: Template) -> tuple[str, Any]:
-        """What is wrong with a checkpoint, or what is in it."""
-        folder = self.root / "latest" / str(step)
-        if damage := checksums.verify(folder):
-            return f"the checkpoint of step {step} is damaged: {damage}", None
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(template), progress=ocp.args.JsonRestore())
+    def report_failed_save(self, reason: str) -> None:
+        """Reports a save that fails."""
+        self.failures.append(f"no checkpoint could be written: {reason}")
+        logging.warning("%s; training continues, and the next save tries again", self.failures[-1])
+
+    def _read(self, step: int, abstract_state: Tree) -> tuple[str, Any]:
+        """Reads a checkpoint; returns the problem or '', and the items or None."""
+        folder = self._step_folder(step)
+        if problem := checksums.verify(folder):
+            return f"the checkpoint of step {step} is damaged: {problem}", None
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore())
         try:
             return "", self.latest.restore(step, args=items)
         except IO_ERRORS as error:
             return f"the checkpoint {folder} cannot be read ({one_line(error)})", None
 
-    def _settle(self) -> None:
-        """Waits for the save under way."""
+    def _step_folder(self, step: int) -> Path:
+        return Path(self.latest.directory) / str(step)
+
+    def _wait_until_finished(self) -> None:
+        """Waits for the train state that is being saved."""
         try:
             self.latest.wait_until_finished()
         except IO_ERRORS as error:
-            self._report(None, error)
+            self._recover_latest(error)
 
-    def report_failed_save(self, reason: str) -> None:
-        """Reports a save that fails."""
-        self.failed.append(f"no checkpoint could be written: {reason}")
-        logging.warning("%s; training goes on, and the next save tries again", self.failed[-1])
-
-    def _report(self, name: str | None, error: BaseException) -> None:
+    # A manager whose save has failed still counts that step, and its threads may have ended: it is replaced.
+    def _recover_latest(self, error: BaseException) -> None:
         self.report_failed_save(one_line(error))
-        clear(Path(self.managers[name].directory))
-        self.managers[name] = self.open(name)  # the old one counts what it has begun, and its threads may have ended
+        remove_partial_saves(Path(self.latest.directory))
+        self.latest = self.reopen_latest()
 
-    def _has_room(self, tree: Tree) -> bool:
-        """Asked first: where TensorStore finds none itself, every array's writer says so in a traceback of its own."""
+    def _recover_best(self, network: str, error: BaseException) -> None:
+        self.report_failed_save(one_line(error))
+        remove_partial_saves(Path(self.best[network].directory))
+        self.best[network] = self.reopen_best(network)
+
+    def _has_disk_space(self, tree: Tree) -> bool:
+        """Returns whether a tree can be saved, and reports if not. Asked before each save: if TensorStore itself runs
+        out of space, the writer of every array prints a traceback."""
         needed = 1.2 * sum(x.nbytes for x in jax.tree.leaves(tree)) + 2**20
         try:
             free = shutil.disk_usage(self.root).free
@@ -184,43 +200,63 @@ class Checkpointer:
         if not os.access(self.root, os.W_OK):
             self.report_failed_save(f"{self.root} may not be written")
             return False
-        if jax.process_count() == 1 and free < needed:  # of several processes all save, or none
+        if jax.process_count() == 1 and free < needed:  # several processes have to save together or not at all
             self.report_failed_save(f"{self.root} has {free / 2**20:.1f} MiB left, and one takes {needed / 2**20:.1f}")
             return False
         return True
 
     def _drop_superseded(self) -> None:
-        """Deletes what was best before the best that `latest` knows of: until then a restart may need it."""
-        saved = self.latest.latest_step() or 0
+        """Deletes the best checkpoints before the one that `latest` refers to. A restart may need that one, so newer
+        ones are kept beside it."""
+        latest = self.latest.latest_step() or 0
         for manager in self.best.values():
-            for older in sorted(s for s in manager.all_steps() if s <= saved)[:-1]:
+            for older in sorted(step for step in manager.all_steps() if step <= latest)[:-1]:
                 manager.delete(older)
 
 
 def open_checkpointer(
-    workdir: Path, networks: tuple[str, ...], spec: CheckpointConfig, steps_per_epoch: int
+    workdir: Workdir, networks: tuple[str, ...], config: CheckpointConfig, steps_per_epoch: int
 ) -> Checkpointer:
-    """Opens `workdir/checkpoints`, and clears it of saves that a kill cut short."""
-    root = workdir.resolve() / "checkpoints"
-    clear(root)
-    period = spec.keep_every_epochs * steps_per_epoch or None
+    """Opens the checkpoints of a workdir, and removes saves that a kill interrupted.
 
-    def manager(name: str | None) -> ocp.CheckpointManager:
-        folder = root / "latest" if name is None else root / "best" / name
-        kept = {"max_to_keep": spec.keep, "keep_period": period} if name is None else {}
-        noting = ocp.options.AsyncOptions(post_finalization_callback=lambda: _note_checksums(folder))
-        return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(async_options=noting, **kept))
+    Args:
+      workdir: of the run.
+      networks: names of the networks, each with its own best checkpoints.
+      config: `config.checkpoint`.
+      steps_per_epoch: for `config.keep_every_epochs`.
+    """
+    workdir = Workdir(workdir.root.resolve())  # Orbax wants absolute paths
+    remove_partial_saves(workdir.checkpoints)
 
-    return Checkpointer(root, manager, {name: manager(name) for name in (None, *networks)}, spec.on_corrupt)
+    def open_latest() -> ocp.CheckpointManager:
+        keep_period = config.keep_every_epochs * steps_per_epoch or None
+        return _open_manager(workdir.latest_checkpoints, max_to_keep=config.keep, keep_period=keep_period)
+
+    def open_best(network: str) -> ocp.CheckpointManager:
+        return _open_manager(workdir.best_checkpoints(network))
+
+    return Checkpointer(
+        root=workdir.checkpoints,
+        latest=open_latest(),
+        best={network: open_best(network) for network in networks},
+        reopen_latest=open_latest,
+        reopen_best=open_best,
+        on_corrupt=config.on_corrupt,
+    )
 
 
-def clear(root: Path) -> None:
-    """Removes saves that were cut short."""
-    for unfinished in root.glob(f"**/*{UNFINISHED}*") if is_main_process() else ():
-        shutil.rmtree(unfinished, ignore_errors=True)
+def _open_manager(folder: Path, **retention: int | None) -> ocp.CheckpointManager:
+    async_options = ocp.options.AsyncOptions(post_finalization_callback=functools.partial(_write_checksums, folder))
+    return ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(async_options=async_options, **retention))
 
 
-def _note_checksums(folder: Path) -> None:
-    """In the save that is about to get its name: Orbax calls this when all its files are there."""
-    for unfinished in folder.glob(f"*{UNFINISHED}*") if is_main_process() else ():
-        checksums.write(unfinished)
+def remove_partial_saves(folder: Path) -> None:
+    """Removes saves below a folder that were interrupted."""
+    for partial in folder.glob(f"**/*{TMP_MARKER}*") if is_main_process() else ():
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_checksums(folder: Path) -> None:
+    """Writes the checksums of a save that is about to get its final name; Orbax calls this once its files are there."""
+    for finished in folder.glob(f"*{TMP_MARKER}*") if is_main_process() else ():
+        checksums.write(finished)

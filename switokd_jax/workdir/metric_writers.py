@@ -1,4 +1,4 @@
-"""What a run writes while it trains: metrics.jsonl, and where asked for TensorBoard events and Weights & Biases."""
+"""Metric writers: metrics.jsonl and, if asked for, TensorBoard events and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -11,134 +11,163 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from absl import logging
 
-from switokd_jax.errors import UserError
+from switokd_jax.errors import UserError, one_line
 from switokd_jax.files import atomic_write
+from switokd_jax.workdir.layout import Workdir
 
 MetricsRow = dict[str, Any]
+"""One line of metrics.jsonl: 'split', 'epoch', 'step', then metrics of any name as JSON values."""
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:
-    """The whole lines of a metrics.jsonl; a last line that a kill cut short is left out."""
+    """Reads the rows of a metrics.jsonl. A last line that was cut off when the process was killed is left out."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def truncate_after(path: Path, step: int) -> None:
-    """Removes the lines after a global step, as a resumed run writes them again."""
+    """Removes the rows after a global step: a resumed run writes them again."""
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
+    text = "".join(json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= step)
     atomic_write(path, lambda p: p.write_text(text))
 
 
-def append_metrics(path: Path, lines: Sequence[MetricsRow]) -> None:
-    """Appends lines: all of them or, where the disk is full, none.
+def append_metrics(path: Path, rows: Sequence[MetricsRow]) -> None:
+    """Appends rows: all of them or, if the disk is full, none.
 
     Raises:
       OSError: if they cannot be written.
     """
-    text = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
     with path.open("ab", buffering=0) as file:  # a buffer would write its rest once more when it is closed
-        before = file.tell()
+        end = file.tell()
         try:
             while text:
                 text = text[file.write(text) :]
         except OSError:
-            file.truncate(before)
+            file.truncate(end)
             raise
 
 
-class TensorBoard:
-    """An event file through CLU, written by one thread beside the training.
+def mean_by_split(rows: Sequence[MetricsRow]) -> list[tuple[int, dict[str, float]]]:
+    """Averages rows for each split but 'skipped'.
 
-    CLU's writers import TensorFlow, which takes seconds: the thread does so at the first line.
+    Returns:
+      For each split the step of its last row, and the means of that row's numbers by 'SPLIT/METRIC', over all rows
+      that have them.
+
+    >>> rows = [{"split": "train", "epoch": 0.5 * step, "step": step, "grad_norm": float(step)} for step in (1, 2)]
+    >>> mean_by_split(rows)
+    [(2, {'train/grad_norm': 1.5})]
     """
+    means = []
+    for split in sorted({row["split"] for row in rows} - {"skipped"}):
+        of_split = [row for row in rows if row["split"] == split]
+        last = of_split[-1]
+        metrics = {}
+        for name, value in last.items():
+            if isinstance(value, int | float) and name not in ("step", "epoch"):
+                values = [row[name] for row in of_split if name in row]
+                metrics[f"{split}/{name}"] = sum(values) / len(values)
+        means.append((last["step"], metrics))
+    return means
 
-    def __init__(self, workdir: Path):
-        self._workdir = workdir
-        self._thread = ThreadPoolExecutor(1, "tensorboard")
-        self._waiting: list[Future[None]] = []
 
-    def write(self, lines: Sequence[MetricsRow]) -> None:
-        """Writes means by split, at the step of its last line; says what an earlier write has met."""
-        self._settle(done for done in self._waiting if done.done())
-        for step, values in means(lines):
-            self._waiting.append(self._thread.submit(self._write, step, values))
+class Sink(Protocol):
+    """A place besides metrics.jsonl where metrics are written. A failure is a warning and never stops a run."""
+
+    def write(self, rows: Sequence[MetricsRow]) -> None:
+        """Writes the means of some rows."""
 
     def close(self) -> None:
-        """Waits for what is being written and ends the file."""
-        self._waiting.append(self._thread.submit(lambda: self._events.close()))
+        """Waits until all is written."""
+
+
+class TensorBoard:
+    """An event file through CLU, written by a thread of its own.
+
+    CLU's writers import TensorFlow, which takes seconds: the thread does so at the first row.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(1, "tensorboard")
+        self._pending: list[Future[None]] = []
+
+    def write(self, rows: Sequence[MetricsRow]) -> None:
+        """Writes means by split, at the step of the split's last row. Warns if an earlier write has failed."""
+        self._check(future for future in self._pending if future.done())
+        for step, means in mean_by_split(rows):
+            self._pending.append(self._thread.submit(self._write, step, means))
+
+    def close(self) -> None:
+        """Waits for pending writes and closes the file."""
+        self._pending.append(self._thread.submit(lambda: self._events.close()))
         self._thread.shutdown()
-        self._settle(self._waiting)
+        self._check(self._pending)
 
     @functools.cached_property
     def _events(self) -> Any:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow announces it; only files are written with it
+        os.environ.setdefault(
+            "TF_ENABLE_ONEDNN_OPTS", "0"
+        )  # TensorFlow logs a line about it, and only writes files here
         from clu import metric_writers
 
-        return metric_writers.SummaryWriter(str(self._workdir))
+        return metric_writers.SummaryWriter(str(self._folder))
 
     def _write(self, step: int, means: dict[str, float]) -> None:
         self._events.write_scalars(step, means)
 
-    def _settle(self, done: Iterable[Future[None]]) -> None:
-        for each in [*done]:
-            self._waiting.remove(each)
-            if error := each.exception():
-                logging.warning(
-                    "TensorBoard's events cannot be written (%s); training goes on", " ".join(str(error).split())
-                )
-
-
-def means(lines: Sequence[MetricsRow]) -> list[tuple[int, dict[str, float]]]:
-    """For each split the step of its last line, and the means of its numbers as SPLIT/NAME."""
-    made = []
-    for split in sorted({line["split"] for line in lines} - {"skipped"}):
-        chosen = [line for line in lines if line["split"] == split]
-        names = [n for n, v in chosen[-1].items() if isinstance(v, int | float) and n not in ("step", "epoch")]
-        made.append(
-            (chosen[-1]["step"], {f"{split}/{n}": sum(line[n] for line in chosen) / len(chosen) for n in names})
-        )
-    return made
+    def _check(self, finished: Iterable[Future[None]]) -> None:
+        """Removes writes from the pending ones and warns of those that have failed."""
+        for future in [*finished]:
+            self._pending.remove(future)
+            if error := future.exception():
+                logging.warning("TensorBoard's events cannot be written (%s); training continues", one_line(error))
 
 
 class WeightsAndBiases:
-    """A run of a Weights & Biases project; a workdir that goes on does so in the same one."""
+    """A run of a Weights & Biases project; it resumes with its workdir."""
 
-    def __init__(self, workdir: Path, project: str, config: Mapping[str, Any]):
+    def __init__(self, workdir: Workdir, project: str, config: Mapping[str, Any]):
         import wandb
 
-        where = workdir.resolve()
+        workdir = Workdir(workdir.root.resolve())
         self._run = wandb.init(
-            project=project, id=_run_id(where), name=where.name, dir=str(where), config=dict(config), resume="allow"
+            project=project,
+            id=_run_id(workdir.wandb),
+            name=workdir.root.name,
+            dir=str(workdir.root),
+            config=dict(config),
+            resume="allow",
         )
-        # Its own count of steps refuses those before the last one, which a resumed run writes again.
+        # Its own step counter refuses steps before the last one, which a resumed run writes again.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
-    def write(self, lines: Sequence[MetricsRow]) -> None:
-        """Writes means by split; what goes wrong is a warning."""
+    def write(self, rows: Sequence[MetricsRow]) -> None:
+        """Writes means by split. Warns if that fails."""
         try:
-            for step, values in means(lines):
-                self._run.log({"step": step, **values})
-        except Exception as error:  # of many kinds, and none is worth a run
-            logging.warning("Weights & Biases cannot be written (%s); training goes on", " ".join(str(error).split()))
+            for step, means in mean_by_split(rows):
+                self._run.log({"step": step, **means})
+        except Exception as error:  # of any type: no error of theirs is worth losing a run
+            logging.warning("Weights & Biases cannot be written (%s); training continues", one_line(error))
 
     def close(self) -> None:
-        """Ends its run."""
+        """Ends the run."""
         self._run.finish()
 
 
-def _run_id(workdir: Path) -> str:
-    """Drawn once for a workdir: folders of the same name on two machines are two runs."""
-    path = workdir / "wandb" / "run_id"
+def _run_id(folder: Path) -> str:
+    """Returns the run's id, drawn once per workdir: workdirs of equal name on two machines are two runs."""
+    path = folder / "run_id"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         atomic_write(path, lambda p: p.write_text(uuid.uuid4().hex[:16]))
@@ -147,53 +176,68 @@ def _run_id(workdir: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Writer:
-    """metrics.jsonl and others, where asked for. Lines that cannot be written wait for the next write."""
+    """Writes metrics.jsonl and passes rows on to other sinks. Create with `open_writer`.
+
+    Attributes:
+      path: metrics.jsonl.
+      sinks: TensorBoard and Weights & Biases, if asked for.
+      pending: rows that could not be written; the next write tries again.
+    """
 
     path: Path
-    others: tuple[TensorBoard | WeightsAndBiases, ...] = ()
-    waiting: list[MetricsRow] = dataclasses.field(default_factory=list)
+    sinks: tuple[Sink, ...] = ()
+    pending: list[MetricsRow] = dataclasses.field(default_factory=list)
 
-    def write(self, lines: Sequence[MetricsRow]) -> bool:
-        """Appends lines {'split', 'epoch', 'step', metrics ...}; whether none waits now."""
-        self.waiting.extend(lines)
+    def write(self, rows: Sequence[MetricsRow]) -> bool:
+        """Appends rows.
+
+        Returns:
+          Whether metrics.jsonl has all rows so far, so that a checkpoint may be saved.
+        """
+        self.pending.extend(rows)
         try:
-            append_metrics(self.path, self.waiting)
-            self.waiting.clear()
+            append_metrics(self.path, self.pending)
+            self.pending.clear()
         except OSError as error:
-            logging.warning("%s cannot be written (%s); %d lines wait", self.path, error.strerror, len(self.waiting))
-        for other in self.others if lines else ():
-            other.write(lines)
-        return not self.waiting
+            logging.warning(
+                "%s cannot be written (%s); %d rows are pending", self.path, error.strerror, len(self.pending)
+            )
+        for sink in self.sinks if rows else ():
+            sink.write(rows)
+        return not self.pending
 
     def close(self) -> None:
-        """Ends what the others write."""
-        for other in self.others:
-            other.close()
+        """Closes the sinks."""
+        for sink in self.sinks:
+            sink.close()
 
 
-def open_writer(workdir: Path, tensorboard: bool, wandb: str = "", config: Mapping[str, Any] | None = None) -> Writer:
-    """The writer of a workdir.
+def open_writer(
+    workdir: Workdir, tensorboard: bool, wandb: str = "", config: Mapping[str, Any] | None = None
+) -> Writer:
+    """Opens the metric writer of a workdir.
 
     Args:
-      workdir: an existing folder.
-      tensorboard: whether to write its events.
+      workdir: its folder exists.
+      tensorboard: whether to write events.
       wandb: a Weights & Biases project, or ''.
-      config: what Weights & Biases shows of the run.
+      config: config that Weights & Biases shows of the run.
 
     Raises:
-      ConfigError: if what is asked for is not installed, or does not start.
+      UserError: if a package that is asked for is not installed, or does not start.
     """
-    others: list[TensorBoard | WeightsAndBiases] = []
+    sinks: list[Sink] = []
     if tensorboard:
         if importlib.util.find_spec("tensorflow") is None:
             raise UserError("config.log.tensorboard needs TensorFlow: install tensorflow-cpu, or set it to False")
-        others.append(TensorBoard(workdir))
+        sinks.append(TensorBoard(workdir.root))
     if wandb:
         try:
-            others.append(WeightsAndBiases(workdir, wandb, config or {}))
+            sinks.append(WeightsAndBiases(workdir, wandb, config or {}))
         except ImportError:
             raise UserError("config.log.wandb needs Weights & Biases: pip install wandb, or set it to ''") from None
         except Exception as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"config.log.wandb {wandb!r} does not start ({reason}); log in, or set it to ''") from error
-    return Writer(workdir / "metrics.jsonl", tuple(others))
+            raise UserError(
+                f"config.log.wandb {wandb!r} does not start ({one_line(error)}); log in, or set it to ''"
+            ) from error
+    return Writer(workdir.metrics, tuple(sinks))

@@ -1,8 +1,7 @@
-"""What it takes to do a run again: versions, devices, commit, seed and data, of every start of it."""
+"""Provenance of a run: versions, devices, commit, seed and data set, recorded at each of its starts."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -19,80 +18,93 @@ from switokd_jax.data.dataset import Dataset, Split
 from switokd_jax.data.image_records import RecordSplit
 from switokd_jax.errors import UserError
 from switokd_jax.files import write_json
-from switokd_jax.train.run_spec import RunSpec
+from switokd_jax.workdir.layout import Workdir
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "grain")
-NAME = "record.json"
-SAMPLED = 32  # records of an encoded split that its fingerprint reads
+NUM_FINGERPRINT_RECORDS = 32  # of a split that stays on disk, whose fingerprint reads a sample
 
 
-def collect(run: RunSpec, dataset: Dataset) -> dict[str, Any]:
-    """JSON values: 'versions' by package (None where pip knows none), 'python', 'devices', 'commit' (None outside a git
-    checkout; ends in '+' where files have changed since), 'seed', 'data': its name and fingerprint, and what a trained
-    network needs of it."""
+def collect(device_info: Mapping[str, Any], seed: int, dataset: Dataset) -> dict[str, Any]:
+    """Collects the provenance of one start.
+
+    Args:
+      device_info: `Distribution.device_info`.
+      seed: of the run.
+      dataset: of the run.
+
+    Returns:
+      JSON values: 'versions' by package (None if pip knows none), 'python', 'devices', 'commit' (see `commit`), 'seed',
+      and 'data': name and fingerprint of the data set, and all that its trained networks need to know of it.
+    """
     return {
         "versions": {"switokd_jax": switokd_jax.__version__, **{name: version(name) for name in PACKAGES}},
         "python": platform.python_version(),
-        "devices": run.distribution.device_info,
+        "devices": device_info,
         "commit": commit(),
-        "seed": run.config.seed,
+        "seed": seed,
         "data": {
             "name": dataset.name,
             "fingerprint": fingerprint(dataset),
             "classes": [*dataset.classes],
             "image_shape": [*dataset.image_spec.shape],
-            "preprocess": json.loads(json.dumps(dataclasses.asdict(dataset.preprocess))),
+            "preprocess": dataset.preprocess.to_json(),
         },
     }
 
 
-def check(folder: Path, start: Mapping[str, Any]) -> None:
-    """Checks that a run goes on with the data that it began with.
+def check(workdir: Workdir, start: Mapping[str, Any]) -> None:
+    """Checks that a run resumes with the same images and labels.
+
+    Args:
+      workdir: of the run.
+      start: provenance of the new start, from `collect`.
 
     Raises:
-      ConfigError: if it would not.
+      UserError: if the data set has changed.
     """
-    for earlier in _starts(folder)[-1:]:
-        if earlier["data"]["fingerprint"] != start["data"]["fingerprint"]:
+    for previous in _read_starts(workdir)[-1:]:
+        if previous["data"]["fingerprint"] != start["data"]["fingerprint"]:
             raise UserError(
-                f"--workdir {folder} holds a run on other images or labels of {earlier['data']['name']!r} than config."
-                "data finds now; mend config.data.dir, or choose another folder"
+                f"--workdir {workdir.root} holds a run on other images or labels of {previous['data']['name']!r} than "
+                "config.data finds now; correct config.data.dir, or choose another folder"
             )
 
 
-def append_start(folder: Path, start: Mapping[str, Any], step: int) -> None:
-    """Adds a start, and the step that it went on from, to the workdir's record.json."""
-    write_json(folder / NAME, {"starts": [*_starts(folder), {"step": step, **start}]})
+def append_start(workdir: Workdir, start: Mapping[str, Any], step: int) -> None:
+    """Appends the provenance of a start, and the global step that it resumes at, to the record."""
+    write_json(workdir.record, {"starts": [*_read_starts(workdir), {"step": step, **start}]})
 
 
-def read_dataset_info(folder: Path) -> dict[str, Any]:
-    """What 'data' was at the last start.
+def read_dataset_info(workdir: Workdir) -> dict[str, Any]:
+    """Reads what the record holds about the data set: the entry 'data' of the last start.
 
     Raises:
-      ConfigError: if there is no record, or one of before it said what networks need.
+      UserError: if there is no record, or only one of an early version.
     """
-    starts = _starts(folder)
+    starts = _read_starts(workdir)
     if not starts or "classes" not in starts[-1]["data"]:
         raise UserError(
-            f"{folder / NAME} does not say what the classes and images of its run are; start the run's command again, "
-            "which adds that"
+            f"{workdir.record} lacks the classes and image shape of its run; repeat the run's command, which adds them"
         )
-    found: dict[str, Any] = starts[-1]["data"]
-    return found
+    info: dict[str, Any] = starts[-1]["data"]
+    return info
 
 
-def _starts(folder: Path) -> list[dict[str, Any]]:
-    """Of a run so far; none of one from before there were records."""
-    path = folder / NAME
+def _read_starts(workdir: Workdir) -> list[dict[str, Any]]:
+    """Reads the starts so far; none if the run is new, or older than the record."""
     try:
-        starts: list[dict[str, Any]] = json.loads(path.read_text())["starts"] if path.exists() else []
+        starts: list[dict[str, Any]] = (
+            json.loads(workdir.record.read_text())["starts"] if workdir.record.exists() else []
+        )
     except (ValueError, KeyError) as error:
-        raise UserError(f"{path} is not what this program writes; remove it, or choose another --workdir") from error
+        raise UserError(
+            f"{workdir.record} is not a record of this program; remove it, or choose another --workdir"
+        ) from error
     return starts
 
 
 def version(package: str) -> str | None:
-    """Of an installed package; None where pip knows none, as of a folder on PYTHONPATH."""
+    """Returns the version of an installed package; None if pip knows none, as for a folder on PYTHONPATH."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -100,10 +112,10 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The git commit of this package."""
+    """Returns the git commit of this package, with '+' appended if files have changed since; None outside git."""
     here = Path(__file__).parent
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"],
             capture_output=True,
             text=True,
@@ -113,11 +125,11 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     tracked = subprocess.run(["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True)
-    return found.stdout.strip() if tracked.returncode == 0 else None
+    return described.stdout.strip() if tracked.returncode == 0 else None
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 of all images and labels, or, where they stay on disk, of a sample of them."""
+    """Returns the SHA-256 of all images and labels or, for splits that stay on disk, of a sample of them."""
     digest = hashlib.sha256()
     for split in (dataset.train, dataset.validation, dataset.test):
         digest.update(f"{len(split)};".encode())
@@ -129,7 +141,7 @@ def fingerprint(dataset: Dataset) -> str:
 def _arrays(split: Split | RecordSplit) -> list[Any]:
     if isinstance(split, Split):
         return [split.images, split.labels]
-    places = split.record_indices[np.linspace(0, len(split) - 1, min(SAMPLED, len(split)), dtype=int)]
-    records = [split.records[int(place)] for place in places]
+    sample = np.linspace(0, len(split) - 1, min(NUM_FINGERPRINT_RECORDS, len(split)), dtype=int)
+    records = [split.records[int(index)] for index in split.record_indices[sample]]
     images = [np.frombuffer(image, np.uint8) if isinstance(image, bytes) else image for image, _ in records]
     return [split.record_indices, *images, np.array([label for _, label in records], np.int32)]

@@ -1,9 +1,9 @@
-"""Reading what other runs have saved: networks for `init_from`, whole states for tools."""
+"""Reads checkpoints of other runs: variables of one network (`init_from`), or a train state (for tools)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,55 +13,93 @@ from switokd_jax.errors import UserError, one_line
 from switokd_jax.state import Tree
 from switokd_jax.workdir import checksums
 from switokd_jax.workdir.checkpointer import IO_ERRORS
+from switokd_jax.workdir.layout import Workdir
 
 
-def load_variables(source: str) -> dict[str, Tree]:
-    """Variables of one network from 'WORKDIR:NAME@best', 'WORKDIR:NAME@latest' or 'WORKDIR:NAME@STEP'.
+class CheckpointUri(NamedTuple):
+    """One network's checkpoint in a workdir.
+
+    Attributes:
+      workdir: folder of the run.
+      network: name of the network in that run.
+      version: 'best', 'latest' or a saved step.
+    """
+
+    workdir: str
+    network: str
+    version: str
+
+
+def parse_checkpoint_uri(uri: str) -> CheckpointUri:
+    """Parses 'WORKDIR:NAME@best', 'WORKDIR:NAME@latest', 'WORKDIR:NAME@STEP' or 'WORKDIR:NAME', which is the best.
+
+    >>> parse_checkpoint_uri("runs/digits:student@latest")
+    CheckpointUri(workdir='runs/digits', network='student', version='latest')
+    """
+    workdir, _, rest = uri.rpartition(":")
+    network, _, version = rest.partition("@")
+    return CheckpointUri(workdir, network, version or "best")
+
+
+def load_variables(workdir: str | Path, network: str, version: str = "best") -> dict[str, Tree]:
+    """Loads the variables of one network.
+
+    Args:
+      workdir: folder of a run; '~' is expanded.
+      network: name of the network in that run.
+      version: 'best', 'latest' or a saved step.
 
     Returns:
-      {'params', 'batch_stats'} as NumPy arrays.
+      {'params', 'batch_stats'} as NumPy arrays. Where the run averages parameters, those are the averages.
 
     Raises:
-      ConfigError: if there is no such checkpoint.
+      UserError: if there is no such checkpoint, or it is damaged.
     """
-    workdir, _, rest = source.rpartition(":")
-    name, _, which = rest.partition("@")
-    which = which or "best"
-    if which not in ("best", "latest") and not which.isdigit():
-        raise UserError(f"{source!r}: after '@' stands 'best', 'latest' or a saved step, not {which!r}")
-    run = Path(workdir).expanduser().resolve()
-    if which == "best":
-        return dict(_newest(run / "checkpoints" / "best" / name, "variables", source, which))
-    networks = _newest(run / "checkpoints" / "latest", "state", source, which)["networks"]
-    if name not in networks:
+    source = f"{workdir}:{network}@{version}"
+    if version not in ("best", "latest") and not version.isdigit():
+        raise UserError(f"{source!r}: the version after '@' is 'best', 'latest' or a saved step, not {version!r}")
+    paths = Workdir(Path(workdir).expanduser().resolve())
+    if version == "best":
+        return dict(_load(paths.best_checkpoints(network), "variables", source))
+    step = int(version) if version.isdigit() else None
+    networks = _load(paths.latest_checkpoints, "state", source, step)["networks"]
+    if network not in networks:
         raise UserError(f"{source!r}: that run has the networks {', '.join(networks)}")
-    network = networks[name]
-    return {"params": network["ema"] or network["params"], "batch_stats": network["batch_stats"]}
+    state = networks[network]
+    return {"params": state["ema"] or state["params"], "batch_stats": state["batch_stats"]}
 
 
-def load_state(workdir: Path) -> dict[str, Tree]:
-    """The newest whole state of a run as a nested dict of NumPy arrays.
+def load_state(workdir: str | Path) -> dict[str, Tree]:
+    """Loads the latest train state of a run as a nested dict of NumPy arrays.
 
     Raises:
-      ConfigError: if there is none.
+      UserError: if there is none, or it is damaged.
     """
-    return _newest(workdir.resolve() / "checkpoints" / "latest", "state", str(workdir), "latest")
+    return _load(Workdir(Path(workdir).resolve()).latest_checkpoints, "state", str(workdir))
 
 
-def _newest(folder: Path, item: str, source: str, which: str) -> Any:
-    # Saves that a kill cut short have longer names.
+def _load(folder: Path, item: str, source: str, step: int | None = None) -> Any:
+    """Loads an item of the checkpoint of a step, or of the latest one in a folder.
+
+    Args:
+      folder: holds a checkpoint per step.
+      item: 'state' or 'variables'.
+      source: what the user asked for, for messages.
+      step: None for the latest.
+    """
+    # Saves that were interrupted have longer names.
     steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     if not steps:
-        raise UserError(f"{source!r}: {folder} holds no finished checkpoint; train it first or mend the path")
-    if which.isdigit() and int(which) not in steps:
-        raise UserError(f"{source!r}: {folder} holds the steps {', '.join(map(str, sorted(steps)))}, not {which}")
-    path = folder / (which if which.isdigit() else str(max(steps))) / item
-    if damage := checksums.verify(path.parent):
-        raise UserError(f"{source!r}: {damage}; name another checkpoint")
+        raise UserError(f"{source!r}: {folder} holds no finished checkpoint; train that run first or correct the path")
+    if step is not None and step not in steps:
+        raise UserError(f"{source!r}: {folder} holds the steps {', '.join(map(str, sorted(steps)))}, not {step}")
+    path = folder / str(max(steps) if step is None else step) / item
+    if problem := checksums.verify(path.parent):
+        raise UserError(f"{source!r}: {problem}; name another checkpoint")
     handler = ocp.PyTreeCheckpointHandler()
     try:
-        # As NumPy: the devices that wrote it need not be here.
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)
-        return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        # As NumPy arrays: the devices that wrote the checkpoint may not exist here.
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)
+        return handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=restore_args))
     except IO_ERRORS as error:
-        raise UserError(f"{source!r}: {path} cannot be read ({one_line(error)}); name another one") from error
+        raise UserError(f"{source!r}: {path} cannot be read ({one_line(error)}); name another checkpoint") from error

@@ -1,18 +1,22 @@
-"""The folder of a run: made on the first start, recognised on the next ones."""
+"""Checks whether a run may start or resume in a workdir."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from switokd_jax import config as configs
+from switokd_jax.config_fields import ADAPTIVE
 from switokd_jax.errors import UserError
 from switokd_jax.files import write_json
+from switokd_jax.methods import METHODS
+from switokd_jax.workdir.layout import Workdir
 
-# A run may go on with other values of these; anything else would make it another run.
+# Fields that may have another value when a run resumes; any other difference would make it another run.
 OVERRIDABLE_ON_RESUME = (
     "log",
     "checkpoint",
@@ -26,62 +30,108 @@ OVERRIDABLE_ON_RESUME = (
 )
 
 
-def check_workdir(folder: Path, config: ConfigDict) -> None:
+def check_workdir(workdir: Workdir, config: ConfigDict) -> None:
     """Checks, without writing, that a folder is free or holds a run of the same config.
 
     Raises:
-      ConfigError: if another run, or something else, lives there.
+      UserError: if it holds a run of another config, or something else.
     """
-    path = folder / "config.json"
     try:
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--workdir {folder} is a file; choose a folder")
-        old = json.loads(path.read_text()) if path.exists() else None
-        if old is None and (folder / "checkpoints").exists():
+        if workdir.root.exists() and not workdir.root.is_dir():
+            raise UserError(f"--workdir {workdir.root} is a file; choose a folder")
+        old = json.loads(workdir.config.read_text()) if workdir.config.exists() else None
+        if old is None and workdir.checkpoints.exists():
             raise UserError(
-                f"--workdir {folder} holds checkpoints and no config.json, so nobody knows of which run; "
+                f"--workdir {workdir.root} holds checkpoints and no {workdir.config.name}, so their run is unknown; "
                 "choose another folder"
             )
     except json.JSONDecodeError:
-        raise UserError(f"{path} is not JSON; choose another --workdir or remove that file") from None
+        raise UserError(f"{workdir.config} is not JSON; choose another --workdir or remove that file") from None
     except OSError as error:
-        raise UserError(f"--workdir {folder} cannot be read ({error.strerror}); choose another folder") from None
+        raise UserError(f"--workdir {workdir.root} cannot be read ({error.strerror}); choose another folder") from None
+    if old is not None and not isinstance(old, dict):
+        raise UserError(f"{workdir.config} holds no config; choose another --workdir or remove that file")
     if old is not None:
-        _check_same(flatten(old), flatten(_as_json(config)), folder)
+        _check_same(old, to_json(config), workdir)
 
 
-def open_workdir(folder: Path, config: ConfigDict) -> None:
-    """Makes the folder with its config.json, after `check_workdir`.
+def open_workdir(workdir: Workdir, config: ConfigDict) -> None:
+    """Creates the folder and writes its config.json, after `check_workdir`.
 
     Raises:
-      ConfigError: if it cannot be written.
+      UserError: if it cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", _as_json(config))
+        workdir.root.mkdir(parents=True, exist_ok=True)
+        write_json(workdir.config, to_json(config))
     except OSError as error:
-        raise UserError(f"--workdir {folder} cannot be written ({error.strerror}); choose another folder") from None
+        raise UserError(
+            f"--workdir {workdir.root} cannot be written ({error.strerror}); choose another folder"
+        ) from None
 
 
-def _as_json(config: ConfigDict) -> Any:
+def to_json(config: ConfigDict) -> Any:
+    """Converts a config to the JSON values of config.json: tuples become lists."""
     return json.loads(config.to_json_best_effort())
 
 
-def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    for name in sorted(old.keys() | new.keys()):
-        if any(name == free or name.startswith(f"{free}.") for free in OVERRIDABLE_ON_RESUME) or old.get(
-            name
-        ) == new.get(name):
-            continue
-        raise UserError(
-            f"--workdir {folder} holds a run with config.{name} = {old.get(name)!r}, not {new.get(name)!r}; "
-            "choose another folder, or that value to go on with the run"
-        )
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a run by dotted name: parsed, and with the defaults of missing fields.
+
+    A config that was written before a field existed therefore has the same settings as one with that field's default.
+
+    Args:
+      config: content of a config.json. Blocks of methods that the run does not use are ignored.
+
+    Returns:
+      Values by name, such as 'networks.student.learning_rate' and 'switokd.alpha', as they are written in a config:
+      lists, and 'adaptive'.
+
+    Raises:
+      UserError: naming a field that is unknown or has an invalid value.
+    """
+    method = config.get("method", configs.Config.method)
+    parsed = configs.parse({name: value for name, value in config.items() if name not in METHODS or name == method})
+    values = dataclasses.asdict(parsed)
+    # Validation turns 'adaptive' into None.
+    hyperparameters = {
+        name: ADAPTIVE if value is None else value for name, value in values.pop("hyperparameters").items()
+    }
+    flat = flatten({**values, parsed.method: hyperparameters})
+    return {name: [*value] if isinstance(value, tuple) else value for name, value in flat.items()}
+
+
+def is_overridable(name: str) -> bool:
+    """Returns whether a resumed run may have another value of this field.
+
+    >>> is_overridable("log.every"), is_overridable("logs")
+    (True, False)
+    """
+    return any(name == field or name.startswith(f"{field}.") for field in OVERRIDABLE_ON_RESUME)
+
+
+def _check_same(old_config: Mapping[str, Any], new_config: Mapping[str, Any], workdir: Workdir) -> None:
+    try:
+        old = settings(old_config)
+    except UserError as error:
+        raise UserError(f"{workdir.config}: {error}; choose another --workdir") from None
+    new = settings(new_config)
+    # The method first: with another one its hyperparameters differ as well.
+    for name in sorted(old.keys() | new.keys(), key=lambda name: (name != "method", name)):
+        if not is_overridable(name) and old.get(name) != new.get(name):
+            raise UserError(
+                f"--workdir {workdir.root} holds a run with config.{name} = {old.get(name)!r}, not {new.get(name)!r}; "
+                "choose another folder, or use that value to resume the run"
+            )
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict as one with dotted names."""
-    out: dict[str, Any] = {}
+    """Flattens a nested dict to dotted names.
+
+    >>> flatten({"a": 1, "b": {"c": 2}})
+    {'a': 1, 'b.c': 2}
+    """
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return out
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

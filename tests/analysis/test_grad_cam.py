@@ -1,4 +1,4 @@
-"""Grad-CAM against a forward and backward pass in NumPy, and the taps of all kinds of networks."""
+"""Grad-CAM against a forward and backward pass in NumPy, the features of all models, and figures of heat maps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.interpreters import partial_eval
-from matplotlib import image as images_of
+from matplotlib import image as matplotlib_image
 
 import tiny_runs
 from switokd_jax import models
@@ -20,32 +20,31 @@ from switokd_jax.analysis import grad_cam, trained_network
 from switokd_jax.errors import UserError
 from switokd_jax.figures import heat
 from switokd_jax.interop.stablehlo import ModelInfo
-from switokd_jax.models import layers
-from switokd_jax.state import init_variables
+from switokd_jax.models.init import init_variables
 
 LABELS = np.array([3, 1, 4])
 
 
 def network(model: str = "two_layers", shape: tuple[int, int, int] = tiny_runs.SHAPE) -> trained_network.TrainedNetwork:
-    """An untrained network, its running statistics and BatchNorm parameters drawn too."""
+    """Returns an untrained network with random running statistics and BatchNorm parameters."""
     module = models.create(model, 10)
-    # Zeros where only shapes matter: to draw some of the networks takes many seconds.
+    # Zeros where only shapes matter: some networks take many seconds to initialize.
     shapes = jax.eval_shape(lambda key: init_variables(module, key, shape), jax.random.PRNGKey(0))
     variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     if model == "two_layers":
         variables = init_variables(module, jax.random.PRNGKey(0), shape)
     rng = np.random.default_rng(1)
-    drawn = jax.tree.map(
+    variables = jax.tree.map(
         lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), x.dtype) if x.ndim == 1 else x, variables
     )
     preprocess = dataclasses.replace(tiny_runs.PREPROCESS, mean=(0.3,) * shape[-1], std=(0.4,) * shape[-1])
     return trained_network.TrainedNetwork(
-        ModelInfo("student", model, tuple("0123456789"), shape), module, drawn, preprocess
+        ModelInfo("student", model, tuple("0123456789"), shape), module, variables, preprocess
     )
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
-    """[h, w, in] with [3, 3, in, out], padded by one."""
+    """Convolves [h, w, in] with a kernel [3, 3, in, out], padded by one."""
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
     side = (x.shape[0] - 1) // stride + 1
     out = np.zeros((side, side, kernel.shape[-1]))
@@ -56,8 +55,8 @@ def convolve(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:
     return out
 
 
-def spread_back(gradient: np.ndarray, kernel: np.ndarray, stride: int, side: int) -> np.ndarray:
-    """The gradient at the input of `convolve`."""
+def convolve_transpose(gradient: np.ndarray, kernel: np.ndarray, stride: int, side: int) -> np.ndarray:
+    """Computes the gradient at the input of `convolve`."""
     padded = np.zeros((side + 2, side + 2, kernel.shape[2]))
     for i in range(gradient.shape[0]):
         for j in range(gradient.shape[1]):
@@ -65,158 +64,165 @@ def spread_back(gradient: np.ndarray, kernel: np.ndarray, stride: int, side: int
     return padded[1:-1, 1:-1]
 
 
-def enlarged(small: np.ndarray, side: int) -> np.ndarray:
-    """Bilinear, by the centres of the pixels, the border repeated."""
-    at = np.clip((np.arange(side) + 0.5) * len(small) / side - 0.5, 0, len(small) - 1)
-    low = np.minimum(at.astype(int), len(small) - 2)
-    share = at - low
-    rows = small[low] * (1 - share)[:, None] + small[low + 1] * share[:, None]
-    return rows[:, low] * (1 - share) + rows[:, low + 1] * share
+def resize_bilinear(small: np.ndarray, side: int) -> np.ndarray:
+    """Resizes a square map bilinearly, by the centers of the pixels, with the border repeated."""
+    position = np.clip((np.arange(side) + 0.5) * len(small) / side - 0.5, 0, len(small) - 1)
+    low = np.minimum(position.astype(int), len(small) - 2)
+    weight = position - low
+    rows = small[low] * (1 - weight)[:, None] + small[low + 1] * weight[:, None]
+    return rows[:, low] * (1 - weight) + rows[:, low + 1] * weight
 
 
-def by_hand(of: trained_network.TrainedNetwork, image: np.ndarray, label: int) -> dict[str, np.ndarray]:
-    """Maps of the network 'two_layers' by stage, and 'logits'."""
-    tree: Any = jax.tree.map(lambda x: np.asarray(x, np.float64), of.variables)
-    params, stats = tree["params"], tree["batch_stats"]
+def grad_cam_in_numpy(net: trained_network.TrainedNetwork, image: np.ndarray, label: int) -> dict[str, np.ndarray]:
+    """Computes the heat maps of the network 'two_layers' by stage, and its 'logits'."""
+    variables: Any = jax.tree.map(lambda x: np.asarray(x, np.float64), net.variables)
+    params, stats = variables["params"], variables["batch_stats"]
 
     def scale(name: str) -> np.ndarray:
-        found: np.ndarray = params[name]["scale"] / np.sqrt(stats[name]["var"] + 1e-5)
-        return found
+        return np.asarray(params[name]["scale"] / np.sqrt(stats[name]["var"] + 1e-5))
 
     def block(x: np.ndarray, i: int) -> np.ndarray:
-        made = convolve(x, params[f"conv{i}"]["kernel"], i)
-        made = (made - stats[f"bn{i}"]["mean"]) * scale(f"bn{i}") + params[f"bn{i}"]["bias"]
-        return np.maximum(made, 0)
+        out = convolve(x, params[f"conv{i}"]["kernel"], i)
+        out = (out - stats[f"bn{i}"]["mean"]) * scale(f"bn{i}") + params[f"bn{i}"]["bias"]
+        return np.maximum(out, 0)
 
     inputs = (image / 16.0 - 0.3) / 0.4
     first = block(inputs, 1)
     second = block(first, 2)
     logits = second.mean(axis=(0, 1)) @ params["linear"]["kernel"] + params["linear"]["bias"]
-    at_second = np.broadcast_to(params["linear"]["kernel"][:, label] / 16, second.shape)
-    at_first = spread_back(at_second * (second > 0) * scale("bn2"), params["conv2"]["kernel"], 2, 8)
+    d_second = np.broadcast_to(params["linear"]["kernel"][:, label] / 16, second.shape)
+    d_first = convolve_transpose(d_second * (second > 0) * scale("bn2"), params["conv2"]["kernel"], 2, 8)
     maps = {}
-    for name, features, gradient in (("stage1", first, at_first), ("stage2", second, at_second)):
-        made = np.maximum((features * gradient.mean(axis=(0, 1))).sum(axis=-1), 0)
-        made = enlarged(made, 8)
-        maps[name] = made / made.max() if made.max() > 0 else made
+    for name, features, gradient in (("stage1", first, d_first), ("stage2", second, d_second)):
+        heat_map = np.maximum((features * gradient.mean(axis=(0, 1))).sum(axis=-1), 0)
+        heat_map = resize_bilinear(heat_map, 8)
+        maps[name] = heat_map / heat_map.max() if heat_map.max() > 0 else heat_map
     return {**maps, "logits": logits}
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_by_hand(stage: str) -> None:
-    of, seen = network(), tiny_runs.random_split(3, seed=5).images
-    maps, chosen = grad_cam.grad_cam(of, seen, LABELS, stage)
-    expected = [by_hand(of, image, label) for image, label in zip(seen, LABELS, strict=True)]
+def test_maps_and_predictions_match_numpy(stage: str) -> None:
+    net, images = network(), tiny_runs.random_split(3, seed=5).images
+    maps, predicted = grad_cam.grad_cam(net, images, LABELS, stage)
+    expected = [grad_cam_in_numpy(net, image, label) for image, label in zip(images, LABELS, strict=True)]
     np.testing.assert_allclose(maps, [each[stage] for each in expected], atol=2e-5)
-    assert np.max(maps) > 0.99, "something is to be seen"
-    np.testing.assert_array_equal(chosen, [each["logits"].argmax() for each in expected])
+    assert np.max(maps) > 0.99, "not all maps are empty"
+    np.testing.assert_array_equal(predicted, [each["logits"].argmax() for each in expected])
 
 
-def test_the_networks_own_choice_is_explained_unless_told_otherwise() -> None:
-    of, seen = network(), tiny_runs.random_split(3, seed=5).images
-    maps, chosen = grad_cam.grad_cam(of, seen)
-    np.testing.assert_array_equal(maps, grad_cam.grad_cam(of, seen, chosen)[0])
-    assert grad_cam.select_layer(of) == "stage3", "the last one, 4x4"
-    assert (maps.dtype, maps.shape, chosen.dtype) == (jnp.float32, (3, 8, 8), jnp.int32)
+def test_the_predicted_class_is_explained_by_default() -> None:
+    net, images = network(), tiny_runs.random_split(3, seed=5).images
+    maps, predicted = grad_cam.grad_cam(net, images)
+    np.testing.assert_array_equal(maps, grad_cam.grad_cam(net, images, predicted)[0])
+    assert (maps.dtype, maps.shape, predicted.dtype) == (jnp.float32, (3, 8, 8), jnp.int32)
 
 
-def test_what_nothing_speaks_for_stays_dark() -> None:
-    of = network()
-    kernel = -jnp.ones_like(of.variables["params"]["linear"]["kernel"])
-    params = {**of.variables["params"], "linear": {**of.variables["params"]["linear"], "kernel": kernel}}
-    dark = dataclasses.replace(of, variables={**of.variables, "params": params})
-    np.testing.assert_array_equal(grad_cam.grad_cam(dark, tiny_runs.random_split(2).images)[0], 0)
+def test_the_last_map_of_four_pixels_a_side_is_explained_by_default() -> None:
+    assert grad_cam.select_layer(network()) == "stage3"
 
 
-# One of each kind of network.
-KINDS = [
+def test_a_map_is_zero_where_no_pixel_raises_the_logit() -> None:
+    net = network()
+    kernel = -jnp.ones_like(net.variables["params"]["linear"]["kernel"])
+    params = {**net.variables["params"], "linear": {**net.variables["params"]["linear"], "kernel": kernel}}
+    negative = dataclasses.replace(net, variables={**net.variables, "params": params})
+    np.testing.assert_array_equal(grad_cam.grad_cam(negative, tiny_runs.random_split(2).images)[0], 0)
+
+
+# One network of each class.
+ONE_OF_EACH_CLASS = [
     *("resnet8", "wrn_10_1", "mobilenetv2_0.5", "mobilenet", "vgg8", "densenet_10_4", "resnet18_cifar"),
     *("mobilenetv2_tiny_0.5", "vit_small", "swin_tiny"),
 ]
 
 
-def test_one_of_each_kind_is_here() -> None:
-    numbers = {"wrn_D_K": "wrn_10_1", "densenet_D_K": "densenet_10_4"}
-    of_users = {"one_layer", "two_layers", "dropout"}
-    names = [numbers.get(name, name.replace("_W", "_0.5")) for name in models.MODELS if name not in of_users]
-    assert {type(models.create(name, 10)) for name in names} == {type(models.create(name, 10)) for name in KINDS}
+def test_the_list_has_one_network_of_each_class() -> None:
+    examples = {"wrn_D_K": "wrn_10_1", "densenet_D_K": "densenet_10_4"}
+    own = {"one_layer", "two_layers", "dropout"}
+    names = [examples.get(name, name.replace("_W", "_0.5")) for name in models.MODELS if name not in own]
+    classes, listed = ({type(models.create(name, 10)) for name in each} for each in (names, ONE_OF_EACH_CLASS))
+    assert classes == listed
 
 
-@pytest.mark.parametrize("model", KINDS)
-def test_what_is_tapped_flows_on(model: str) -> None:
-    """The traced program reads what is added at every tap; compiling them all would take minutes."""
-    of = network(model, (32, 32, 3))
+@pytest.mark.parametrize("model", ONE_OF_EACH_CLASS)
+def test_logits_depend_on_every_perturbation(model: str) -> None:
+    """The traced program uses each perturbation; compiling all programs would take minutes."""
+    net = network(model, (32, 32, 3))
     images = jnp.zeros((1, 32, 32, 3))
-    zeros = jax.eval_shape(
-        lambda x: of.module.apply(of.variables, x, train=False, mutable=["perturbations"])[1], images
+    perturbations = jax.eval_shape(
+        lambda x: net.module.apply(net.variables, x, train=False, mutable=["perturbations"])[1], images
     )["perturbations"]
 
-    assert len(zeros[grad_cam.select_layer(of)].shape) == 4
-    assert len(zeros) > 3, "three stages at least, and 'pooled'"
+    assert len(perturbations[grad_cam.select_layer(net)].shape) == 4
+    assert len(perturbations) > 3, "three stages at least, and 'pooled'"
 
-    def logits(added: Any) -> jax.Array:
-        said: jax.Array = of.module.apply({**of.variables, "perturbations": added}, images, train=False)
-        return said
+    def logits(perturbations: Any) -> Any:
+        return net.module.apply({**net.variables, "perturbations": perturbations}, images, train=False)
 
-    program = jax.make_jaxpr(logits)(zeros)
-    _, read = partial_eval.dce_jaxpr(program.jaxpr, [True])
-    assert dict(zip(sorted(zeros), read, strict=True)) == dict.fromkeys(zeros, True)
+    program = jax.make_jaxpr(logits)(perturbations)
+    _, used = partial_eval.dce_jaxpr(program.jaxpr, [True])
+    assert dict(zip(sorted(perturbations), used, strict=True)) == dict.fromkeys(perturbations, True)
 
 
 @pytest.mark.parametrize("model", ["resnet8", "vit_small"])
-def test_taps_leave_training_as_it_is(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same variables and, to the letter, the same program as without any."""
-    of = network(model, (32, 32, 3))
+def test_features_do_not_change_the_training_program(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network(model, (32, 32, 3))
     images = jnp.zeros((1, 32, 32, 3))
 
     def program() -> str:
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            said, moved = of.module.apply({**of.variables, "params": params}, images, train=True, mutable="batch_stats")
-            return jnp.sum(said), moved
+            variables = {**net.variables, "params": params}
+            logits, mutated = net.module.apply(variables, images, train=True, mutable="batch_stats")
+            return jnp.sum(logits), mutated
 
-        return jax.jit(jax.grad(loss, has_aux=True)).lower(of.variables["params"]).as_text()
+        return jax.jit(jax.grad(loss, has_aux=True)).lower(net.variables["params"]).as_text()
 
-    tapped = program()
-    drawn = jax.eval_shape(lambda: of.module.init(jax.random.PRNGKey(0), images, train=False))
-    assert set(drawn) <= {"params", "batch_stats"}, "what init makes goes into files"
-    monkeypatch.setattr(layers, "tap", lambda module, name, x: x)
-    assert tapped == program()
+    with_features = program()
+    monkeypatch.setattr(nn.Module, "sow", lambda module, collection, name, x: True)
+    monkeypatch.setattr(nn.Module, "perturb", lambda module, name, x: x)
+    assert with_features == program()
 
 
-def test_a_transformer_joins_its_tokens_once() -> None:
-    """With the class token; their grids are cut out at each tap and put back only where something is added."""
-    of = network("vit_small", (32, 32, 3))
+@pytest.mark.parametrize("model", ["resnet8", "vit_small"])
+def test_features_add_nothing_to_the_initial_variables(model: str) -> None:
+    """These go into checkpoints."""
+    module, images = models.create(model, 10), jnp.zeros((1, 32, 32, 3))
+    variables = jax.eval_shape(lambda: module.init(jax.random.PRNGKey(0), images, train=False))
+    assert set(variables) <= {"params", "batch_stats"}
 
-    def joins(**added: Any) -> int:
-        program = jax.make_jaxpr(lambda x: of.module.apply({**of.variables, **added}, x, train=False))
+
+def test_a_transformer_concatenates_tokens_only_for_perturbed_features() -> None:
+    """And once for the class token."""
+    net = network("vit_small", (32, 32, 3))
+
+    def concatenations(**collections: Any) -> int:
+        program = jax.make_jaxpr(lambda x: net.module.apply({**net.variables, **collections}, x, train=False))
         return str(program(jnp.zeros((1, 32, 32, 3)))).count("concatenate[")
 
     grids = {f"stage{i}": jnp.zeros((1, 8, 8, 384)) for i in range(1, 5)}
-    assert joins() == 1
-    assert joins(perturbations={**grids, "pooled": jnp.zeros((1, 384))}) == 5
+    assert concatenations() == 1
+    assert concatenations(perturbations={**grids, "pooled": jnp.zeros((1, 384))}) == 5
 
 
-def test_maps_that_are_not_tapped_are_named() -> None:
-    with pytest.raises(UserError, match=r"taps no maps 'stage9'; .* known: stage1, stage2"):
-        grad_cam.grad_cam(network(), jnp.zeros((1, *tiny_runs.SHAPE), jnp.uint8), of="stage9")
+def test_an_unknown_feature_map_is_named() -> None:
+    with pytest.raises(UserError, match=r"has no feature map 'stage9'; .* known: stage1, stage2"):
+        grad_cam.grad_cam(network(), jnp.zeros((1, *tiny_runs.SHAPE), jnp.uint8), layer_name="stage9")
 
 
 def test_a_network_without_feature_maps_is_named() -> None:
     class Perceptron(nn.Module):
-        dtype: Any = jnp.float32
-
         @nn.compact
         def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
             return nn.Dense(10)(x.reshape(x.shape[0], -1))
 
     module = Perceptron()
     variables = module.init(jax.random.PRNGKey(0), jnp.zeros((1, *tiny_runs.SHAPE)), train=False)
-    blind = dataclasses.replace(network(), module=module, variables=variables)
-    with pytest.raises(UserError, match=r"network 'student' \(two_layers\) taps no feature maps"):
-        grad_cam.grad_cam(blind, tiny_runs.random_split(1).images)
+    without_maps = dataclasses.replace(network(), module=module, variables=variables)
+    with pytest.raises(UserError, match=r"network 'student' \(two_layers\) has no feature maps"):
+        grad_cam.grad_cam(without_maps, tiny_runs.random_split(1).images)
 
 
-def seen(title: str, count: int) -> heat.HeatmapColumn:
+def heatmap_column(title: str, count: int) -> heat.HeatmapColumn:
     rng = np.random.default_rng(0)
     return heat.HeatmapColumn(title, rng.random((count, 8, 8)), np.arange(count), rng.random(count))
 
@@ -224,16 +230,16 @@ def seen(title: str, count: int) -> heat.HeatmapColumn:
 @pytest.mark.parametrize(("rows", "columns", "channels"), [(1, 1, 1), (4, 2, 3)])
 def test_pictures(tmp_path: Path, rows: int, columns: int, channels: int) -> None:
     pictures = np.random.default_rng(0).random((rows, 8, 8, channels))
-    of = [seen(f"network, {i}", rows) for i in range(columns)]
+    of = [heatmap_column(f"network, {i}", rows) for i in range(columns)]
     names = ["a very long name of a class", *"bcd"]
     above = 0.25 + 0.16  # inches, of titles of two lines
     drawn = heat.draw_heat(pictures, np.zeros(rows, int), of, names, tmp_path / "heat.png")
-    pixels = images_of.imread(drawn)
+    pixels = matplotlib_image.imread(drawn)
     size = (200 * (1.28 * rows + above), 200 * (1.15 * (1 + columns) + 0.65))
     assert pixels.shape[:2] == pytest.approx(size, abs=1)
     assert pixels[..., :3].std() > 0.05
     drawn = heat.draw_surfaces(pictures, of, tmp_path / "surfaces.png")
-    pixels = images_of.imread(drawn)
+    pixels = matplotlib_image.imread(drawn)
     size = (200 * (above + 1.6 * rows), 200 * (0.9 + 2.1 * columns))
     assert pixels.shape[:2] == pytest.approx(size, abs=1)
     assert pixels[..., :3].std() > 0.05
@@ -242,10 +248,12 @@ def test_pictures(tmp_path: Path, rows: int, columns: int, channels: int) -> Non
 
 def test_right_and_wrong_have_colours_where_labels_are_known(tmp_path: Path) -> None:
     """Grey images and titles, so that green and orange stand in the captions alone."""
-    of, pictures = [seen("network", 1)], np.zeros((1, 8, 8, 1))
+    of, pictures = [heatmap_column("network", 1)], np.zeros((1, 8, 8, 1))
 
     def captions(labels: np.ndarray | None) -> tuple[bool, bool]:
-        drawn = images_of.imread(heat.draw_heat(pictures, labels, of, ["first", "second"], tmp_path / "heat.png"))
+        drawn = matplotlib_image.imread(
+            heat.draw_heat(pictures, labels, of, ["first", "second"], tmp_path / "heat.png")
+        )
         bytes_of = (255 * drawn[..., :3]).round().astype(int)
         right, wrong = (np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in (heat.RIGHT, heat.WRONG))
         below = bytes_of[-40:, : bytes_of.shape[1] * 3 // 4]  # without the colour bar, which has orange

@@ -1,4 +1,4 @@
-"""Wrote tests/data/tfds: 50 + 21 random images in 4 classes, prepared by TFDS as array_record.
+"""Writes tests/data/tfds: 50 + 21 random images in 4 classes, prepared by TFDS as array_record.
 
 python tests/data/make_tiny_images.py tests/data/tfds
 """
@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 
 class TinyImages(tfds.core.GeneratorBasedBuilder):
-    """Random 8x8 colour images."""
+    """Data set of random 8x8 color images."""
 
     VERSION = tfds.core.Version("1.0.0")
 

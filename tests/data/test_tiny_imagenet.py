@@ -24,9 +24,9 @@ from switokd_jax.errors import UserError
 WNIDS = [f"n{i:08}" for i in range(200)]
 
 
-def jpeg(colour: tuple[int, int, int] | int, corner: tuple[int, int, int] | int | None = None) -> bytes:
+def jpeg(color: tuple[int, int, int] | int, corner: tuple[int, int, int] | int | None = None) -> bytes:
     out = io.BytesIO()
-    image = Image.new("L" if isinstance(colour, int) else "RGB", (64, 64), colour)
+    image = Image.new("L" if isinstance(color, int) else "RGB", (64, 64), color)
     if corner is not None:
         image.paste(corner, (0, 0, 16, 16))
     image.save(out, format="JPEG", quality=95)
@@ -34,32 +34,56 @@ def jpeg(colour: tuple[int, int, int] | int, corner: tuple[int, int, int] | int 
 
 
 def write_archive(path: Path) -> None:
-    """One training image a class, every tenth of them grey, and 20 with another corner to test on."""
+    """Writes one training image per class, every tenth of them grayscale, and 20 test images with another corner."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("tiny-imagenet-200/wnids.txt", "\n".join(reversed(WNIDS)))
         annotations = []
         for i, wnid in enumerate(WNIDS):
-            picture = jpeg(i) if i % 10 == 0 else jpeg((i, 0, 255 - i))
-            file.writestr(f"tiny-imagenet-200/train/{wnid}/images/{wnid}_0.JPEG", picture)
+            image = jpeg(i) if i % 10 == 0 else jpeg((i, 0, 255 - i))
+            file.writestr(f"tiny-imagenet-200/train/{wnid}/images/{wnid}_0.JPEG", image)
             file.writestr(f"tiny-imagenet-200/train/{wnid}/{wnid}_boxes.txt", "not an image")
             if i < 20:
-                another = jpeg(i, corner=99) if i % 10 == 0 else jpeg((i, 0, 255 - i), corner=(99, 99, 99))
-                file.writestr(f"tiny-imagenet-200/val/images/val_{i}.JPEG", another)
+                val_image = jpeg(i, corner=99) if i % 10 == 0 else jpeg((i, 0, 255 - i), corner=(99, 99, 99))
+                file.writestr(f"tiny-imagenet-200/val/images/val_{i}.JPEG", val_image)
                 annotations.append(f"val_{i}.JPEG\t{wnid}\t0\t0\t63\t63")
-                file.writestr(f"tiny-imagenet-200/test/images/test_{i}.JPEG", picture)
+                file.writestr(f"tiny-imagenet-200/test/images/test_{i}.JPEG", image)
         file.writestr("tiny-imagenet-200/val/val_annotations.txt", "\n".join(annotations))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data_dir with the archive where somebody would put it."""
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> config.DataConfig:
+    """The data set, prepared from an archive in the manual folder by a process that cannot import TensorFlow."""
     data_dir = tmp_path_factory.mktemp("tfds")
     manual = data_dir / "downloads" / "manual"
     manual.mkdir(parents=True)
     write_archive(manual / "tiny-imagenet-200.zip")
-    return data_dir
+    script = (
+        "import importlib.machinery, sys\n"
+        "class Refuse:\n"
+        "    def create_module(self, spec): return None\n"
+        "    def exec_module(self, module): raise ImportError('TensorFlow was imported')\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'tensorflow': return importlib.machinery.ModuleSpec(name, Refuse())\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from switokd_jax import config\n"
+        "from switokd_jax.data import dataset\n"
+        "print(len(dataset.load_dataset(config.DataConfig(name='tiny_imagenet_200', dir=sys.argv[1]), 0).train))\n"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script, str(data_dir)],
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split()[-1] == "200"
+    return config.DataConfig(name="tiny_imagenet_200", dir=str(data_dir))
 
 
+@pytest.mark.slow
 class TestBuilder(tfds.testing.DatasetBuilderTestCase):
     """TFDS's own test case, on the archive as it comes from the network; the manual folder is tested below."""
 
@@ -76,44 +100,32 @@ class TestBuilder(tfds.testing.DatasetBuilderTestCase):
         write_archive(Path(cls.EXAMPLE_DIR) / cls.DL_DOWNLOAD_RESULT)
 
 
-def test_prepares_and_reads_without_tensorflow(folder: Path) -> None:
-    """In a process where importing TensorFlow fails; a second look finds it prepared."""
-    script = (
-        "import importlib.machinery, sys\n"
-        "class Refuse:\n"
-        "    def create_module(self, spec): return None\n"
-        "    def exec_module(self, module): raise ImportError('TensorFlow was imported')\n"
-        "class Finder:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'tensorflow': return importlib.machinery.ModuleSpec(name, Refuse())\n"
-        "sys.meta_path.insert(0, Finder())\n"
-        "from switokd_jax import config\n"
-        "from switokd_jax.data import dataset\n"
-        "print(len(dataset.load_dataset(config.DataConfig(name='tiny_imagenet_200', dir=sys.argv[1]), 0).train))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(folder)],
-        env={**os.environ, "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "200"
-
-    data = dataset.load_dataset(config.DataConfig(name="tiny_imagenet_200", dir=str(folder)), 0)
+@pytest.mark.slow
+def test_it_is_prepared_without_tensorflow(prepared: config.DataConfig) -> None:
+    data = dataset.load_dataset(prepared, 0)
     assert (len(data.classes), data.image_spec.shape, len(data.train), len(data.test)) == (200, (64, 64, 3), 200, 20)
-    assert data.preprocess.std == (0.2023, 0.1994, 0.2010)
-    # Labels are the sorted ids' places, whatever the order in wnids.txt; grey images have three channels.
-    train, _, test = tiny_runs.resident_splits(config.DataConfig(name="tiny_imagenet_200", dir=str(folder)))
+
+
+@pytest.mark.slow
+def test_it_has_the_published_constants(prepared: config.DataConfig) -> None:
+    assert dataset.load_dataset(prepared, 0).preprocess.std == (0.2023, 0.1994, 0.2010)
+
+
+@pytest.mark.slow
+def test_labels_are_the_indices_of_the_sorted_ids_and_grayscale_images_have_three_channels(
+    prepared: config.DataConfig,
+) -> None:
+    """The archive lists the ids in another order; an image's color tells its label."""
+    train, _, test = tiny_runs.resident_splits(prepared)
     for split in (train, test):
-        for picture, label in zip(split.images, split.labels, strict=True):
+        for image, label in zip(split.images, split.labels, strict=True):
             expected = (label, label, label) if label % 10 == 0 else (label, 0, 255 - label)
-            np.testing.assert_allclose(picture[32, 32].astype(int), expected, atol=3)
+            np.testing.assert_allclose(image[32, 32].astype(int), expected, atol=3)
 
 
-def test_no_archive_and_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_archive_and_network_the_message_says_what_to_fetch_and_where_to_put_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
     message = r"fetch http://\S+tiny-imagenet-200.zip and put it into \S+downloads/manual"

@@ -1,4 +1,4 @@
-"""PyTorch checkpoints in and out."""
+"""Reading and writing PyTorch checkpoints."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ NETWORKS = [
 ]
 
 
-def made(name: str, classes: int = 7) -> dict[str, np.ndarray]:
-    """An official-layout state_dict of random numbers, in alphabetical order as safetensors files are."""
+def random_state_dict(name: str, classes: int = 7) -> dict[str, np.ndarray]:
+    """Returns an official-layout state_dict of random numbers, in alphabetical order as safetensors files are."""
     rng = np.random.default_rng(0)
     official = {}
-    for path, shape in pytorch.shapes(name, classes).items():
+    for path, shape in pytorch.variable_shapes(name, classes).items():
         value = rng.normal(size=shape).astype(np.float32)
         if path[-1] == "kernel":
             value = value.transpose((3, 2, 0, 1) if value.ndim == 4 else (1, 0))
@@ -37,91 +37,102 @@ def made(name: str, classes: int = 7) -> dict[str, np.ndarray]:
     return dict(sorted(official.items()))
 
 
-def grey(official: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def for_gray_images(official: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Keeps the first input channel of the stem."""
     return {**official, "conv1.weight": official["conv1.weight"][:, :1]}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_round_trip(name: str) -> None:
-    official = made(name)
-    back = pytorch.state_dict(pytorch.variables(name, official, 7))
-    assert back.keys() == official.keys()
+def test_conversion_to_flax_and_back_changes_nothing(name: str) -> None:
+    official = random_state_dict(name)
+    converted = pytorch.state_dict(pytorch.variables(name, official, 7))
+    assert converted.keys() == official.keys()
     for tensor, value in official.items():
-        np.testing.assert_array_equal(back[tensor], value, err_msg=tensor)
+        np.testing.assert_array_equal(converted[tensor], value, err_msg=tensor)
 
 
-def test_official_names() -> None:
-    assert {"layer1.0.shortcut.0.weight", "bn1.running_var", "linear.bias"} <= made("wrn_16_2").keys()
-    assert {"blocks.3.0.conv.4.running_mean", "conv2.0.weight", "classifier.0.bias"} <= made("mobilenetv2_0.5").keys()
-    assert {"layers.12.conv2.weight", "layers.0.bn1.weight"} <= made("mobilenet").keys()
-    swin = made("swin_tiny")
+def test_state_dicts_have_the_official_names() -> None:
+    assert {"layer1.0.shortcut.0.weight", "bn1.running_var", "linear.bias"} <= random_state_dict("wrn_16_2").keys()
+    assert {"blocks.3.0.conv.4.running_mean", "conv2.0.weight", "classifier.0.bias"} <= random_state_dict(
+        "mobilenetv2_0.5"
+    ).keys()
+    assert {"layers.12.conv2.weight", "layers.0.bn1.weight"} <= random_state_dict("mobilenet").keys()
+    swin = random_state_dict("swin_tiny")
     assert {"layers.1.downsample.reduction.weight", "patch_embed.norm.bias", "head.fc.bias"} <= swin.keys()
     assert swin["layers.2.blocks.5.attn.relative_position_bias_table"].shape == (49, 12)
 
 
-def test_data_parallel_prefix_and_counters_are_passed_over() -> None:
-    official = {f"module.{name}": value for name, value in made("resnet8").items()}
+def test_data_parallel_prefix_and_counters_are_ignored() -> None:
+    official = {f"module.{name}": value for name, value in random_state_dict("resnet8").items()}
     official["module.bn1.num_batches_tracked"] = np.asarray(7)
     assert pytorch.variables("resnet8", official, 7).keys() == {"params", "batch_stats"}
 
 
-def test_grey_images_by_their_stem() -> None:
-    official = grey(made("resnet8"))
+def test_the_stem_determines_the_image_channels() -> None:
+    official = for_gray_images(random_state_dict("resnet8"))
     assert pytorch.variables("resnet8", official, 7)["params"]["conv1"]["kernel"].shape == (3, 3, 1, 16)
 
 
-def test_what_does_not_fit_is_named() -> None:
-    official = made("resnet8")
+def test_a_missing_tensor_is_named() -> None:
+    official = random_state_dict("resnet8")
+    del official["bn1.weight"]
     with pytest.raises(ValueError, match=r"resnet8: the checkpoint has no tensor 'bn1.weight'"):
-        pytorch.variables("resnet8", {k: v for k, v in official.items() if k != "bn1.weight"}, 7)
+        pytorch.variables("resnet8", official, 7)
+
+
+def test_a_tensor_of_another_shape_is_named() -> None:
     with pytest.raises(ValueError, match=r"tensor 'linear.\w+' has shape .* 10 classes"):
-        pytorch.variables("resnet8", official, 10)
+        pytorch.variables("resnet8", random_state_dict("resnet8"), 10)
+
+
+def test_a_tensor_left_over_is_named() -> None:
+    official = {**random_state_dict("resnet8"), "extra": np.zeros(3)}
     with pytest.raises(ValueError, match="resnet8 has no tensor 'extra'"):
-        pytorch.variables("resnet8", {**official, "extra": np.zeros(3)}, 7)
+        pytorch.variables("resnet8", official, 7)
 
 
-def test_safetensors_both_ways(tmp_path: Path) -> None:
-    flax = pytorch.variables("resnet8", made("resnet8"), 7)
-    pytorch.write(tmp_path / "net.safetensors", flax)
-    again = pytorch.variables("resnet8", pytorch.read(tmp_path / "net.safetensors"), 7)
-    tiny_runs.assert_same_bits(flax, again)
+def test_safetensors_are_read_as_they_were_written(tmp_path: Path) -> None:
+    written = pytorch.variables("resnet8", random_state_dict("resnet8"), 7)
+    pytorch.write(tmp_path / "net.safetensors", written)
+    read = pytorch.variables("resnet8", pytorch.read(tmp_path / "net.safetensors"), 7)
+    tiny_runs.assert_same_bits(written, read)
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x08" + b"\0" * 7 + b"{}"])
-def test_broken_safetensors(tmp_path: Path, content: bytes) -> None:
+def test_broken_safetensors_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "net.safetensors"
     path.write_bytes(content)
     with pytest.raises((UserError, ValueError), match=r"net.safetensors|no tensor"):
         pytorch.variables("resnet8", pytorch.read(path), 7)
 
 
-def test_missing_file() -> None:
+def test_a_missing_file_is_named() -> None:
     with pytest.raises(UserError, match=r"nowhere.safetensors is not a file"):
         pytorch.read("nowhere.safetensors")
 
 
-def test_init_from_a_file(tmp_path: Path) -> None:
-    """A config starts a network from a file; another network's file is refused by name."""
-    official = grey(made("resnet8", classes=10))
+def test_a_network_starts_from_a_file(tmp_path: Path) -> None:
+    """A file of another network is refused, and the message names the field."""
+    official = for_gray_images(random_state_dict("resnet8", classes=10))
     save_file({k: np.ascontiguousarray(v) for k, v in official.items()}, tmp_path / "net.safetensors")
     c = tiny_runs.tiny_config("resnet8")
     c.networks.teacher.init_from = str(tmp_path / "net.safetensors")
-    state = init_state.initial(tiny_runs.tiny_plan(c, 64)).networks["teacher"]
+    state = init_state.init_state(tiny_runs.tiny_plan(c, 64)).networks["teacher"]
     tiny_runs.assert_same_bits(state.params, pytorch.variables("resnet8", official, 10)["params"])
     c.networks.teacher.model = "resnet14"
     with pytest.raises(UserError, match=r"config.networks.teacher.init_from: resnet14: .* no tensor"):
-        init_state.initial(tiny_runs.tiny_plan(c, 64))
+        init_state.init_state(tiny_runs.tiny_plan(c, 64))
 
 
 def logits(name: str, variables: Any, images: np.ndarray) -> Any:
-    """Of our network, as one program."""
+    """Computes the logits of our network."""
     return jax.jit(functools.partial(models.create(name, 7).apply, train=False))(variables, images)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", NETWORKS)
-def test_logits_of_a_plain_torch_network(name: str, tmp_path: Path) -> None:
+def test_logits_are_those_of_the_torch_network(name: str, tmp_path: Path) -> None:
     import torch
 
     import torch_networks
@@ -131,20 +142,19 @@ def test_logits_of_a_plain_torch_network(name: str, tmp_path: Path) -> None:
     torch.save({"state_dict": official.state_dict(), "best_acc": 67.2, "epoch": 3}, path)
     variables = pytorch.variables(name, pytorch.read(path), 7)
     images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
-    ours = logits(name, variables, images)
+    actual = logits(name, variables, images)
     with torch.no_grad():
-        theirs = official(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+        expected = official(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.torch
-def test_back_to_torch(tmp_path: Path) -> None:
-    """What we write loads into the plain torch network, strictly."""
+def test_a_written_file_loads_strictly_into_the_torch_network(tmp_path: Path) -> None:
     import torch
 
     import torch_networks
 
-    variables = pytorch.variables("wrn_10_1", made("wrn_10_1"), 7)
+    variables = pytorch.variables("wrn_10_1", random_state_dict("wrn_10_1"), 7)
     variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
     pytorch.write(tmp_path / "net.pth", variables)
     official = torch_networks.create("wrn_10_1", 7).eval()
@@ -152,14 +162,14 @@ def test_back_to_torch(tmp_path: Path) -> None:
     counters = {k: v for k, v in official.state_dict().items() if k.endswith("num_batches_tracked")}
     official.load_state_dict({**loaded, **counters}, strict=True)
     images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
-    ours = logits("wrn_10_1", variables, images)
+    actual = logits("wrn_10_1", variables, images)
     with torch.no_grad():
-        theirs = official(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+        expected = official(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 class Payload:
-    """A pickle that would run a command."""
+    """Object whose unpickling runs a command."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -181,16 +191,16 @@ def test_malicious_pickle_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.torch
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"text"])
-def test_broken_torch_files(tmp_path: Path, content: bytes) -> None:
+def test_broken_torch_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "net.pth").write_bytes(content)
     with pytest.raises(UserError, match=r"net.pth was refused"):
         pytorch.read(tmp_path / "net.pth")
 
 
 @pytest.mark.torch
-def test_a_file_without_a_state_dict(tmp_path: Path) -> None:
+def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
     import torch
 
     torch.save([1, 2, 3], tmp_path / "list.pth")
-    with pytest.raises(UserError, match="holds no state_dict"):
+    with pytest.raises(UserError, match="contains no state_dict"):
         pytorch.read(tmp_path / "list.pth")

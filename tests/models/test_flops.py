@@ -1,8 +1,6 @@
-"""Floating-point operations: of layers that are counted by hand, and those that a run spends by its step log."""
+"""Floating-point operations: against counts by hand and published ones, and of a run against its metrics."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,35 +12,31 @@ import tiny_runs
 from switokd_jax import models
 from switokd_jax.analysis import runs as finished_runs
 from switokd_jax.figures import compare
-from switokd_jax.models import flops, layers
+from switokd_jax.models import flops
+from switokd_jax.models.layers import Layers
 from switokd_jax.train import loop
 
 
-class Bare(nn.Module):
-    """Two convolutions and a classifier without anything that is not a product."""
+class ThreeProducts(nn.Module):
+    """Two convolutions and a classifier, without biases and nonlinearities."""
 
-    convolution: Any = layers.convolution
-    axis_name: str | None = None
-    remat: bool = False
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
+    layers: Layers = Layers()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         del train
-        options: dict[str, Any] = {"kernel_init": layers.kaiming_normal, "convolution": self.convolution}
-        x = layers.conv(4, 3, name="first", **options)(x)
-        x = layers.conv(6, 1, name="second", **options)(x)
-        return nn.Dense(10, use_bias=False, name="linear")(x.reshape(x.shape[0], -1))
+        x = self.layers.conv(x, 4, 3, name="first")
+        x = self.layers.conv(x, 6, 1, name="second")
+        return self.layers.dense(x.reshape(x.shape[0], -1), 10, name="linear", use_bias=False)
 
 
-def test_products_by_hand() -> None:
-    """Each output pixel of a 3x3 convolution has 3 neighbours a side, 2 at the border: (3 * 8 - 2) ** 2 in all."""
+def test_products_match_a_count_by_hand() -> None:
+    """A 3x3 kernel meets 3 pixels per row or column, 2 at the border: (3 * 8 - 2) ** 2 products per map."""
     first, second, linear = 2 * 22**2 * 3 * 4, 2 * 8 * 8 * 4 * 6, 2 * 8 * 8 * 6 * 10
-    counted = flops.count_flops_per_image(Bare(), (8, 8, 3))
-    assert counted.forward == first + second + linear
-    # Nobody needs the gradient at the images; all else has one at its kernel and one at its input.
-    assert counted.backward == first + 2 * second + 2 * linear
+    count = flops.count_flops_per_image(ThreeProducts(), (8, 8, 3))
+    assert count.forward == first + second + linear
+    # Each layer has a gradient at its kernel and one at its input, except the first, whose input are the images.
+    assert count.backward == first + 2 * second + 2 * linear
 
 
 @pytest.mark.parametrize(
@@ -53,24 +47,26 @@ def test_products_by_hand() -> None:
         ("resnet18", 1000, (224, 224, 3), 1.82e9),
     ],
 )
-def test_near_what_is_published(model: str, classes: int, shape: tuple[int, ...], products: float) -> None:
-    """Published counts have the products with padding, and wrn_16_2's is without its 1x1 shortcuts: a tenth apart; a
-    backward pass is two forward ones but for the first layer."""
-    counted = flops.count_flops_per_image(models.create(model, classes), shape)
-    assert counted.forward == pytest.approx(2 * products, rel=0.25)
-    assert counted.backward == pytest.approx(2 * counted.forward, rel=0.1)
+def test_count_is_close_to_the_published_one(model: str, classes: int, shape: tuple[int, ...], products: float) -> None:
+    """Published counts include products with padding, and wrn_16_2's lacks its 1x1 shortcuts.
+
+    A backward pass costs two forward passes, but for the first layer.
+    """
+    count = flops.count_flops_per_image(models.create(model, classes), shape)
+    assert count.forward == pytest.approx(2 * products, rel=0.25)
+    assert count.backward == pytest.approx(2 * count.forward, rel=0.1)
 
 
-def test_form_and_remat_do_not_matter() -> None:
-    plain = flops.count_flops_per_image(models.create("resnet8", 10), (8, 8, 1))
+def test_count_is_independent_of_layer_options() -> None:
+    default = flops.count_flops_per_image(models.create("resnet8", 10), (8, 8, 1))
     other = models.create("resnet8", 10, convolution=jax.lax.conv_general_dilated, remat=True, dtype=jnp.bfloat16)
-    assert flops.count_flops_per_image(other, (8, 8, 1)) == plain
+    assert flops.count_flops_per_image(other, (8, 8, 1)) == default
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> finished_runs.Run:
-    """A run that has steps of both modes, in batches of one size."""
-    folder = tmp_path_factory.mktemp("cost") / "run"
+    """A run with steps of both modes, in batches of one size."""
+    folder = tmp_path_factory.mktemp("flops") / "run"
     c = tiny_runs.tiny_config("one_layer", batch_size=64, epochs=3.0)
     c.data.train_examples = 640
     c.switokd.threshold = 0.08
@@ -78,7 +74,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> finished_runs.Run:
     return finished_runs.read_run(folder)
 
 
-def test_spent_is_what_the_step_log_says(run: finished_runs.Run) -> None:
+@pytest.mark.slow
+def test_training_flops_match_the_metrics_of_every_step(run: finished_runs.Run) -> None:
     networks = run.summary["networks"]
     expert = [line["teacher->student/expert"] for line in run.rows("train")]
     assert 0 < sum(expert) < len(expert) == 30, "both modes"
@@ -96,7 +93,8 @@ def test_spent_is_what_the_step_log_says(run: finished_runs.Run) -> None:
     np.testing.assert_allclose(compare.cumulative_flops(run), np.cumsum(by_step)[9::10], rtol=1e-12)
 
 
-def test_expert_share_is_that_of_the_step_log(run: finished_runs.Run) -> None:
+@pytest.mark.slow
+def test_expert_share_matches_the_metrics_of_every_step(run: finished_runs.Run) -> None:
     epochs, shares = compare.expert_share_curve(run, "teacher->student") or ((), ())
     expert = np.asarray([line["teacher->student/expert"] for line in run.rows("train")], float)
     np.testing.assert_array_equal(epochs, [1, 2, 3])

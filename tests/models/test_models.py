@@ -1,4 +1,4 @@
-"""Published parameter counts, image sizes, and the layers against lax and torch's conventions."""
+"""Models: published parameter counts, image sizes, dtypes, initial values; and layers against lax and torch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from jax import lax
 
 from switokd_jax import models
 from switokd_jax.models import layers, swin
+from switokd_jax.models.init import init_variables
+from switokd_jax.models.layers import Layers
 from switokd_jax.models.ops import convolution
 
-# (model, classes): parameters here, and the figure that the papers or the public code give for them.
+# (model, classes): number of parameters here, and in millions as the papers or the public code state it.
 PUBLISHED = {
     ("wrn_16_1", 10): (175_626, "0.18"),
     ("wrn_16_2", 100): (704_420, "0.70"),
@@ -43,17 +45,17 @@ PUBLISHED = {
     ("vgg13", 100): (9_462_180, "9.462180"),
     ("vgg16", 100): (15_299_748, "15.3"),
     ("densenet_40_12", 100): (188_092, "0.19"),
-    # By hand: 12 (12 d^2 + 13 d) in the blocks, 48 d + d patches, 65 d places, d token, 2 d norm, 100 d + 100 head.
+    # By hand: 12 (12 d^2 + 13 d) in the blocks, 48 d + d patches, 65 d positions, d token, 2 d norm, 100 d + 100 head.
     ("vit_small", 100): (12 * (12 * 384**2 + 13 * 384) + (49 + 65 + 1 + 2 + 100) * 384 + 100, "21.4"),
     ("vit_base", 100): (12 * (12 * 768**2 + 13 * 768) + (49 + 65 + 1 + 2 + 100) * 768 + 100, "85.2"),
-    # timm's at 1000 classes for 4-pixel patches and windows of 7, less what smaller ones have not: 36 inputs of each
+    # timm's at 1000 classes for 4-pixel patches and windows of 7, minus what smaller ones lack: 36 inputs of each
     # patch, 13^2 - 7^2 offsets of each head of the first three stages, 13^2 - 3^2 of the last, whose window is the map.
     ("swin_tiny", 100): (28_288_354 - 36 * 96 - 120 * (2 * 3 + 2 * 6 + 6 * 12) - 160 * 2 * 24 - 900 * 769, "27.6"),
     ("swin_small", 100): (49_606_258 - 36 * 96 - 120 * (2 * 3 + 2 * 6 + 18 * 12) - 160 * 2 * 24 - 900 * 769, "48.9"),
 }
 
 
-def count(name: str, classes: int) -> int:
+def count_params(name: str, classes: int) -> int:
     module = models.create(name, classes)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     tree = jax.eval_shape(lambda x: module.init(jax.random.PRNGKey(0), x, train=False), image)
@@ -61,11 +63,11 @@ def count(name: str, classes: int) -> int:
 
 
 @pytest.mark.parametrize(("name", "classes"), PUBLISHED)
-def test_parameter_count(name: str, classes: int) -> None:
-    here, published = PUBLISHED[name, classes]
-    assert count(name, classes) == here
-    places = len(published.partition(".")[2])
-    assert abs(here / 1e6 - float(published)) <= 1.01 * 10**-places  # some papers cut, others round
+def test_parameter_count_is_the_published_one(name: str, classes: int) -> None:
+    expected, published = PUBLISHED[name, classes]
+    assert count_params(name, classes) == expected
+    decimals = len(published.partition(".")[2])
+    assert abs(expected / 1e6 - float(published)) <= 1.01 * 10**-decimals  # some papers truncate, others round
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_parameter_count(name: str, classes: int) -> None:
         )
     ),
 )
-def test_image_sizes(name: str, shape: tuple[int, int, int]) -> None:
+def test_convolutional_networks_take_images_of_any_size(name: str, shape: tuple[int, int, int]) -> None:
     module = models.create(name, 7)
     image = jnp.zeros((2, *shape))
 
@@ -120,9 +122,73 @@ def test_image_sizes(name: str, shape: tuple[int, int, int]) -> None:
         "",
     ],
 )
-def test_unknown_model(name: str) -> None:
+def test_unknown_model_is_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"model '{name}'"):
         models.create(name, 10)
+
+
+class LayeredNetwork(nn.Module):
+    """A user's own network with `layers`."""
+
+    num_classes: int
+    hidden: int = 64
+    layers: Layers = Layers()
+
+
+def test_create_sets_layer_options_and_fields_of_the_module(own_additions: None) -> None:
+    models.MODELS["layered"] = LayeredNetwork
+    options: dict[str, Any] = {"dtype": jnp.bfloat16, "axis_name": "devices", "remat": True}
+    assert models.create("layered", 7, hidden=8, **options) == LayeredNetwork(7, 8, Layers(**options))
+
+
+def test_create_refuses_unknown_options() -> None:
+    with pytest.raises(TypeError, match="dtpye"):
+        models.create("resnet8", 10, dtpye=jnp.bfloat16)
+
+
+def test_create_refuses_remat_of_a_network_without_blocks() -> None:
+    with pytest.raises(ValueError, match="VGG has no blocks to compute again"):
+        models.create("vgg8", 10, remat=True)
+
+
+class PlainNetwork(nn.Module):
+    """A user's own network without `layers`: it keeps options in attributes of its own."""
+
+    num_classes: int
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    axis_name: str | None = None
+    convolution: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        dense = nn.Dense(self.num_classes, dtype=self.dtype, param_dtype=self.param_dtype)
+        return layers.promote_to_float32(dense(x.reshape(x.shape[0], -1)))
+
+
+@pytest.fixture
+def plain_network(own_additions: None) -> PlainNetwork:
+    models.MODELS["plain"] = PlainNetwork
+    module = models.create("plain", 7, dtype=jnp.bfloat16, axis_name="devices", convolution=lax.conv_general_dilated)
+    assert isinstance(module, PlainNetwork)
+    return module
+
+
+def test_layer_options_of_a_network_without_layers_are_its_own_attributes(plain_network: PlainNetwork) -> None:
+    expected = Layers(dtype=jnp.bfloat16, axis_name="devices", convolution=lax.conv_general_dilated, remat=None)
+    assert layers.layers_of(plain_network) == expected
+    changed = layers.with_options(plain_network, axis_name=None, remat=False)
+    assert (changed.axis_name, changed.dtype) == (None, jnp.bfloat16)
+
+
+def test_a_network_without_layers_is_initialized(plain_network: PlainNetwork) -> None:
+    variables = jax.eval_shape(lambda: init_variables(plain_network, jax.random.PRNGKey(0), (8, 8, 1)))
+    assert variables["params"]["Dense_0"]["kernel"].shape == (64, 7)
+
+
+def test_a_network_without_layers_refuses_remat(plain_network: PlainNetwork) -> None:
+    with pytest.raises(ValueError, match="PlainNetwork has no blocks to compute again"):
+        layers.with_options(plain_network, remat=True)
 
 
 @pytest.mark.parametrize("side", [8, 32, 64])
@@ -132,8 +198,12 @@ def test_vit_has_64_patches_of_any_square_image(side: int) -> None:
     tree = jax.eval_shape(lambda x: module.init(jax.random.PRNGKey(0), x, train=False), image)
     assert tree["params"]["pos_embed"].shape == (1, 65, 384)
     assert set(tree) == {"params"}
-    with pytest.raises(ValueError, match="square images of 8 n pixels a side, not 28x28"):
-        module.init(jax.random.PRNGKey(0), jnp.zeros((1, 28, 28, 1)), train=False)
+
+
+@pytest.mark.parametrize(("name", "multiple"), [("vit_small", 8), ("swin_tiny", 16)])
+def test_transformers_refuse_images_that_patches_do_not_fit(name: str, multiple: int) -> None:
+    with pytest.raises(ValueError, match=f"square images of {multiple} n pixels a side, not 28x28"):
+        models.create(name, 7).init(jax.random.PRNGKey(0), jnp.zeros((1, 28, 28, 1)), train=False)
 
 
 @pytest.mark.parametrize("side", [16, 32, 64])
@@ -144,87 +214,93 @@ def test_swin_has_256_patches_of_any_square_image(side: int) -> None:
         variables = module.init(jax.random.PRNGKey(0), x, train=False)
         return variables, module.apply(variables, x, train=True, mutable=["intermediates"])
 
-    variables, (logits, taken) = jax.eval_shape(run, jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32))
+    variables, (logits, mutated) = jax.eval_shape(run, jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32))
     assert logits.shape == (2, 7)
-    assert {name: value[0].shape[1:] for name, value in taken["intermediates"].items()} == {
+    assert {name: value[0].shape[1:] for name, value in mutated["intermediates"].items()} == {
         **{f"stage{i + 1}": (16 >> i, 16 >> i, 96 << i) for i in range(4)},
         "pooled": (768,),
     }
     assert set(variables) == {"params"}
     tables = [variables["params"][f"layers_{i}"]["blocks_1"]["attn"]["relative_position_bias_table"] for i in range(4)]
     assert [table.shape for table in tables] == [(49, 3), (49, 6), (49, 12), (9, 24)]
-    with pytest.raises(ValueError, match="square images of 16 n pixels a side, not 28x28"):
-        module.init(jax.random.PRNGKey(0), jnp.zeros((1, 28, 28, 1)), train=False)
 
 
 @pytest.mark.parametrize(("side", "shifted"), [(8, False), (8, True), (16, True), (4, True), (2, True)])
-def test_swin_sees_its_window_and_nothing_round_the_end(side: int, shifted: bool) -> None:
-    """What an output depends on, by its gradients, against borders drawn on the map as it lies."""
-    block = swin.Block(2, shifted, nn.Dense, nn.LayerNorm, jnp.float32)
+def test_swin_attends_within_its_window_and_never_across_the_edge(side: int, shifted: bool) -> None:
+    """Gradients tell which inputs an output depends on; windows are drawn on the map before it is rolled."""
+    block = swin.Block(Layers(), 2, shifted)
     x = jax.random.normal(jax.random.PRNGKey(0), (1, side, side, 4))
     params = jax.jit(block.init)(jax.random.PRNGKey(1), x)
     gradients = jax.jit(jax.jacobian(lambda x: block.apply(params, x)[0].sum(-1)))(x)
-    seen = np.abs(gradients[:, :, 0]).max(-1) > 0
-    # Shifted borders lie at 2, 6, 10, ...: both ends of the map are half windows, each for itself.
+    depends = np.abs(gradients[:, :, 0]).max(-1) > 0
+    # Shifted windows begin at 2, 6, 10, ...: at each edge of the map is half a window of its own.
     window = (np.arange(side) + (2 if shifted and side > 4 else 0)) // 4
     same = window[:, None] == window
-    np.testing.assert_array_equal(seen, same[:, None, :, None] & same[None, :, None, :])
+    np.testing.assert_array_equal(depends, same[:, None, :, None] & same[None, :, None, :])
 
 
-def test_swin_in_other_floats() -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.1), (jnp.float64, 1e-5)])
+def test_swin_computes_in_its_dtype(dtype: Any, tolerance: float) -> None:
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 96))
 
     def stage(dtype: Any) -> nn.Module:
-        linear, norm = (functools.partial(kind, dtype=dtype) for kind in (nn.Dense, nn.LayerNorm))
-        return swin.Stage(2, 3, False, linear, norm, jnp.float32, remat=False)
-
-    def run(dtype: Any) -> jax.Array:
-        out: jax.Array = jax.jit(stage(dtype).apply)(variables, jnp.asarray(x, dtype))
-        assert out.dtype == dtype
-        return out
+        return swin.Stage(Layers(dtype=dtype), 2, 3, False)
 
     variables = jax.jit(stage(jnp.float32).init)(jax.random.PRNGKey(1), x)
-    full = run(jnp.float32)
-    np.testing.assert_allclose(run(jnp.bfloat16).astype(jnp.float32), full, atol=0.1)
+    expected = jax.jit(stage(jnp.float32).apply)(variables, x)
+    with jax.enable_x64(dtype == jnp.float64):
+        out = jax.jit(stage(dtype).apply)(variables, jnp.asarray(x, dtype))
+        assert out.dtype == dtype
+        np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(jnp.bfloat16, jnp.float32), (jnp.float64, jnp.float64)])
+def test_swin_keeps_float32_parameters_and_returns_float32_logits_at_least(dtype: Any, expected: Any) -> None:
     with jax.enable_x64(True):
-        np.testing.assert_allclose(run(jnp.float64), full, atol=1e-5)
+        module = models.create("swin_tiny", 5, dtype=dtype)
+        init = functools.partial(module.init_with_output, train=False)
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        for dtype, expected in ((jnp.bfloat16, jnp.float32), (jnp.float64, jnp.float64)):
-            module = models.create("swin_tiny", 5, dtype=dtype)
-            logits, drawn = jax.eval_shape(
-                functools.partial(module.init_with_output, train=False), jax.random.PRNGKey(0), image
-            )
-            assert logits.dtype == expected
-            assert {leaf.dtype for leaf in jax.tree.leaves(drawn)} == {jnp.dtype("float32")}
+        logits, variables = jax.eval_shape(init, jax.random.PRNGKey(0), image)
+        assert logits.dtype == expected
+        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-def test_swin_initialisation() -> None:
-    """As timm draws linear layers: no cut at two standard deviations, which would leave 0.0176."""
+def test_swin_is_initialized_as_timm_does() -> None:
+    """Truncation at two standard deviations would give 0.0176 for the linear layers."""
 
     @jax.jit
-    def spread(key: jax.Array) -> Any:  # XLA draws no more than it is asked for
+    def stds(key: jax.Array) -> Any:  # jitted, so that XLA draws these parameters only
         params = models.create("swin_tiny", 100).init(key, jnp.zeros((1, 32, 32, 3)), train=False)["params"]
         linear = (params["head"]["fc"], params["layers_0"]["blocks_1"]["attn"]["qkv"])
         return [layer["kernel"].std() for layer in (*linear, params["patch_embed"]["proj"])]
 
-    *linear, patches = spread(jax.random.PRNGKey(0))
+    *linear, patches = stds(jax.random.PRNGKey(0))
     assert [float(std) for std in linear] == pytest.approx([0.02, 0.02], rel=0.02)
     assert float(patches) == pytest.approx((1 / 3 / 12) ** 0.5, rel=0.1)
 
 
-def test_bfloat16_keeps_float32_parameters_and_logits() -> None:
+@pytest.fixture(scope="module")
+def bfloat16_network() -> tuple[nn.Module, Any, jax.Array]:
+    """A network, its variables and a batch of images."""
     module = models.create("wrn_10_1", 5, dtype=jnp.bfloat16)
     image = jax.random.normal(jax.random.PRNGKey(0), (4, 8, 8, 3))
-    variables = jax.jit(functools.partial(module.init, train=False))(jax.random.PRNGKey(1), image)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    logits, moved = jax.jit(functools.partial(module.apply, train=True, mutable=["batch_stats"]))(variables, image)
-    assert logits.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(moved)} == {jnp.dtype("float32")}
-    full, half = (
-        jax.jit(functools.partial(each.apply, train=False))(variables, image)
-        for each in (models.create("wrn_10_1", 5), module)
+    return module, jax.jit(functools.partial(module.init, train=False))(jax.random.PRNGKey(1), image), image
+
+
+def test_bfloat16_keeps_float32_parameters_statistics_and_logits(bfloat16_network: Any) -> None:
+    module, variables, image = bfloat16_network
+    train = functools.partial(module.apply, train=True, mutable=["batch_stats"])
+    leaves = jax.tree.leaves((variables, jax.eval_shape(train, variables, image)))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+def test_bfloat16_logits_are_close_to_float32_ones(bfloat16_network: Any) -> None:
+    module, variables, image = bfloat16_network
+    logits, expected = (
+        jax.jit(functools.partial(network.apply, train=False))(variables, image)
+        for network in (module, models.create("wrn_10_1", 5))
     )
-    np.testing.assert_allclose(half, full, atol=0.15)
+    np.testing.assert_allclose(logits, expected, atol=0.15)
 
 
 @pytest.mark.parametrize(
@@ -232,21 +308,21 @@ def test_bfloat16_keeps_float32_parameters_and_logits() -> None:
     list(itertools.product([(1, 1), (1, 2), (3, 1), (3, 2), (2, 3), (5, 3)], [1, 2, 7, 8])),
 )
 @pytest.mark.parametrize(
-    ("platform", "alone", "depthwise"),
+    ("platform", "single_device", "depthwise"),
     [("cpu", False, False), ("cpu", True, False), ("cpu", False, True), ("cpu", True, True), ("gpu", False, True)],
 )
-def test_convolution_and_gradients(
+def test_convolution_and_its_gradients_are_lax_s(
     platform: str,
-    alone: bool,
+    single_device: bool,
     size_and_stride: tuple[int, int],
     side: int,
     depthwise: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Our forms, of one device and of several, and XLA's own: the same numbers, forward and in both gradients."""
-    monkeypatch.setattr(convolution, "SMALL", 0)
+    """Also for images that are so small that another implementation would be chosen."""
+    monkeypatch.setattr(convolution, "MIN_ELEMENTS", 0)
     size, stride = size_and_stride
-    channels = convolution.NARROW
+    channels = convolution.MIN_CHANNELS
     groups = channels if depthwise else 1
     rng = np.random.default_rng(0)
     pads = ((size // 2, size // 2),) * 2
@@ -256,26 +332,29 @@ def test_convolution_and_gradients(
         kernel = jnp.asarray(rng.normal(size=(size, size, channels // groups, channels if depthwise else 3)))
 
         def ours(x: jax.Array, k: jax.Array) -> jax.Array:
-            here = convolution.for_devices(platform, alone=alone)
-            return here(x, k, (stride, stride), pads, dimension_numbers=numbers, feature_group_count=groups)
+            fn = convolution.for_devices(platform, single_device=single_device)
+            return fn(x, k, (stride, stride), pads, dimension_numbers=numbers, feature_group_count=groups)
 
-        def lax_own(x: jax.Array, k: jax.Array) -> jax.Array:
+        def lax_s(x: jax.Array, k: jax.Array) -> jax.Array:
             return lax.conv_general_dilated(
                 x, k, (stride, stride), pads, dimension_numbers=numbers, feature_group_count=groups
             )
 
-        g = jnp.asarray(rng.normal(size=jax.eval_shape(lax_own, x, kernel).shape))
+        g = jnp.asarray(rng.normal(size=jax.eval_shape(lax_s, x, kernel).shape))
 
         @functools.partial(jax.jit, static_argnums=0)
-        def all_three(f: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, k: jax.Array, g: jax.Array) -> Any:
-            y, pull = jax.vjp(f, x, k)
-            return y, *pull(g)
+        def output_and_gradients(
+            fn: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, k: jax.Array, g: jax.Array
+        ) -> Any:
+            y, pullback = jax.vjp(fn, x, k)
+            return y, *pullback(g)
 
-        for mine, theirs in zip(all_three(ours, x, kernel, g), all_three(lax_own, x, kernel, g), strict=True):
-            np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-11)
+        actual, expected = (output_and_gradients(fn, x, kernel, g) for fn in (ours, lax_s))
+        for a, b in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11)
 
 
-# Standard deviation of the first convolution and the head as the public code initialises them.
+# Standard deviations of the first convolution and the head as the public code initializes them.
 INITIAL = {
     "wrn_16_2": ("conv1", (2 * 2 / (27 + 9 * 16)) ** 0.5, "linear", (1 / 3 / 128) ** 0.5),
     "resnet20": ("conv1", (2 / 27) ** 0.5, "linear", (2 / 64) ** 0.5),
@@ -288,38 +367,48 @@ INITIAL = {
 
 
 @pytest.mark.parametrize("name", INITIAL)
-def test_initialisation(name: str) -> None:
+def test_networks_are_initialized_as_in_the_public_code(name: str) -> None:
     stem, stem_std, head, head_std = INITIAL[name]
     module = models.create(name, 100)
 
     @jax.jit
-    def spread(key: jax.Array) -> Any:  # XLA draws no more than it is asked for
+    def stds(key: jax.Array) -> Any:  # jitted, so that XLA draws these parameters only
         params = module.init(key, jnp.zeros((1, 32, 32, 3)), train=False)["params"]
         return params[stem]["kernel"].std(), params[head]["kernel"].std()
 
-    of_stem, of_head = spread(jax.random.PRNGKey(0))
-    assert float(of_stem) == pytest.approx(stem_std, rel=0.15)
-    assert float(of_head) == pytest.approx(head_std, rel=0.05)
+    actual_stem, actual_head = stds(jax.random.PRNGKey(0))
+    assert float(actual_stem) == pytest.approx(stem_std, rel=0.15)
+    assert float(actual_head) == pytest.approx(head_std, rel=0.05)
 
 
-class Dropped(nn.Module):
-    """Nothing but dropout."""
+class Dropout(nn.Module):
+    """Dropout at a rate of 0.25."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         return layers.dropout(self, x, 0.25, train=True)
 
 
-def test_dropout_depends_on_the_place_in_the_global_batch() -> None:
-    def drop(x: jax.Array, first: int) -> np.ndarray:
-        rngs = {"dropout": jax.random.PRNGKey(0)}
-        return np.asarray(Dropped().apply({"batch": {"places": first + np.arange(len(x))}}, x, rngs=rngs))
+def apply_dropout(x: jax.Array, first: int) -> np.ndarray:
+    """Drops out elements of examples whose positions in the global batch are first, first + 1, ..."""
+    rngs = {"dropout": jax.random.PRNGKey(0)}
+    return np.asarray(Dropout().apply({"batch": {"positions": first + np.arange(len(x))}}, x, rngs=rngs))
 
+
+def test_dropout_zeroes_its_rate_and_scales_the_rest() -> None:
+    out = apply_dropout(jnp.ones((64, 200)), 0)
+    assert set(np.unique(out)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (out == 0).mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_dropout_depends_on_the_position_in_the_global_batch() -> None:
     x = jnp.ones((64, 200))
-    whole = drop(x, 0)
-    assert set(np.unique(whole)) == {np.float32(0), np.float32(1 / 0.75)}
-    assert (whole == 0).mean() == pytest.approx(0.25, abs=0.02)
-    np.testing.assert_array_equal(whole[48:], drop(x[48:], 48))
-    assert not np.array_equal(whole[:16], drop(x[:16], 16))
+    out = apply_dropout(x, 0)
+    np.testing.assert_array_equal(out[48:], apply_dropout(x[48:], 48))
+    assert not np.array_equal(out[:16], apply_dropout(x[:16], 16))
+
+
+def test_dropout_masks_are_the_same_in_float64() -> None:
+    out = apply_dropout(jnp.ones((64, 200)), 0)
     with jax.enable_x64(True):
-        np.testing.assert_array_equal(whole == 0, drop(jnp.ones((64, 200), jnp.float64), 0) == 0)
+        np.testing.assert_array_equal(out == 0, apply_dropout(jnp.ones((64, 200), jnp.float64), 0) == 0)

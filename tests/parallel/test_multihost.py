@@ -1,4 +1,4 @@
-"""Runs of several real processes: the same numbers, one set of logs, and nobody waits for the dead."""
+"""Runs of several real processes: the same numbers, one set of logs, and no process waits for a dead one."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from experiments.faults import storm
 from switokd_jax.errors import UserError
 from switokd_jax.parallel import multihost
 from switokd_jax.workdir import metric_writers, restore
+from switokd_jax.workdir.layout import Workdir
 
 ROOT = Path(__file__).parents[2]
 FLAGS = (
@@ -34,13 +35,11 @@ FLAGS = (
     "--config.log.every=4",
 )
 FLOAT64 = (*FLAGS, "--config.dtype=float64", "--config.epochs=3")
-
-
 MAIN = ("-m", "switokd_jax.main")
 
 
 def start(command: Iterable[str], workdir: Path, *flags: str, **environment: str) -> subprocess.Popen[str]:
-    """A process with one device: two would wait for each other on two cores."""
+    """Starts a process with one device: two devices each would deadlock on two cores."""
     return subprocess.Popen(
         [sys.executable, *command, *flags, f"--workdir={workdir}"],
         cwd=ROOT,
@@ -52,14 +51,14 @@ def start(command: Iterable[str], workdir: Path, *flags: str, **environment: str
 
 
 def launched(count: int, workdir: Path, *flags: str) -> subprocess.Popen[str]:
-    """A run of so many processes, by our launcher."""
+    """Starts a run of so many processes with our launcher."""
     return start(["experiments/launch/launch_local.py", f"--num_processes={count}", "--"], workdir, *flags)
 
 
 def srun(count: int, workdir: Path, *flags: str) -> list[subprocess.Popen[str]]:
-    """A run of so many processes, with the variables of a Slurm step on one node."""
+    """Starts so many processes with the environment of a Slurm step on one node."""
     step = {
-        "SLURM_JOB_ID": str(random.randrange(4096)),  # JAX makes the port of it, above those that Linux gives out
+        "SLURM_JOB_ID": str(random.randrange(4096)),  # JAX derives the port from it, above the ephemeral ports of Linux
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_STEP_NUM_NODES": "1",
         "SLURM_STEP_NUM_TASKS": str(count),
@@ -69,8 +68,8 @@ def srun(count: int, workdir: Path, *flags: str) -> list[subprocess.Popen[str]]:
     return [start(MAIN, workdir, *flags, **step, **task) for task in tasks]
 
 
-def finished(process: subprocess.Popen[str], status: int = 0) -> str:
-    """What a process says on stderr, once it has ended with this status."""
+def stderr_of(process: subprocess.Popen[str], status: int = 0) -> str:
+    """Waits until a process has ended with this status; returns its stderr."""
     out, err = process.communicate(timeout=400)
     assert process.returncode == status, out + err
     return err
@@ -81,15 +80,15 @@ def state(workdir: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three epochs in float64 by one process."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    finished(start(MAIN, workdir, *FLOAT64))
+def single_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Workdir of a run of three epochs in float64 by one process."""
+    workdir = tmp_path_factory.mktemp("single") / "run"
+    stderr_of(start(MAIN, workdir, *FLOAT64))
     return workdir
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Parameters to 1e-9 and every mode."""
+    """Compares parameters to 1e-9, and every expert decision."""
     left, right = state(one), state(other)
     assert int(left["step"]) == int(right["step"])
     for (path, x), (_, y) in zip(
@@ -98,25 +97,27 @@ def assert_same_run(one: Path, other: Path) -> None:
         strict=True,
     ):
         np.testing.assert_allclose(y, x, rtol=1e-9, atol=1e-9, err_msg=jax.tree_util.keystr(path))
-    lines = [metric_writers.read_metrics(run / "metrics.jsonl") for run in (one, other)]
-    assert [(line["split"], line["step"]) for line in lines[0]] == [(line["split"], line["step"]) for line in lines[1]]
-    modes = [[line["teacher->student/expert"] for line in read if line["split"] == "train"] for read in lines]
-    assert modes[0] == modes[1]
-    assert 0 < sum(modes[0]) < len(modes[0])
+    rows = [metric_writers.read_metrics(Workdir(run).metrics) for run in (one, other)]
+    assert [(row["split"], row["step"]) for row in rows[0]] == [(row["split"], row["step"]) for row in rows[1]]
+    expert = [[row["teacher->student/expert"] for row in each if row["split"] == "train"] for each in rows]
+    assert expert[0] == expert[1]
+    assert 0 < sum(expert[0]) < len(expert[0])
 
 
-def test_several_processes_are_one_run(alone: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_four_processes_train_the_run_of_one(single_process: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    finished(launched(4, workdir, *FLOAT64, "--config.sharding=fsdp"))
-    assert_same_run(alone, workdir)
-    summary = json.loads((workdir / "summary.json").read_text())
+    stderr_of(launched(4, workdir, *FLOAT64, "--config.sharding=fsdp"))
+    assert_same_run(single_process, workdir)
+    summary = json.loads(Workdir(workdir).summary.read_text())
     assert summary["record"]["devices"]["processes"] == 4
-    assert {path.name for path in (workdir / "figures").iterdir()} == {"curves.png", "switching.png"}
+    assert {path.name for path in Workdir(workdir).figures.iterdir()} == {"curves.png", "switching.png"}
     assert not [path for path in workdir.rglob("*") if "tmp" in path.name]
 
 
-def test_a_peer_that_dies_ends_the_others(tmp_path: Path) -> None:
-    """Within a minute, with a message; started again, the run goes on."""
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_and_the_run_resumes(tmp_path: Path) -> None:
+    """The others end within a minute, with a message."""
     flags = (*FLAGS, "--config.epochs=200", "--config.checkpoint.every=2")
     process = launched(2, tmp_path / "run", *flags)
     wait_for_a_save(tmp_path / "run", process)
@@ -126,51 +127,52 @@ def test_a_peer_that_dies_ends_the_others(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=90)
     assert time.monotonic() - killed < 60
     assert process.returncode not in (0, None)
-    assert "start all of them again" in err or "another task died" in err
+    assert "restart all of them" in err or "another task died" in err
     assert not [pid for pid in peers if Path(f"/proc/{pid}").exists()]
-    seen = metric_writers.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]
+    step = metric_writers.read_metrics(Workdir(tmp_path / "run").metrics)[-1]["step"]
     again = start(MAIN, tmp_path / "run", *flags)
-    wait_for_lines(tmp_path / "run", again, beyond=seen)
+    wait_for_lines(tmp_path / "run", again, beyond=step)
     again.send_signal(signal.SIGINT)
-    assert "stopped by SIGINT after step" in finished(again, 130)
-    assert int(state(tmp_path / "run")["step"]) > seen
+    assert "stopped by SIGINT after step" in stderr_of(again, 130)
+    assert int(state(tmp_path / "run")["step"]) > step
 
 
-def test_a_preemption_of_one_saves_and_stops_all(alone: Path, tmp_path: Path) -> None:
-    """And one process goes on with the run of two."""
+@pytest.mark.slow
+def test_a_preemption_of_one_process_saves_and_stops_all(single_process: Path, tmp_path: Path) -> None:
+    """One process then resumes the run of two."""
     workdir, pmap = tmp_path / "run", "--config.parallelism=pmap"
     peers = srun(2, workdir, *FLOAT64, pmap, "--config.checkpoint.every=0.4")
     wait_for_a_save(workdir, peers[0])  # Orbax has JAX's sync point count steps then
     peers[1].send_signal(signal.SIGTERM)
-    assert all("stopped by SIGTERM after step" in finished(peer, 75) for peer in peers)
+    assert all("stopped by SIGTERM after step" in stderr_of(peer, 75) for peer in peers)
     stopped = int(state(workdir)["step"])
-    assert 0 < stopped < int(state(alone)["step"])
-    assert metric_writers.read_metrics(workdir / "metrics.jsonl")[-1]["step"] == stopped
-    finished(start(MAIN, workdir, *FLOAT64, pmap))
-    assert_same_run(alone, workdir)
+    assert 0 < stopped < int(state(single_process)["step"])
+    assert metric_writers.read_metrics(Workdir(workdir).metrics)[-1]["step"] == stopped
+    stderr_of(start(MAIN, workdir, *FLOAT64, pmap))
+    assert_same_run(single_process, workdir)
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process has started, oldest first."""
+    """Returns the ids of the processes that a process has started, oldest first."""
     return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def wait_for_lines(workdir: Path, process: subprocess.Popen[str], beyond: int = 0) -> None:
-    """Until the run has taken steps, or more than so many."""
-    while max((line["step"] for line in metric_writers.read_metrics(workdir / "metrics.jsonl")), default=0) <= beyond:
+    """Waits until the run has taken more than so many steps."""
+    while max((row["step"] for row in metric_writers.read_metrics(Workdir(workdir).metrics)), default=0) <= beyond:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
 
 
 def wait_for_a_save(workdir: Path, process: subprocess.Popen[str]) -> None:
-    """Until the run has saved."""
+    """Waits until the run has saved."""
     while not storm.newest_save(workdir):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
-    ("flags", "environment", "found"),
+    ("flags", "environment", "cluster"),
     [
         ((None, None, None), {}, None),
         (("a:1", 2, 1), {}, multihost.Cluster("flags", "a:1", 2, 1)),
@@ -188,9 +190,10 @@ def wait_for_a_save(workdir: Path, process: subprocess.Popen[str]) -> None:
         ),
     ],
 )
-def test_who_the_processes_are(flags: Any, environment: dict[str, str], found: multihost.Cluster | None) -> None:
-    coordinator, count, index = flags
-    assert multihost.find(coordinator, count, index, {"JAX_PLATFORMS": "cpu", **environment}) == found
+def test_a_cluster_is_detected(flags: Any, environment: dict[str, str], cluster: multihost.Cluster | None) -> None:
+    coordinator, num_processes, process_id = flags
+    environment = {"JAX_PLATFORMS": "cpu", **environment}
+    assert multihost.detect_cluster(coordinator, num_processes, process_id, environment) == cluster
 
 
 @pytest.mark.parametrize(
@@ -209,7 +212,7 @@ def test_who_the_processes_are(flags: Any, environment: dict[str, str], found: m
         ((None, None, None), {"SLURM_STEP_NUM_TASKS": "4(x2)"}, r"SLURM_STEP_NUM_TASKS is '4\(x2\)', no number"),
     ],
 )
-def test_flags_that_name_no_job(flags: Any, environment: dict[str, str], message: str) -> None:
-    coordinator, count, index = flags
+def test_an_incomplete_cluster_is_refused(flags: Any, environment: dict[str, str], message: str) -> None:
+    coordinator, num_processes, process_id = flags
     with pytest.raises(UserError, match=message):
-        multihost.find(coordinator, count, index, {"JAX_PLATFORMS": "cpu", **environment})
+        multihost.detect_cluster(coordinator, num_processes, process_id, {"JAX_PLATFORMS": "cpu", **environment})

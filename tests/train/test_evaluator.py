@@ -10,7 +10,11 @@ import pytest
 
 import tiny_runs
 from switokd_jax.data import resident, sampling, transforms
-from switokd_jax.train import evaluator, init_state, run_spec
+from switokd_jax.data.dataset import Dataset
+from switokd_jax.data.image_records import ImageSpec
+from switokd_jax.models.layers import with_options
+from switokd_jax.train import init_state, loop
+from switokd_jax.train.evaluator import metrics_row
 
 
 def test_padding_covers_once() -> None:
@@ -26,29 +30,27 @@ def test_counts_are_numpys(parallelism: str, devices: int) -> None:
     """k * batch + 1 examples against NumPy on the same logits."""
     split = tiny_runs.random_split(3 * 16 + 1)
     run = tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=16, parallelism=parallelism), len(split), devices)
-    start = init_state.initial(run)
-    variables = {name: network.evaluated for name, network in start.networks.items()}
-    call = run.distribution.compile(run_spec.make_score(run), has_state=False).call
-    reading = resident.eval_batches(len(split), 16, run.distribution.process_shard)
-    coming = run.distribution.prefetch_to_device(sampling.stack_batches(reading, 3))
-    scores = evaluator.score(
-        call, run.distribution.unreplicate, run.distribution.device_put(variables), tiny_runs.place(run, split), coming
-    )
+    start = init_state.init_state(run)
+    variables = {name: network.eval_variables for name, network in start.networks.items()}
+    preprocess, form = run.dataset_info.preprocess, ImageSpec(tiny_runs.SHAPE, False)
+    dataset = Dataset("random", tuple("0123456789"), form, split, split, split, preprocess)
+    evaluator = loop.open_evaluators(run, dataset)["test"]
+    evaluation = evaluator.run(run.distribution.device_put(variables))
     for name, network in run.networks.items():
         images = transforms.normalize(split.images, run.dataset_info.preprocess, np.float32)
-        module = network.module.clone(axis_name=None)
+        module = with_options(network.module, axis_name=None)
         apply = jax.jit(functools.partial(module.apply, train=False))
         logits = np.asarray(apply(variables[name], images), np.float64)
         right = logits.argmax(1) == split.labels
         rank = (logits > logits[np.arange(len(split)), split.labels][:, None]).sum(1)
         log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-        got = scores[name]
+        got = evaluation.networks[name]
         assert got["count"] == 49
         assert got["top1"] == pytest.approx(100 * right.mean(), abs=1e-9)
         assert got["top5"] == pytest.approx(100 * (rank < 5).mean(), abs=1e-9)
         assert got["loss"] == pytest.approx(-log_p[np.arange(49), split.labels].mean(), rel=1e-5)
         per_class = [100 * right[split.labels == k].mean() if (split.labels == k).any() else np.nan for k in range(10)]
         np.testing.assert_allclose(got["class_top1"], per_class, atol=1e-4)
-    line = evaluator.as_line(scores, run.topology.nodes)
+    line = metrics_row(evaluation, run.topology.nodes)
     assert [*line][:3] == ["teacher/loss", "teacher/top1", "teacher/top5"]
     assert jax.tree.leaves(line)

@@ -17,7 +17,8 @@ from experiments.faults import storm
 from switokd_jax import config
 from switokd_jax.errors import UserError
 from switokd_jax.train import init_state, loop
-from switokd_jax.workdir import checkpointer, metric_writers, restore, resume
+from switokd_jax.workdir import checkpointer, metric_writers, restore
+from switokd_jax.workdir.layout import Workdir
 
 SWITCH = ("gap", "threshold", "epsilon", "student_distance", "teacher_distance", "expert")
 
@@ -99,8 +100,8 @@ def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
 def test_init_from_a_run(finished: Path, which: str) -> None:
     c = tiny_runs.tiny_config()
     c.networks.teacher.init_from = f"{finished}:student@{which}"
-    state = init_state.initial(tiny_runs.tiny_plan(c, 64)).networks["teacher"]
-    read = restore.load_variables(f"{finished}:student@{which}")
+    state = init_state.init_state(tiny_runs.tiny_plan(c, 64)).networks["teacher"]
+    read = restore.load_variables(finished, "student", which)
     tiny_runs.assert_same_bits(state.params, read["params"])
     tiny_runs.assert_same_bits(state.batch_stats, read["batch_stats"])
 
@@ -112,14 +113,14 @@ def test_init_from_a_run(finished: Path, which: str) -> None:
         ("{run}:pupil@latest", "that run has the networks"),
         ("{run}:student@worst", "'best', 'latest' or a saved step, not 'worst'"),
         ("{run}:student@17", "holds the steps 9, 18, not 17"),
-        ("{run}x:student@best", "train it first or mend the path"),
+        ("{run}x:student@best", "train that run first or correct the path"),
     ],
 )
 def test_init_from_nowhere(finished: Path, source: str, message: str) -> None:
     c = tiny_runs.tiny_config()
     c.networks.teacher.init_from = source.format(run=finished)
     with pytest.raises(UserError, match=f"config.networks.teacher.init_from: .*{message}"):
-        init_state.initial(tiny_runs.tiny_plan(c, 64))
+        init_state.init_state(tiny_runs.tiny_plan(c, 64))
 
 
 def test_anchors_are_tried_at_the_start(finished: Path, tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_init_from_another_model(finished: Path) -> None:
     c = tiny_runs.tiny_config("resnet14")
     c.networks.teacher.init_from = f"{finished}:student@best"
     with pytest.raises(UserError, match="holds another network than resnet14"):
-        init_state.initial(tiny_runs.tiny_plan(c, 64))
+        init_state.init_state(tiny_runs.tiny_plan(c, 64))
 
 
 def test_another_config_is_refused_and_changes_nothing(finished: Path) -> None:
@@ -156,34 +157,13 @@ def test_another_config_is_refused_and_changes_nothing(finished: Path) -> None:
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
-def test_checkpoints_of_nobody_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UserError, match=r"holds checkpoints and no config.json"):
-        loop.train_and_evaluate(two_epochs(), tmp_path)
-
-
-def test_a_config_that_is_not_json_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json is not JSON; choose another --workdir"):
-        loop.train_and_evaluate(two_epochs(), tmp_path)
-
-
-def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(path: Path, **_: Any) -> bool:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "exists", refused)
-    with pytest.raises(UserError, match=r"--workdir \S+ cannot be read \(Permission denied\)"):
-        resume.check_workdir(tmp_path, two_epochs())
-
-
 def test_best_stays_until_latest_knows_a_better_one(tmp_path: Path) -> None:
     """A kill between two saves must leave the best of the saved step behind."""
     c = tiny_runs.tiny_config()
-    state = init_state.initial(tiny_runs.tiny_plan(c, 64))
+    state = init_state.init_state(tiny_runs.tiny_plan(c, 64))
     spec = config.parse(c).checkpoint
-    opened = checkpointer.open_checkpointer(tmp_path, ("student",), spec, 1)
-    variables = jax.tree.map(np.asarray, state.networks["student"].evaluated)
+    opened = checkpointer.open_checkpointer(Workdir(tmp_path), ("student",), spec, 1)
+    variables = jax.tree.map(np.asarray, state.networks["student"].eval_variables)
     opened.save_best("student", 1, variables)
     opened.save_latest(1, state, {"best": 1})
     for step in (2, 3, 4):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import shutil
@@ -16,9 +17,11 @@ import tiny_runs
 from switokd_jax import config
 from switokd_jax.data import dataset, resident, sampling
 from switokd_jax.methods import METHODS
+from switokd_jax.models.init import init_variables
 from switokd_jax.parallel.collectives import Collectives
-from switokd_jax.state import TrainState, init_variables, initial_state
-from switokd_jax.train import adapters, init_state, loop, run_spec
+from switokd_jax.state import TrainState
+from switokd_jax.train import init_state, loop, run_spec
+from switokd_jax.train.init_state import create_train_state
 from switokd_jax.workdir import restore
 
 SPLIT = tiny_runs.random_split(32)
@@ -64,16 +67,16 @@ def start(run: run_spec.RunSpec) -> TrainState:
         name: draw(network.module, jax.random.PRNGKey(number), tiny_runs.SHAPE)
         for number, (name, network) in enumerate(run.networks.items())
     }
-    memory = init_state.initial_memory(run)
-    adapting = adapters.initial_adapters(run.adapters, run.networks, tiny_runs.SHAPE, 0)
-    return initial_state(run.networks, variables, run.pairs, 0, memory, adapting)
+    memory = init_state.init_memory(run)
+    adapters = init_state.init_adapters(run)
+    return create_train_state(run.networks, variables, run.pairs, memory=memory, adapters=adapters)
 
 
 def one_step(run: run_spec.RunSpec) -> tuple[Any, Any, dict[str, Any]]:
     before = start(run)
     untouched = jax.tree.map(np.array, jax.device_get(before))  # the step takes its memory
     state, data = run.distribution.device_put(before), tiny_runs.place(run, SPLIT)
-    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+    step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
     after, metrics = tiny_runs.call(step, state, data, tiny_runs.batch(run, np.arange(16)))
     return (
         untouched,
@@ -102,7 +105,7 @@ def test_step_is_traced(method: str, topology: str) -> None:
     run = planned(method, topology)
     before = jax.eval_shape(lambda: start(run))
     examples = sampling.Batch(np.arange(16, dtype=np.int32))
-    step = run_spec.make_step(run)(Collectives())
+    step = functools.partial(run_spec.make_train_step(run), Collectives())
     after, metrics = jax.eval_shape(step, before, resident.DeviceDataset(SPLIT.images, SPLIT.labels), examples)
     jax.tree.map(
         lambda was, now: np.testing.assert_equal((was.shape, was.dtype), (now.shape, now.dtype)), before, after
@@ -195,8 +198,8 @@ def test_kd_learns_from_a_run_of_ours(tmp_path: Path) -> None:
     assert summary["networks"]["teacher"]["updates"] == 0
     assert summary["networks"]["student"]["updates"] == 3
     tiny_runs.assert_same_bits(
-        restore.load_variables(f"{tmp_path / 'teacher'}:teacher@best"),
-        restore.load_variables(f"{tmp_path / 'student'}:teacher@latest"),
+        restore.load_variables(tmp_path / "teacher", "teacher", "best"),
+        restore.load_variables(tmp_path / "student", "teacher", "latest"),
     )
     published = json_of(tmp_path / "teacher")["networks"]["teacher"]["best_top1"]
     assert summary["networks"]["teacher"]["final_top1"] == published
@@ -230,8 +233,8 @@ def test_rco_follows_its_teachers_route(tmp_path: Path) -> None:
     loop.train_and_evaluate(c, tmp_path / "student", jax.devices()[:1])
     for step, anchor in ((3, 6), (6, 9), (9, 9), (12, 9)):  # saved after the turn of that step
         tiny_runs.assert_same_bits(
-            restore.load_variables(f"{tmp_path / 'student'}:teacher@{step}"),
-            restore.load_variables(f"{tmp_path / 'teacher'}:teacher@{anchor}"),
+            restore.load_variables(tmp_path / "student", "teacher", str(step)),
+            restore.load_variables(tmp_path / "teacher", "teacher", str(anchor)),
         )
     shutil.copytree(tmp_path / "student", tmp_path / "cut")
     for step in (6, 9, 12):

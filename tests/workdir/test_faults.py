@@ -1,4 +1,4 @@
-"""What goes wrong in a run, caused for real: numbers, files, disks."""
+"""Faults of whole runs, caused for real: bad numbers, damaged files, full disks."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from ml_collections import ConfigDict
 import tiny_runs
 from experiments.faults import full_disk, storm
 from switokd_jax import config
-from switokd_jax.data import dataset, resident
-from switokd_jax.errors import UserError
-from switokd_jax.train import init_state, loop, run_spec, session
-from switokd_jax.workdir import checkpointer, checksums, metric_writers, provenance, restore
+from switokd_jax.data import dataset, loader
+from switokd_jax.errors import NonFiniteError, UserError
+from switokd_jax.train import init_state, loop, metric_rows, run_spec
+from switokd_jax.workdir import checkpointer, metric_writers, restore
+from switokd_jax.workdir.layout import Workdir
 
 ROOT = Path(__file__).parents[2]
 
 
 def short_run(**changes: Any) -> ConfigDict:
-    """Five steps an epoch, three epochs, all of them saved."""
+    """Config of three epochs of five steps, with a save after each."""
     return tiny_runs.tiny_config(
         **{"batch_size": 96, "data.train_examples": 480, "epochs": 3.0, "checkpoint.keep": 3, **changes}
     )
@@ -43,25 +44,25 @@ def train(c: ConfigDict, workdir: Path) -> Any:
 
 @pytest.fixture
 def a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the networks see in the seventh step is not a number."""
-    healthy = resident.train_inputs
+    """Makes one image of the seventh step NaN."""
+    original = loader.train_inputs
 
     def train_inputs(*settings: Any, **more: Any) -> Callable[..., Any]:
-        inputs = healthy(*settings, **more)
+        inputs = original(*settings, **more)
 
-        def sick(data: Any, batch: Any, rng: Any, step: Any) -> Any:
+        def with_nan(data: Any, batch: Any, rng: Any, step: Any) -> Any:
             images, labels = inputs(data, batch, rng, step)
             return images.at[3].set(jnp.where(step == 6, jnp.nan, images[3])), labels
 
-        return sick
+        return with_nan
 
-    monkeypatch.setattr(resident, "train_inputs", train_inputs)
+    monkeypatch.setattr(loader, "train_inputs", train_inputs)
 
 
 @pytest.mark.usefixtures("a_bad_image")
-def test_a_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
-    """It names step and network and keeps what was saved; skipping, the same folder goes on to the end."""
-    with pytest.raises(session.NonFiniteError, match=r"network 'teacher': .* not finite at step 7") as caught:
+@pytest.mark.slow
+def test_a_nonfinite_loss_stops_the_run_and_keeps_its_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match=r"network 'teacher': .* not finite at step 7") as caught:
         train(short_run(), tmp_path)
     assert "the newest checkpoint is that of step 5" in caught.value.__notes__[0]
     assert "--config.on_nonfinite=skip" in caught.value.__notes__[0]
@@ -69,49 +70,56 @@ def test_a_number_that_is_none_stops_the_run(tmp_path: Path) -> None:
     assert int(state["step"]) == 5
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
 
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("a_bad_image")
+def test_a_stopped_run_resumes_and_skips_the_nonfinite_step(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError):
+        train(short_run(), tmp_path)
     summary = train(short_run(on_nonfinite="skip"), tmp_path)
-    lines = metric_writers.read_metrics(tmp_path / "metrics.jsonl")
-    assert [line for line in lines if line["split"] == "skipped"] == [
+    rows = metric_writers.read_metrics(Workdir(tmp_path).metrics)
+    assert [row for row in rows if row["split"] == "skipped"] == [
         {"split": "skipped", "epoch": 1.4, "step": 7, "networks": ["teacher", "student"]}
     ]
-    assert [line["step"] for line in lines if line["split"] == "train"] == [*range(1, 7), *range(8, 16)]
+    assert [row["step"] for row in rows if row["split"] == "train"] == [*range(1, 7), *range(8, 16)]
     assert summary["steps"] == 15
     assert summary["networks"]["student"]["updates"] == 14
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(restore.load_state(tmp_path)))
 
 
-def test_the_network_where_it_began_is_named() -> None:
-    """The teacher's loss is none for what it hears of the student."""
+def test_the_network_whose_own_loss_is_not_finite_is_named() -> None:
+    """The teacher's loss is not finite only because of the student's logits."""
     run = tiny_runs.tiny_plan(tiny_runs.tiny_config(), 64)
     metrics = {f"{name}/{key}": np.array([1.0]) for name in run.networks for key in ("loss", "cross_entropy")}
     metrics |= {"teacher/loss": np.array([np.nan]), "student/loss": np.array([np.inf])}
     metrics |= {"student/cross_entropy": np.array([np.inf])}
     metrics |= {f"{name}/finite": np.array([False]) for name in run.networks}
-    with pytest.raises(session.NonFiniteError, match="network 'student'"):
-        session.lines(run, range(4, 5), metrics)
+    with pytest.raises(NonFiniteError, match="network 'student'"):
+        metric_rows.metric_rows(run, range(4, 5), metrics)
     metrics["student/finite"] = np.array([True])
-    with pytest.raises(session.NonFiniteError, match="network 'teacher'"):
-        session.lines(run, range(4, 5), metrics)
+    with pytest.raises(NonFiniteError, match="network 'teacher'"):
+        metric_rows.metric_rows(run, range(4, 5), metrics)
 
 
-def test_a_skipped_step_changes_nothing_but_its_number() -> None:
+@pytest.mark.slow
+def test_a_skipped_step_changes_nothing_but_the_step_counter() -> None:
     run = tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=16, on_nonfinite="skip"), 32)
     state, data = tiny_runs.start(run, tiny_runs.random_split(32))
     before = jax.tree.map(np.array, jax.device_get(state))
-    step = run.distribution.compile(run_spec.make_step(run), has_state=True)
+    step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
     params = jax.tree.map(lambda x: x * np.nan, before.networks["student"].params)
-    sick = before.networks | {"student": before.networks["student"].replace(params=params)}
+    with_nan = before.networks | {"student": before.networks["student"].replace(params=params)}
     after, metrics = tiny_runs.call(
-        step, run.distribution.device_put(before.replace(networks=sick)), data, tiny_runs.batch(run, np.arange(16))
+        step, run.distribution.device_put(before.replace(networks=with_nan)), data, tiny_runs.batch(run, np.arange(16))
     )
     assert int(after.step) == 1
-    tiny_runs.assert_same_bits(jax.device_get(after.networks), sick)
+    tiny_runs.assert_same_bits(jax.device_get(after.networks), with_nan)
     assert not metrics["student/finite"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with the saves 5, 10 and 15."""
+    """Workdir of a run with checkpoints of the steps 5, 10 and 15."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     train(short_run(), workdir)
     return workdir
@@ -142,32 +150,43 @@ def without_metadata(folder: Path) -> None:
     shutil.rmtree(folder / "progress")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncated, flipped, removed, without_metadata])
-def test_a_damaged_checkpoint_is_named_and_an_older_one_read(
+def test_a_damaged_checkpoint_is_named(damage: Callable[[Path], None], finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    damage(tmp_path / "checkpoints" / "latest" / "15")
+    with pytest.raises(UserError, match=r"15\S* (cannot be read|has changed)|step 15 is damaged"):
+        restore_state(tmp_path, on_corrupt="stop")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [truncated, flipped, removed, without_metadata])
+def test_an_older_checkpoint_is_restored_in_place_of_a_damaged_one(
     damage: Callable[[Path], None], finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     damage(tmp_path / "checkpoints" / "latest" / "15")
-    with pytest.raises(UserError, match=r"15\S* (cannot be read|has changed)|step 15 is damaged"):
-        reread(tmp_path, on_corrupt="stop")
-    state, progress = reread(tmp_path, on_corrupt="fallback")
+    state, progress = restore_state(tmp_path, on_corrupt="fallback")
     assert int(state.step) == 10
     assert progress["best"]
-    assert "going on from an older checkpoint" in caplog.text
+    assert "resuming from an older checkpoint" in caplog.text
     assert sorted(path.name for path in (tmp_path / "checkpoints" / "latest").iterdir()) == ["10", "5"]
 
 
-def reread(workdir: Path, on_corrupt: str) -> Any:
+def restore_state(workdir: Path, on_corrupt: str) -> Any:
     run = tiny_runs.tiny_plan(config_of := short_run(**{"checkpoint.on_corrupt": on_corrupt}), 480)
-    state = init_state.initial(run)
-    opened = checkpointer.open_checkpointer(workdir, run.topology.nodes, config.parse(config_of).checkpoint, 5)
+    state = init_state.init_state(run)
+    manager = checkpointer.open_checkpointer(
+        Workdir(workdir), run.topology.nodes, config.parse(config_of).checkpoint, 5
+    )
     try:
-        return opened.restore(state, run.distribution.abstract_state(checkpointer.serialization.to_state_dict(state)))
+        return manager.restore(state, run.distribution.abstract_state(checkpointer.serialization.to_state_dict(state)))
     finally:
-        opened.close()
+        manager.close()
 
 
-def test_a_run_goes_on_from_an_older_checkpoint_to_the_same_end(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_resumed_from_an_older_checkpoint_ends_with_the_same_bits(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     truncated(tmp_path / "run" / "checkpoints" / "latest" / "15")
     train(short_run(), tmp_path / "run")
@@ -175,7 +194,8 @@ def test_a_run_goes_on_from_an_older_checkpoint_to_the_same_end(finished: Path, 
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
 
 
-def test_no_intact_checkpoint(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_without_an_intact_checkpoint_is_refused(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     for step in ("5", "10", "15"):
         truncated(tmp_path / "run" / "checkpoints" / "latest" / step)
@@ -183,36 +203,38 @@ def test_no_intact_checkpoint(finished: Path, tmp_path: Path) -> None:
         train(short_run(), tmp_path / "run")
 
 
-def test_init_from_a_damaged_checkpoint(finished: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_damaged_checkpoint_of_another_run_is_refused(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     best = next((tmp_path / "run" / "checkpoints" / "best" / "student").iterdir())
     flipped(best)
     with pytest.raises(UserError, match="has changed since it was written"):
-        restore.load_variables(f"{tmp_path / 'run'}:student@best")
+        restore.load_variables(tmp_path / "run", "student")
 
 
-def test_checksums_of_what_was_there_before(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("1")
-    assert checksums.verify(tmp_path) is None
-    checksums.write(tmp_path)
-    assert checksums.verify(tmp_path) is None
-    (tmp_path / "a").write_text("2")
-    assert "a has changed" in str(checksums.verify(tmp_path))
-    (tmp_path / checksums.NAME).write_text("{")
-    assert "cannot be read" in str(checksums.verify(tmp_path))
+@pytest.mark.slow
+def test_a_run_of_before_a_config_field_existed_resumes(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = Workdir(tmp_path / "run").config
+    values = json.loads(path.read_text())
+    del values["gradient_accumulation"], values["data"]["workers"], values["log"]["wandb"], values["crd"]
+    path.write_text(json.dumps(values))
+    assert train(short_run(), tmp_path / "run")["steps"] == 15
+    assert json.loads(path.read_text())["gradient_accumulation"] == 1
 
 
+@pytest.mark.slow
 def test_other_data_is_refused(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    path = tmp_path / "run" / "provenance.json"
+    path = Workdir(tmp_path / "run").record
     path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     with pytest.raises(UserError, match="holds a run on other images or labels of 'digits'"):
         train(short_run(), tmp_path / "run")
 
 
-def test_a_package_that_pip_does_not_know_has_no_version(finished: Path) -> None:
-    assert provenance.version("switokd_jax_is_not_called_so") is None
-    (start,) = json.loads((finished / "provenance.json").read_text())["starts"]
+@pytest.mark.slow
+def test_the_record_has_the_version_of_every_package(finished: Path) -> None:
+    (start,) = json.loads(Workdir(finished).record.read_text())["starts"]
     assert start["versions"]["jax"] == jax.__version__
     assert all(start["versions"].values())
 
@@ -237,7 +259,7 @@ def test_a_shard_that_cannot_be_read_is_named(
 
 @pytest.fixture
 def small_disk() -> Iterator[tuple[Path, list[str]]]:
-    """As `full_disk.small_disk` has it."""
+    """Mounts `full_disk.small_disk`."""
     try:
         with full_disk.small_disk() as disk:
             yield disk
@@ -245,17 +267,18 @@ def small_disk() -> Iterator[tuple[Path, list[str]]]:
         pytest.skip(f"no tmpfs can be mounted here: {error}")
 
 
-def wait_until(so: Callable[[], bool]) -> None:
-    """At most a minute."""
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Waits for a condition, for a minute at most."""
     begin = time.monotonic()
-    while not so():
+    while not condition():
         assert time.monotonic() < begin + 60
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freed", [True, False])
-def test_a_full_disk(freed: bool, small_disk: tuple[Path, list[str]]) -> None:
-    """Saves fail while there is no room, training goes on, and what was saved stays whole."""
+def test_training_continues_on_a_full_disk(freed: bool, small_disk: tuple[Path, list[str]]) -> None:
+    """Saves fail, and earlier checkpoints stay intact."""
     mounted, enter = small_disk
     flags = [f"--config={ROOT}/configs/digits.py", "--config.checkpoint.every=3", "--config.log.tensorboard=False"]
     flags += [f"--config.networks.{name}.model=resnet8" for name in ("teacher", "student")]
@@ -287,13 +310,17 @@ def test_a_full_disk(freed: bool, small_disk: tuple[Path, list[str]]) -> None:
         wait_until(lambda: newest() > full)
         process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
-    assert "training goes on" in err, out + err
+    assert "training continues" in err, out + err
     assert process.returncode == (75 if freed else 1), out + err
     latest = mounted / "run" / "checkpoints" / "latest"
     steps = [path for path in latest.iterdir() if path.name.isdigit()]
     assert steps
     assert full_disk.damaged(mounted / "run") == []
-    lines = metric_writers.read_metrics(mounted / "run" / "metrics.jsonl")
-    assert [line["step"] for line in lines] == sorted(line["step"] for line in lines)
+    rows = metric_writers.read_metrics(mounted / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
     if not freed:
-        assert [line for line in err.splitlines() if line.startswith("switokd_jax: ") and "make room and start" in line]
+        assert [
+            line
+            for line in err.splitlines()
+            if line.startswith("switokd_jax: ") and "free disk space and repeat" in line
+        ]

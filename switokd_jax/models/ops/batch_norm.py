@@ -1,8 +1,18 @@
-"""BatchNorm with the parameters, statistics and numbers of `flax.linen.BatchNorm`, and a backward pass of its own.
+"""BatchNorm with its own backward pass; parameters, statistics and numbers are those of `flax.linen.BatchNorm`.
 
-A layer needs two sums over the batch forward, of x and its square, and two backward, of the gradient and its product
-with what was normalised. Derived by JAX they are sums of their own, which XLA:GPU joins with whatever reads the same
-arrays: in small stages one thread block then computes a whole layer. Here each pair is one reduction on GPUs.
+Forward, over all axes but the channels, with n elements per channel:
+
+    mean = sum(x) / n,   var = sum(x^2) / n - mean^2,   x_hat = (x - mean) / sqrt(var + epsilon)
+    y = scale * x_hat + bias
+
+Backward, for the gradient g of y:
+
+    dbias = sum(g),   dscale = sum(g * x_hat)
+    dx = scale / sqrt(var + epsilon) * (g - dbias / n - x_hat * dscale / n)
+
+Each direction needs two sums of the same arrays. JAX's own derivative computes them one by one, and XLA:GPU fuses each
+with other readers of these arrays: in small stages one thread block then computes a whole layer. On GPUs each pair is
+one reduction here.
 """
 
 from __future__ import annotations
@@ -15,23 +25,25 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from switokd_jax.precision import promote_to_float32
 
-def _at_once(a: jax.Array, b: jax.Array) -> jax.Array:
+
+def _sum_stacked(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.sum(jnp.stack([a, b]), range(1, a.ndim))
 
 
-def _one_by_one(a: jax.Array, b: jax.Array) -> jax.Array:
+def _sum_separately(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.stack([jnp.sum(a, range(a.ndim - 1)), jnp.sum(b, range(b.ndim - 1))])
 
 
-def _both_sums(a: jax.Array, b: jax.Array) -> jax.Array:
-    """[..., channels] twice to [2, channels]: each one's sum over all but the channels."""
-    sums: jax.Array = lax.platform_dependent(a, b, cuda=_at_once, rocm=_at_once, default=_one_by_one)
+def _sum_both(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Sums both arrays [..., channels] over all axes but the channels; returns [2, channels]."""
+    sums: jax.Array = lax.platform_dependent(a, b, cuda=_sum_stacked, rocm=_sum_stacked, default=_sum_separately)
     return sums
 
 
-def _mean_of(sums: jax.Array, x: jax.Array, axis_name: str | None) -> jax.Array:
-    """Sums over this device's batch to means over the batch of all devices of the axis."""
+def _batch_means(sums: jax.Array, x: jax.Array, axis_name: str | None) -> jax.Array:
+    """Divides sums over this device's batch x by its size, and averages them over the devices of the axis."""
     means = sums / (x.size // x.shape[-1])
     return means if axis_name is None else lax.pmean(means, axis_name)
 
@@ -40,41 +52,42 @@ def _mean_of(sums: jax.Array, x: jax.Array, axis_name: str | None) -> jax.Array:
 def normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises by the batch's own statistics.
+    """Normalizes x by the statistics of its own batch.
 
     Args:
       x: [..., channels].
       scale: [channels].
       bias: [channels].
       epsilon: added to the variance.
-      axis_name: of the devices whose batches count as one, under pmap.
+      axis_name: mapped device axis whose batches count as one; None for this batch alone.
 
     Returns:
-      What x becomes, in its dtype; mean and variance [channels], float32 at least, through which no gradient flows.
+      y in the shape and dtype of x; mean and variance [channels], float32 at least. No gradient flows through the last
+      two.
     """
     return _forward(x, scale, bias, epsilon, axis_name)[0]
 
 
 def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None) -> Any:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean, mean_square = _mean_of(_both_sums(wide, wide * wide), x, axis_name)
+    x32 = promote_to_float32(x)
+    mean, mean_square = _batch_means(_sum_both(x32, x32 * x32), x, axis_name)
     # Rounding may leave the difference below 0.
     variance = jnp.maximum(mean_square - mean * mean, 0.0)
-    inverse = lax.rsqrt(variance + epsilon)
-    y = (wide - mean) * (inverse * scale) + bias
-    return (y.astype(x.dtype), mean, variance), (x, scale, bias, mean, inverse)
+    inv_std = lax.rsqrt(variance + epsilon)
+    y = (x32 - mean) * (inv_std * scale) + bias
+    return (y.astype(x.dtype), mean, variance), (x, scale, bias, mean, inv_std)
 
 
 def _backward(
-    epsilon: float, axis_name: str | None, saved: Any, gradients: tuple[jax.Array, jax.Array, jax.Array]
+    epsilon: float, axis_name: str | None, residuals: Any, cotangents: tuple[jax.Array, jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     del epsilon
-    x, scale, bias, mean, inverse = saved
-    g = gradients[0].astype(mean.dtype)
-    normal = (x.astype(mean.dtype) - mean) * inverse
-    sums = _both_sums(g, g * normal)
-    mean_g, mean_product = _mean_of(sums, x, axis_name)
-    dx = (inverse * scale) * (g - mean_g - normal * mean_product)
+    x, scale, bias, mean, inv_std = residuals
+    g = cotangents[0].astype(mean.dtype)
+    x_hat = (x.astype(mean.dtype) - mean) * inv_std
+    sums = _sum_both(g, g * x_hat)
+    mean_g, mean_product = _batch_means(sums, x, axis_name)
+    dx = (inv_std * scale) * (g - mean_g - x_hat * mean_product)
     dbias, dscale = sums
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
@@ -83,15 +96,15 @@ normalize.defvjp(_forward, _backward)
 
 
 class BatchNorm(nn.Module):
-    """Takes the place of `flax.linen.BatchNorm` over the last axis.
+    """BatchNorm over all axes but the last; takes the place of `flax.linen.BatchNorm`.
 
     Attributes:
-      train: whether to normalise by the batch, and to move the running statistics towards it, or by those.
-      momentum: the running statistics' share of their old value.
+      train: normalizes by the batch and updates the running statistics; else normalizes by these.
+      momentum: weight of the old running statistics: new = momentum * old + (1 - momentum) * batch.
       epsilon: added to the variance.
-      axis_name: of the devices over which statistics are averaged, under pmap.
-      dtype: of what is returned; statistics are float32 at least.
-      param_dtype: of scale and bias.
+      axis_name: mapped device axis over which statistics are averaged; None for this batch alone.
+      dtype: dtype of the output. Statistics are float32 at least.
+      param_dtype: dtype of scale and bias.
     """
 
     train: bool
@@ -103,7 +116,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., channels] to the same."""
+        """Maps [..., channels] to the same shape, in `dtype`."""
         channels = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)

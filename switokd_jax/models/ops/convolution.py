@@ -1,10 +1,10 @@
-"""Convolutions in the form that the devices like: the one place where models look at them.
+"""Platform-specific convolution implementations. Models depend on the platform only here.
 
-XLA:CPU rewrites only the convolutions of the entry computation for its fast library; inside `lax.cond` and `lax.scan`
-the exotic dimension numbers of a convolution's gradients fall to a naive loop, a hundred times slower (jax issue
-12868). So on CPU gradients are spelt out here: as plain NHWC x HWIO convolutions, as matrix products where the kernel
-is 1x1, and for depthwise convolutions as sums of shifted products. Depthwise ones are so on GPUs too, where the
-library's have few threads to a channel. All else is `lax`'s own.
+XLA:CPU rewrites only the convolutions of the entry computation for its fast library. Inside `lax.cond` and `lax.scan`
+the exotic dimension numbers of a convolution's gradients run in a naive loop, a hundred times slower (jax issue 12868).
+So on CPU the gradients are written out here: as plain NHWC x HWIO convolutions, as matrix products for 1x1 kernels, and
+as sums of shifted products for depthwise convolutions. Depthwise convolutions are sums of shifted products on GPUs too,
+because the library's use few threads per channel. Everything else is `lax.conv_general_dilated`.
 """
 
 from __future__ import annotations
@@ -21,20 +21,23 @@ from jax import lax
 from switokd_jax.precision import promote_to_float32
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
-PLAIN = ("NHWC", "HWIO", "NHWC")
-# Of kernel gradients, by measuring: so many images at a time; with fewer input channels, or fewer numbers in an
-# image, one convolution over the whole batch is faster.
-IMAGES, NARROW, SMALL = 4, 32, 2**14
+NHWC_HWIO = ("NHWC", "HWIO", "NHWC")
+# Kernel gradients by matrix products, as measured: so many images at a time. With fewer input channels, or fewer
+# numbers in an image, one convolution over the whole batch is faster.
+CHUNK = 4
+MIN_CHANNELS = 32
+MIN_ELEMENTS = 2**14
 
 
-def for_devices(platform: str, *, alone: bool) -> Callable[..., jax.Array]:
-    """`convolution` for given devices; by itself it asks JAX for the default ones.
+def for_devices(platform: str, *, single_device: bool) -> Callable[..., jax.Array]:
+    """Returns `convolution` for given devices; without arguments it asks JAX for the default ones.
 
     Args:
       platform: 'cpu', 'gpu' or 'tpu'.
-      alone: whether the program sees one device's images only, so that loops over them gather nothing.
+      single_device: True if the program sees the images of one device only, so that loops over images need no
+        collective.
     """
-    return functools.partial(convolution, platform=platform, alone=alone)
+    return functools.partial(convolution, platform=platform, single_device=single_device)
 
 
 def convolution(
@@ -49,14 +52,28 @@ def convolution(
     feature_group_count: int = 1,
     precision: Any = None,
     platform: str | None = None,
-    alone: bool | None = None,
+    single_device: bool | None = None,
 ) -> jax.Array:
-    """`lax.conv_general_dilated` for [batch, height, width, channels], in the form the devices like."""
+    """Computes `lax.conv_general_dilated` of NHWC images by the fastest implementation for the platform.
+
+    Args:
+      x: [batch, height, width, channels].
+      kernel: [height, width, channels / groups, features].
+      strides: of height and width.
+      padding: (before, after) of height and width.
+      lhs_dilation: as `lax.conv_general_dilated`, like all arguments before `platform`.
+      rhs_dilation: as there.
+      dimension_numbers: as there.
+      feature_group_count: as there.
+      precision: as there; the implementations of our own use JAX's default precision.
+      platform: 'cpu', 'gpu' or 'tpu'; JAX's default backend if None.
+      single_device: as in `for_devices`; if None, True if JAX sees one device.
+    """
     platform = platform or jax.default_backend()
     depthwise = feature_group_count == x.shape[-1] > 1 and kernel.shape[-1] == x.shape[-1]
     dilated = any(d != 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
-    ours = not dilated and (depthwise if platform == "gpu" else platform == "cpu")
-    if not ours or (feature_group_count > 1 and not depthwise):
+    use_custom = not dilated and (depthwise if platform == "gpu" else platform == "cpu")
+    if not use_custom or (feature_group_count > 1 and not depthwise):
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -70,27 +87,30 @@ def convolution(
         )
     stride = (strides[0], strides[1])
     pads = (padding[0], padding[1])
-    alone = jax.device_count() == 1 if alone is None else alone
+    single_device = jax.device_count() == 1 if single_device is None else single_device
     if depthwise:
-        by = _at_once if platform == "gpu" else _image_by_image if alone else _place_by_place
-        return _depthwise(x, kernel, stride, pads, by)
+        kernel_grad_fn = _sum_stacked if platform == "gpu" else _sum_scanned if single_device else _sum_per_offset
+        return _depthwise(x, kernel, stride, pads, kernel_grad_fn)
     if kernel.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
         return _pointwise(x[:, :: stride[0], :: stride[1]], kernel[0, 0])
-    return _plain(x, kernel, stride, pads, alone)
+    return _plain(x, kernel, stride, pads, single_device)
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A 1x1 convolution as one matrix product, whose gradients are two more.
+    """Computes a 1x1 convolution as one matrix product; its gradients are two more.
 
-    As convolutions they read transposed copies (2 cores, batch 128, 32x32x48 to 16: 10 ms forward and 34 backward; so
-    0.7 and 2.5).
+    As convolutions the gradients read transposed copies (2 cores, batch 128, 32x32x48 to 16: 10 ms forward and 34
+    backward; as products 0.7 and 2.5).
     """
     flat = x.reshape(-1, x.shape[-1]) @ kernel
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def _windows(x: jax.Array, size: tuple[int, int], stride: tuple[int, int], pads: Pads) -> list[jax.Array]:
-    """For each place of the kernel, row by row, what the output's places see there: [batch, height, width, c]."""
+def _im2col_slices(x: jax.Array, size: tuple[int, int], stride: tuple[int, int], pads: Pads) -> list[jax.Array]:
+    """Returns the inputs that each kernel offset meets, one [batch, out height, out width, channels] per offset.
+
+    Offsets run row by row over the kernel.
+    """
     x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     height = (x.shape[1] - size[0]) // stride[0] + 1
     width = (x.shape[2] - size[1]) // stride[1] + 1
@@ -108,58 +128,65 @@ def _windows(x: jax.Array, size: tuple[int, int], stride: tuple[int, int], pads:
 
 
 def _shifted_sum(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> jax.Array:
-    seen = _windows(x, (kernel.shape[0], kernel.shape[1]), stride, pads)
-    weights = promote_to_float32(kernel.reshape(len(seen), -1))
-    total = promote_to_float32(seen[0]) * weights[0]
-    for window, weight in zip(seen[1:], weights[1:], strict=True):
+    """Computes a depthwise convolution as a sum over the kernel's offsets, in float32 at least."""
+    slices = _im2col_slices(x, (kernel.shape[0], kernel.shape[1]), stride, pads)
+    weights = promote_to_float32(kernel.reshape(len(slices), -1))
+    total = promote_to_float32(slices[0]) * weights[0]
+    for window, weight in zip(slices[1:], weights[1:], strict=True):
         total = total + promote_to_float32(window) * weight
     return total.astype(x.dtype)
 
 
-# (x, the output's gradient, x to windows) to the kernel's gradient [places, channels].
-Sums = Callable[[jax.Array, jax.Array, Callable[[jax.Array], list[jax.Array]]], jax.Array]
+# Computes the gradient of a depthwise kernel, [offsets, channels], from x, the output's gradient, and a function from
+# images to `_im2col_slices`.
+KernelGradFn = Callable[[jax.Array, jax.Array, Callable[[jax.Array], list[jax.Array]]], jax.Array]
 
 
-def _place_by_place(x: jax.Array, g: jax.Array, windows: Callable[[jax.Array], list[jax.Array]]) -> jax.Array:
-    return jnp.stack([jnp.sum(window * g, (0, 1, 2)) for window in windows(x)])
+def _sum_per_offset(x: jax.Array, g: jax.Array, slices: Callable[[jax.Array], list[jax.Array]]) -> jax.Array:
+    """Sums over the batch, one offset after another."""
+    return jnp.stack([jnp.sum(window * g, (0, 1, 2)) for window in slices(x)])
 
 
-def _image_by_image(x: jax.Array, g: jax.Array, windows: Callable[[jax.Array], list[jax.Array]]) -> jax.Array:
-    """Stays in a CPU's cache.
+def _sum_scanned(x: jax.Array, g: jax.Array, slices: Callable[[jax.Array], list[jax.Array]]) -> jax.Array:
+    """Sums over the batch, one image after another, which stays in a CPU's cache.
 
-    Sums over the whole batch read it from memory nine times, and XLA's loop for them is not vectorised (2 cores, batch
-    128, 32x32x48: 59 ms; so 10 ms).
+    Sums over the whole batch read it from memory nine times, and XLA's loop for them is not vectorized (2 cores, batch
+    128, 32x32x48: 59 ms; by images 10 ms).
     """
 
     def add_image(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return total + _place_by_place(image[0][None], image[1][None], windows), None
+        return total + _sum_per_offset(image[0][None], image[1][None], slices), None
 
-    nothing = jnp.zeros((len(windows(x[:1])), x.shape[3]), g.dtype)
-    return lax.scan(add_image, nothing, (x, g), unroll=2)[0]
+    zeros = jnp.zeros((len(slices(x[:1])), x.shape[3]), g.dtype)
+    return lax.scan(add_image, zeros, (x, g), unroll=2)[0]
 
 
-def _at_once(x: jax.Array, g: jax.Array, windows: Callable[[jax.Array], list[jax.Array]]) -> jax.Array:
-    """One reduction for all places: two kernels on a GPU, which sums of their own make 15."""
-    return jnp.sum(promote_to_float32(jnp.stack(windows(x))) * promote_to_float32(g), (1, 2, 3))
+def _sum_stacked(x: jax.Array, g: jax.Array, slices: Callable[[jax.Array], list[jax.Array]]) -> jax.Array:
+    """Sums for all offsets in one reduction: two kernels on a GPU, in place of 15 for separate sums."""
+    return jnp.sum(promote_to_float32(jnp.stack(slices(x))) * promote_to_float32(g), (1, 2, 3))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _depthwise(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, by: Sums) -> jax.Array:
-    del by
+def _depthwise(
+    x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, kernel_grad_fn: KernelGradFn
+) -> jax.Array:
+    del kernel_grad_fn
     return _shifted_sum(x, kernel, stride, pads)
 
 
-def _depthwise_forward(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, by: Sums) -> Any:
-    return _depthwise(x, kernel, stride, pads, by), (x, kernel)
+def _depthwise_forward(
+    x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, kernel_grad_fn: KernelGradFn
+) -> Any:
+    return _depthwise(x, kernel, stride, pads, kernel_grad_fn), (x, kernel)
 
 
 def _depthwise_backward(
-    stride: tuple[int, int], pads: Pads, by: Sums, saved: Any, g: jax.Array
+    stride: tuple[int, int], pads: Pads, kernel_grad_fn: KernelGradFn, residuals: Any, g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
+    x, kernel = residuals
     (dx,) = jax.linear_transpose(lambda x: _shifted_sum(x, kernel, stride, pads), x)(g)
     size = (kernel.shape[0], kernel.shape[1])
-    dkernel = by(x, g, lambda x: _windows(x, size, stride, pads))
+    dkernel = kernel_grad_fn(x, g, lambda x: _im2col_slices(x, size, stride, pads))
     return dx, dkernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
@@ -167,82 +194,91 @@ _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _plain(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, alone: bool) -> jax.Array:
-    del alone
-    return lax.conv_general_dilated(x, kernel, stride, pads, dimension_numbers=PLAIN)
+def _plain(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, single_device: bool) -> jax.Array:
+    del single_device
+    return lax.conv_general_dilated(x, kernel, stride, pads, dimension_numbers=NHWC_HWIO)
 
 
-def _forward(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, alone: bool) -> Any:
-    return _plain(x, kernel, stride, pads, alone), (x, kernel)
+def _plain_forward(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads, single_device: bool) -> Any:
+    return _plain(x, kernel, stride, pads, single_device), (x, kernel)
 
 
-def _backward(
-    stride: tuple[int, int], pads: Pads, alone: bool, saved: Any, g: jax.Array
+def _plain_backward(
+    stride: tuple[int, int], pads: Pads, single_device: bool, residuals: Any, g: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
+    x, kernel = residuals
     dx = _input_gradient(g, kernel, x.shape, stride, pads)
-    if alone and x.shape[3] >= NARROW and math.prod(x.shape[1:]) >= SMALL:
-        return dx, _kernel_gradient(x, g, kernel.shape, stride, pads)
+    if single_device and x.shape[3] >= MIN_CHANNELS and math.prod(x.shape[1:]) >= MIN_ELEMENTS:
+        return dx, _kernel_gradient_by_products(x, g, kernel.shape, stride, pads)
+    return dx, _kernel_gradient(x, g, kernel.shape, stride, pads)
 
-    # dkernel: input channels become the batch, the batch becomes the channels that are summed over; what lies behind
-    # the last window never took part.
+
+def _kernel_gradient(
+    x: jax.Array, g: jax.Array, shape: tuple[int, ...], stride: tuple[int, int], pads: Pads
+) -> jax.Array:
+    """Computes the kernel's gradient as one convolution of x with g.
+
+    The input channels become the batch, and the batch becomes the channels that are summed over.
+    """
+    # Inputs behind the last window met no kernel, hence the negative padding there.
     span = [(g.shape[1 + i] - 1) * stride[i] + 1 for i in (0, 1)]
-    high = [kernel.shape[i] - 1 - x.shape[1 + i] - pads[i][0] + span[i] for i in (0, 1)]
+    high = [shape[i] - 1 - x.shape[1 + i] - pads[i][0] + span[i] for i in (0, 1)]
     dkernel = lax.conv_general_dilated(
         jnp.transpose(x, (3, 1, 2, 0)),
         jnp.transpose(g, (1, 2, 0, 3)),
         (1, 1),
         tuple((pads[i][0], high[i]) for i in (0, 1)),
         rhs_dilation=stride,
-        dimension_numbers=PLAIN,
+        dimension_numbers=NHWC_HWIO,
     )
-    return dx, jnp.transpose(dkernel, (1, 2, 0, 3))
+    return jnp.transpose(dkernel, (1, 2, 0, 3))
+
+
+def _kernel_gradient_by_products(
+    x: jax.Array, g: jax.Array, shape: tuple[int, ...], stride: tuple[int, int], pads: Pads
+) -> jax.Array:
+    """Computes the kernel's gradient as matrix products of im2col slices with g, a few images at a time.
+
+    As one convolution it reads transposed copies of the whole batch (2 cores, batch 128, 32x32x64 to 64 in strides of
+    2: 48 ms; by products 17).
+    """
+    chunk = math.gcd(len(x), CHUNK)
+
+    def add_chunk(total: jax.Array, chunks: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        x_chunk, g_chunk = chunks
+        columns = jnp.concatenate(_im2col_slices(x_chunk, (shape[0], shape[1]), stride, pads), axis=-1)
+        return total + columns.reshape(-1, columns.shape[-1]).T @ g_chunk.reshape(-1, shape[3]), None
+
+    chunks = x.reshape(-1, chunk, *x.shape[1:]), g.reshape(-1, chunk, *g.shape[1:])
+    total, _ = lax.scan(add_chunk, jnp.zeros((shape[0] * shape[1] * shape[2], shape[3]), g.dtype), chunks)
+    return total.reshape(shape)
 
 
 def _input_gradient(
     g: jax.Array, kernel: jax.Array, shape: tuple[int, ...], stride: tuple[int, int], pads: Pads
 ) -> jax.Array:
-    """A plain convolution whose channels are those of all the places that an input pixel has between two strides.
+    """Computes the gradient at the input as a plain convolution of g, without products by zero.
 
-    Pixel `stride * q + place` takes part in output q - d through the kernel's element `stride * d + place + pad`. As a
-    convolution of the gradient with zeros between its pixels, three quarters of the products are by zero (2 cores,
-    batch 128, 32x32x64 to 64 in strides of 2: 57 ms; so 40). Without strides there is one place, and this is the usual
-    form.
+    Input pixel `stride * q + phase` contributes to output q - d through the kernel's element
+    `stride * d + phase + pad`. The convolution has one group of output channels for each phase, 0 <= phase < stride,
+    and the phases are then interleaved. The usual form puts zeros between g's pixels, so that for strides of 2 three
+    quarters of the products are by zero (2 cores, batch 128, 32x32x64 to 64 in strides of 2: 57 ms; here 40). For
+    stride 1 there is one phase, and both forms are the same.
     """
     size = [-(-shape[1 + i] // stride[i]) for i in (0, 1)]
-    least = [-((pads[i][0] + stride[i] - 1) // stride[i]) for i in (0, 1)]  # of d
-    most = [(kernel.shape[i] - 1 - pads[i][0]) // stride[i] for i in (0, 1)]
-    spans = [most[i] - least[i] + 1 for i in (0, 1)]
-    low = [-stride[i] * least[i] - pads[i][0] for i in (0, 1)]
-    room = [(low[i], stride[i] * spans[i] - kernel.shape[i] - low[i]) for i in (0, 1)]
-    places = jnp.pad(kernel, (*room, (0, 0), (0, 0)))
-    places = places.reshape(spans[0], stride[0], spans[1], stride[1], *kernel.shape[2:])[::-1, :, ::-1]
-    places = jnp.transpose(places, (0, 2, 5, 1, 3, 4)).reshape(*spans, kernel.shape[3], -1)
-    padding = [(most[i], size[i] - g.shape[1 + i] - least[i]) for i in (0, 1)]
-    dx = lax.conv_general_dilated(g, places, (1, 1), padding, dimension_numbers=PLAIN)
+    min_d = [-((pads[i][0] + stride[i] - 1) // stride[i]) for i in (0, 1)]
+    max_d = [(kernel.shape[i] - 1 - pads[i][0]) // stride[i] for i in (0, 1)]
+    spans = [max_d[i] - min_d[i] + 1 for i in (0, 1)]
+    low = [-stride[i] * min_d[i] - pads[i][0] for i in (0, 1)]
+    kernel_pads = [(low[i], stride[i] * spans[i] - kernel.shape[i] - low[i]) for i in (0, 1)]
+    phases = jnp.pad(kernel, (*kernel_pads, (0, 0), (0, 0)))
+    phases = phases.reshape(spans[0], stride[0], spans[1], stride[1], *kernel.shape[2:])[::-1, :, ::-1]
+    phases = jnp.transpose(phases, (0, 2, 5, 1, 3, 4)).reshape(*spans, kernel.shape[3], -1)
+    padding = [(max_d[i], size[i] - g.shape[1 + i] - min_d[i]) for i in (0, 1)]
+    dx = lax.conv_general_dilated(g, phases, (1, 1), padding, dimension_numbers=NHWC_HWIO)
     dx = dx.reshape(len(g), *size, *stride, shape[3]).transpose(0, 1, 3, 2, 4, 5)
     dx = dx.reshape(len(g), size[0] * stride[0], size[1] * stride[1], shape[3])
     return dx[:, : shape[1], : shape[2]]
 
 
-def _kernel_gradient(
-    x: jax.Array, g: jax.Array, shape: tuple[int, ...], stride: tuple[int, int], pads: Pads
-) -> jax.Array:
-    """A few images at a time, one matrix product of all that the kernel's places see with the output's gradient.
-
-    As one convolution it reads transposed copies of the whole batch (2 cores, batch 128, 32x32x64 to 64 in strides of
-    2: 48 ms; so 17).
-    """
-    few = math.gcd(len(x), IMAGES)
-
-    def add_images(total: jax.Array, images: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        some, their_g = images
-        seen = jnp.concatenate(_windows(some, (shape[0], shape[1]), stride, pads), axis=-1)
-        return total + seen.reshape(-1, seen.shape[-1]).T @ their_g.reshape(-1, shape[3]), None
-
-    parts = x.reshape(-1, few, *x.shape[1:]), g.reshape(-1, few, *g.shape[1:])
-    total, _ = lax.scan(add_images, jnp.zeros((shape[0] * shape[1] * shape[2], shape[3]), g.dtype), parts)
-    return total.reshape(shape)
-
-
-_plain.defvjp(_forward, _backward)
+_plain.defvjp(_plain_forward, _plain_backward)

@@ -1,0 +1,74 @@
+"""Layout of a workdir: the names of its files and folders."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """Paths of one run's files. Does not touch the file system.
+
+    Attributes:
+      root: the folder itself.
+
+    >>> Workdir(Path("runs/digits")).best_checkpoints("student").as_posix()
+    'runs/digits/checkpoints/best/student'
+    """
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Config of the run (JSON)."""
+        return self.root / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Metrics of all steps and evaluations (one JSON object per line)."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """Results of a finished run (JSON)."""
+        return self.root / "summary.json"
+
+    @property
+    def record(self) -> Path:
+        """Provenance of every start of the run (JSON)."""
+        return self.root / "record.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """All checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def latest_checkpoints(self) -> Path:
+        """Train states, a folder per step."""
+        return self.checkpoints / "latest"
+
+    def best_checkpoints(self, network: str) -> Path:
+        """Variables of one network at its best evaluations, a folder per step."""
+        return self.checkpoints / "best" / network
+
+    @property
+    def figures(self) -> Path:
+        """Figures of the run."""
+        return self.root / "figures"
+
+    @property
+    def profile(self) -> Path:
+        """Profiler trace of the first steps."""
+        return self.root / "profile"
+
+    @property
+    def exports(self) -> Path:
+        """Exported networks."""
+        return self.root / "exports"
+
+    @property
+    def wandb(self) -> Path:
+        """Files of Weights & Biases."""
+        return self.root / "wandb"
