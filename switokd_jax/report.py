@@ -31,7 +31,6 @@ from switokd_jax.figures.style import Picture, Theme
 from switokd_jax.files import atomic_write
 from switokd_jax.metrics import expert_share_of_summary
 from switokd_jax.models import flops
-from switokd_jax.workdir.layout import Workdir
 
 MAX_LOSSLESS_RATIO = 2.0  # size of a lossless image, relative to the lossy one, up to which it is preferred
 
@@ -67,14 +66,7 @@ def _page(runs: Sequence[Run], examples: Sequence[int]) -> str:
     title = f"{runs[0].folder.name}" if len(runs) == 1 else f"{len(runs)} runs of {len(groups)} experiments"
     data_sets = ", ".join(dict.fromkeys(str(run.config["data"]["name"]) for run in runs))
     settings_title, settings = _settings(runs, groups)
-    workdir = Workdir(Path())
-    texts = {
-        "title": title,
-        "data_sets": data_sets,
-        "settings_title": settings_title,
-        "record_file": workdir.record.name,
-        "config_file": workdir.config.name,
-    }
+    texts = {"title": title, "data_sets": data_sets, "settings_title": settings_title}
     elements = {
         "results": _results(groups),
         "pictures": _pictures(runs, examples),

@@ -55,6 +55,7 @@ def live_logits(folder: Path, images: np.ndarray) -> np.ndarray:
     return np.asarray(models.create("two_layers", 10).apply(variables, inputs, train=False))
 
 
+@pytest.mark.slow
 def test_a_network_is_read_without_its_data(workdir: Path) -> None:
     network = trained_network.read(workdir, "student", "latest")
     assert network.model_info == stablehlo.ModelInfo("student", "two_layers", tuple("0123456789"), tiny_runs.SHAPE)
@@ -62,6 +63,7 @@ def test_a_network_is_read_without_its_data(workdir: Path) -> None:
     np.testing.assert_allclose(network.logits(images(7)), live_logits(workdir, images(7)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_stablehlo_gives_the_live_logits_for_any_batch_size(workdir: Path, tmp_path: Path) -> None:
     path = export.export(workdir, "student", "stablehlo", "latest", tmp_path / "student.stablehlo")
     exported = stablehlo.read(path)
@@ -73,6 +75,7 @@ def test_stablehlo_gives_the_live_logits_for_any_batch_size(workdir: Path, tmp_p
     assert set(program.platforms) == {"cpu", "cuda", "rocm", "tpu"}
 
 
+@pytest.mark.slow
 def test_safetensors_have_the_live_weights(workdir: Path, tmp_path: Path) -> None:
     path = export.export(workdir, "student", "safetensors", "latest", tmp_path / "deep" / "student.safetensors")
     tensors = pytorch.read(path)
@@ -98,6 +101,7 @@ def test_every_network_exports_for_any_batch_size(model: str, tmp_path: Path) ->
     assert stablehlo.read(tmp_path / "net.stablehlo").model_info == model_info
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -120,6 +124,7 @@ def test_bad_input_ends_the_command_with_one_line(
     assert not (workdir / "exports").exists()
 
 
+@pytest.mark.slow
 def test_the_command_writes_into_the_workdir_and_prints_the_path(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +138,7 @@ def test_the_command_writes_into_the_workdir_and_prints_the_path(
     path.parent.rmdir()
 
 
+@pytest.mark.slow
 def test_a_record_without_class_names_is_refused_with_the_remedy(workdir: Path, tmp_path: Path) -> None:
     """The first versions wrote no class names."""
     old = json.loads((workdir / "record.json").read_text())

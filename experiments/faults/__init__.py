@@ -1,1 +1,1 @@
-"""Runs that are cut short."""
+"""Experiments that kill runs, fill their disks and repeat them."""

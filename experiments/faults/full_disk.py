@@ -150,9 +150,9 @@ def run_experiment(folder: Path, fillings: int, rng: random.Random) -> list[str]
 def differences(alone: Path, run: Path) -> list[str]:
     """Lists the differences, one line each. Best checkpoints are not compared: a filling may have prevented one."""
     metrics = [Workdir(folder).metrics for folder in (alone, run)]
-    found = [] if metrics[0].read_text() == metrics[1].read_text() else [metrics[0].name]
-    found += storm.bits("latest", restore.load_state(alone), restore.load_state(run))
-    return found + [f"left behind: {path}" for path in run.rglob("*tmp*")]
+    lines = [] if metrics[0].read_text() == metrics[1].read_text() else [metrics[0].name]
+    lines += storm.bits("latest", restore.load_state(alone), restore.load_state(run))
+    return lines + [f"left behind: {path}" for path in run.rglob("*tmp*")]
 
 
 if __name__ == "__main__":

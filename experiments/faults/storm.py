@@ -121,27 +121,30 @@ def kill(process: subprocess.Popen[bytes], workdir: Path, moment: str, rng: rand
 
 def differences(one: Path, other: Path) -> list[str]:
     """Lists the differences between two finished runs of one config, one line each."""
-    found = []
+    lines = []
     runs = [Workdir(one), Workdir(other)]
     summaries = [json.loads(run.summary.read_text()) for run in runs]
     names = [*summaries[0]["networks"]]
     if runs[0].metrics.read_text() != runs[1].metrics.read_text():
-        found.append(runs[0].metrics.name)
-    for folders in (
-        [run.latest_checkpoints for run in runs],
-        *([run.best_checkpoints(n) for run in runs] for n in names),
-    ):
-        steps = [sorted(path.name for path in folder.iterdir()) for folder in folders]
-        if steps[0] != steps[1]:
-            found.append(f"checkpoints in {folders[0]}: {steps[0]}, in {folders[1]}: {steps[1]}")
-    found += bits("latest", *(restore.load_state(run) for run in (one, other)))
+        lines.append(runs[0].metrics.name)
+    steps = [_steps(run.latest_checkpoints) for run in runs]
+    if steps[0] != steps[1]:
+        lines.append(f"latest checkpoints: {steps[0]} and {steps[1]}")
+    lines += bits("latest", *(restore.load_state(run) for run in (one, other)))
     for name in names:
-        found += bits(f"best {name}", *(restore.load_variables(run, name) for run in (one, other)))
+        steps = [_steps(run.best_checkpoints(name)) for run in runs]
+        if steps[0] != steps[1]:
+            lines.append(f"best checkpoints of {name}: {steps[0]} and {steps[1]}")
+        lines += bits(f"best {name}", *(restore.load_variables(run, name) for run in (one, other)))
     for summary in summaries:
         del summary["seconds"], summary["examples_per_second"]
     if summaries[0] != summaries[1]:
-        found.append(runs[0].summary.name)
-    return found + [f"left behind: {path}" for path in other.rglob("*tmp*")]
+        lines.append(runs[0].summary.name)
+    return lines + [f"left behind: {path}" for path in other.rglob("*tmp*")]
+
+
+def _steps(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def bits(title: str, one: Any, other: Any) -> list[str]:

@@ -1,1 +1,1 @@
-"""Starting runs of several processes."""
+"""Launchers of runs with several processes."""

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU slice, from nothing to a finished run:
+# Creates a Cloud TPU slice, trains on it until the run is finished, and deletes it:
 #   PROJECT=my-project ZONE=us-west4-a TYPE=v5litepod-16 BUCKET=gs://my-bucket \
 #       experiments/launch/tpu_slice.sh --config=configs/imagenet_resnet34_resnet18.py
-# The bucket keeps the workdir (mounted by gcsfuse on every host) and the prepared data sets. SPOT=1 takes a slice that
-# may be taken away: the run then saves and ends with status 75, and this script starts it again.
+# The bucket holds the workdir (mounted by gcsfuse on every host) and the prepared data sets. SPOT=1 requests a slice that
+# may be preempted: the run then saves and ends with status 75, and this script resumes it.
 set -euo pipefail
 : "${PROJECT:?}" "${ZONE:?}" "${TYPE:?}" "${BUCKET:?}"
 NAME=${NAME:-switokd}

@@ -1,1 +1,1 @@
-"""Proofs and plans for more devices than one machine has."""
+"""Estimates for more devices than one machine has."""

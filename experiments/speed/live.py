@@ -1,9 +1,9 @@
-"""Throughput of a complete run beside its bare steps: the cost of logging, fetching metrics and loading data.
+"""Throughput of a whole run beside its bare steps: what logging, fetching and feeding cost.
 
 python experiments/speed/live.py --rounds=5
 
-Both take the same steps of configs/digits.py from the same initial state, and so switch alike; they alternate. A
-complete run writes metrics and TensorBoard events and prints its table, as `switokd_jax.main` does.
+Both take the same steps of configs/digits.py from the same start, so they are in the same modes; they take turns. A run
+writes metrics and TensorBoard's events and prints its table, as `switokd_jax.main` does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from switokd_jax.train.run_spec import make_train_step
 
 
 def bare(config: Any) -> float:
-    """Measures the images per second of the train steps of a run alone."""
+    """Images per second of the steps of a run, and of nothing else."""
     dataset, run = loop.prepare(configs.parse(config))
     log_every = run.config.log.every
     loader = loop.open_loader(run, dataset, dataset.train)
@@ -53,25 +53,25 @@ def bare(config: Any) -> float:
 
 
 def live(config: Any) -> float:
-    """Measures the images per second of a complete run: `examples_per_second` of its summary."""
+    """Images per second of a run, as its summary has it."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         rate: float = loop.train_and_evaluate(config, Path(folder) / "run")["examples_per_second"]
     return rate
 
 
 def main() -> None:
-    """Reads the flags, measures, and prints the medians."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=float, default=4.0)
-    args = parser.parse_args()
+    options = parser.parse_args()
     use_compilation_cache()
     config = config_module(ROOT / "configs" / "digits.py").get_config()
-    config.epochs = config.eval_every = config.checkpoint.every = args.epochs
-    results = taking_turns({"bare steps": lambda: bare(config), "complete run": lambda: live(config)}, args.rounds)
-    for name, rates in results.items():
+    config.epochs = config.eval_every = config.checkpoint.every = options.epochs
+    seen = taking_turns({"bare steps": lambda: bare(config), "a whole run": lambda: live(config)}, options.rounds)
+    for name, rates in seen.items():
         print(f"{name:12} {statistics.median(rates):6.0f} images/s   ({', '.join(f'{rate:.0f}' for rate in rates)})")
-    print(f"ratio        {statistics.median(results['complete run']) / statistics.median(results['bare steps']):6.3f}")
+    print(f"ratio        {statistics.median(seen['a whole run']) / statistics.median(seen['bare steps']):6.3f}")
 
 
 if __name__ == "__main__":

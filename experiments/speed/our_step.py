@@ -23,7 +23,7 @@ from switokd_jax.parallel.mesh import DeviceBatches
 from switokd_jax.precision import DTYPES
 from switokd_jax.state import TrainState
 from switokd_jax.train import init_state, run_spec
-from switokd_jax.train.run_spec import TrainStepFn
+from switokd_jax.train.run_spec import TrainStepFn, make_train_step
 
 BATCH, CLASSES, SIDE = 128, 100, 32
 STACK = 8  # number of batches of one call
@@ -49,10 +49,10 @@ def our_config(teachers: tuple[str, ...], students: tuple[str, ...], dtype: str)
 def overruled(method: Callable[..., MethodOutput]) -> Callable[..., MethodOutput]:
     """Returns the method with a traced value in place of its decisions."""
 
-    def apply(outputs: MethodInputs, labels: jax.Array, *rest: Any) -> MethodOutput:
-        decision = method(outputs, labels, *rest)
-        learns = jnp.asarray(outputs.epoch) < LEARNING_EPOCHS
-        return dataclasses.replace(decision, should_update=dict.fromkeys(decision.should_update, learns))
+    def apply(inputs: MethodInputs, labels: jax.Array, *rest: Any) -> MethodOutput:
+        output = method(inputs, labels, *rest)
+        learns = jnp.asarray(inputs.epoch) < LEARNING_EPOCHS
+        return dataclasses.replace(output, should_update=dict.fromkeys(output.should_update, learns))
 
     return apply
 
@@ -80,7 +80,7 @@ def forward_only(run: run_spec.RunSpec) -> TrainStepFn:
     """Returns a step that is only the forward pass of the first network, in training mode."""
     name = run.topology.nodes[0]
     network = run.networks[name]
-    load_batch = loader.train_inputs(
+    make_inputs = loader.train_inputs(
         run.dataset_info.preprocess,
         run.config.data,
         steps_per_epoch=run.steps_per_epoch,
@@ -90,11 +90,11 @@ def forward_only(run: run_spec.RunSpec) -> TrainStepFn:
     def step(
         collectives: Collectives, state: TrainState, data: Any, batch: sampling.Batch
     ) -> tuple[TrainState, jax.Array]:
-        images, _ = load_batch(data, batch, state.rng, state.step)
+        images, _ = make_inputs(data, batch, state.rng, state.step)
         positions = jnp.arange(BATCH, dtype=jnp.int32)
         forward_pass = forward(network, state.networks[name], images, positions, state.rng)
-        new_network = dataclasses.replace(state.networks[name], batch_stats=forward_pass.batch_stats)
-        new_state = dataclasses.replace(state, networks={**state.networks, name: new_network}, step=state.step + 1)
+        with_new_stats = dataclasses.replace(state.networks[name], batch_stats=forward_pass.batch_stats)
+        new_state = dataclasses.replace(state, networks={**state.networks, name: with_new_stats}, step=state.step + 1)
         return new_state, jnp.mean(forward_pass.output.logits)
 
     return step
@@ -118,15 +118,13 @@ def xla_flops(teachers: tuple[str, ...], students: tuple[str, ...], paused: bool
         )
         for name, network in run.networks.items()
     }
-    step = run.distribution.compile(
-        run_spec.make_train_step(dataclasses.replace(run, networks=networks)), has_state=True
-    )
+    step = run.distribution.compile(make_train_step(dataclasses.replace(run, networks=networks)), has_state=True)
     costs = step.variants[True].lower(state, data, batches.examples, 1).cost_analysis()
     return float(costs["flops"]) / BATCH if costs else None
 
 
 def our_timer(
-    c: Any, make_step: Callable[[run_spec.RunSpec], TrainStepFn] = run_spec.make_train_step
+    c: Any, make_step: Callable[[run_spec.RunSpec], TrainStepFn] = make_train_step
 ) -> tuple[Timed, dict[str, float]]:
     """Returns the function that times our step, and the seconds of compiling it."""
     run = make_run_spec(c)

@@ -76,18 +76,18 @@ def read_run(folder: str | Path) -> Run:
     Raises:
       UserError: if the folder is no workdir, or the run in it has not finished.
     """
-    workdir = Workdir(Path(folder))
-    contents = []
-    for path in (workdir.config, workdir.summary):
+    folder = Path(folder)
+    paths, content = Workdir(folder), []
+    for path in (paths.config, paths.summary):
         try:
-            contents.append(json.loads(path.read_text()))
+            content.append(json.loads(path.read_text()))
         except OSError as error:
-            problem = "no run" if path == workdir.config else "an unfinished run; repeat its command to resume it"
+            problem = "no run" if path == paths.config else "an unfinished run; repeat its command to resume it"
             raise UserError(f"{folder} holds {problem} ({path.name}: {error.strerror})") from None
         except ValueError:
             raise UserError(f"{path} is not JSON; name a run's folder") from None
-    config, summary = contents
-    return Run(Path(folder), config, summary)
+    config, summary = content
+    return Run(folder, config, summary)
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -98,19 +98,17 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
     """
     runs = []
     for folder in map(Path, folders):
-        layout = Workdir(folder)
-        is_workdir = layout.config.exists()
-        workdirs = [] if is_workdir else sorted(path.parent for path in folder.rglob(layout.summary.name))
+        paths = Workdir(folder)
+        workdirs = [] if paths.config.exists() else sorted(path.parent for path in folder.rglob(paths.summary.name))
         runs += [read_run(workdir) for workdir in workdirs or [folder]]
     return runs
 
 
 def group_by_settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Groups runs with the same settings, which differ in their seeds only.
+    """Groups runs of the same settings, which differ in their seeds, by a label that tells the groups apart.
 
-    Returns:
-      The groups by label, in the order of their first run. The label is the method if that distinguishes them, else
-      also the settings that differ, or the name of the folder if that would be too long.
+    The label is the method where that is enough, otherwise the method and the settings that differ, or the folder's
+    name where that would be too long.
     """
     groups: list[list[Run]] = []
     for run in runs:
@@ -126,7 +124,7 @@ def group_by_settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Returns the settings that differ between runs, by dotted name: a value for each run, None if it has none."""
+    """Returns the settings that differ between runs, by dotted name: a value for each run, None where it has none."""
     names = sorted({name for run in runs for name in run.settings})
     by_name = {name: [run.settings.get(name) for run in runs] for name in names}
     return {name: values for name, values in by_name.items() if any(value != values[0] for value in values)}

@@ -22,6 +22,7 @@ from switokd_jax.data.sampling import ProcessShard
 from switokd_jax.errors import UserError, did_you_mean
 from switokd_jax.interop.stablehlo import ModelInfo
 from switokd_jax.models.layers import layers_of
+from switokd_jax.precision import module_dtypes
 from switokd_jax.workdir import provenance, restore
 from switokd_jax.workdir.layout import Workdir
 
@@ -86,11 +87,11 @@ def read(workdir: str | Path, network: str, version: str = "best") -> TrainedNet
         raise UserError(f"--workdir {folder} has no network {network!r}; {did_you_mean(network, config.networks)}")
     spec, data = config.networks[network], provenance.read_dataset_info(Workdir(folder))
     model_info = ModelInfo(network, spec.model, tuple(data["classes"]), tuple(data["image_shape"]))
-    dtype = jnp.bfloat16 if config.dtype == "bfloat16" else jnp.float32
+    dtype = "float32" if config.dtype == "float64" else config.dtype  # float64 has to be enabled in JAX
     variables = restore.load_variables(folder, network, version)
     return TrainedNetwork(
         model_info=model_info,
-        module=models.create(spec.model, len(model_info.classes), dtype=dtype, param_dtype=jnp.float32),
+        module=models.create(spec.model, len(model_info.classes), **module_dtypes(dtype)),
         variables=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables),
         preprocess=Preprocess.from_json(data["preprocess"]),
         uses_centre_crop=config.data.image_size > 0,

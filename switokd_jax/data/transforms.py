@@ -11,6 +11,7 @@ On the host, the streaming pipeline crops images of any size when it decodes the
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -83,6 +84,26 @@ def get_transforms(names: Sequence[str]) -> dict[str, Transform]:
         if names.count(name) > 1:
             raise UserError(f"config.data.transforms names {name!r} twice; name it once")
     return {name: TRANSFORMS[name] for name in names}
+
+
+def check_transforms(names: Sequence[str], image_shape: tuple[int, int, int], preprocess: Preprocess) -> None:
+    """Checks that transforms exist and keep the shape and dtype of images; traces them and computes nothing.
+
+    Args:
+      names: as in config.data.transforms.
+      image_shape: (height, width, channels).
+      preprocess: constants of the data set.
+
+    Raises:
+      UserError: naming the transform at fault.
+    """
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.uint8)
+    keys = jax.ShapeDtypeStruct((2, 2), jnp.uint32)
+    apply = functools.partial(apply_transforms, get_transforms(names), preprocess=preprocess)
+    try:
+        jax.eval_shape(apply, images, keys)
+    except UserError as error:
+        raise UserError(str(error)) from None  # without JAX's note on tracebacks: the message is one line
 
 
 def apply_transforms(

@@ -1,4 +1,4 @@
-"""Training cost in floating-point operations: of a network for one image, and of a whole run."""
+"""Training cost in floating-point operations: of a network for one image, and of a run."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def training_flops(networks: Mapping[str, Mapping[str, Any]], steps: int, exampl
     Args:
       networks: by name 'forward_flops', 'backward_flops' (for one image) and 'updates', as in summary.json.
       steps: number of steps taken.
-      examples: number of images seen.
+      examples: number of images that every network processed.
 
     >>> training_flops({"student": {"forward_flops": 1.0, "backward_flops": 2.0, "updates": 5}}, steps=10, examples=100)
     200.0

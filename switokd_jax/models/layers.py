@@ -43,7 +43,7 @@ class Layers:
     """Options of a model's layers, and methods that build the layers from them.
 
     Every model has one as its attribute `layers` and passes it to its blocks. The methods create a Flax layer of the
-    given name in the calling module and apply it to `x`, so they belong into `nn.compact` methods:
+    given name in the calling module and apply it to `x`, so call them in `nn.compact` methods:
 
         layers = self.layers.replace(train=train, conv_init=kaiming_normal)
         x = nn.relu(layers.norm(layers.conv(x, 16, 3, name="conv1"), name="bn1"))
@@ -109,7 +109,7 @@ class Layers:
     def norm(self, x: jax.Array, *, name: str, momentum: float = 0.9) -> jax.Array:
         """Applies BatchNorm over the last axis, with torch's epsilon.
 
-        Flax's momentum is 1 - torch's: 0.9 stands for torch's default of 0.1.
+        Flax's momentum is 1 - torch's: 0.9 is torch's default of 0.1.
         """
         layer = BatchNorm(
             train=self.train, momentum=momentum, epsilon=1e-5, axis_name=self.axis_name, name=name, **self.dtypes
@@ -194,7 +194,11 @@ def layers_of(module: Any) -> Layers:
 
 
 def with_options(module: Any, **options: Any) -> Any:
-    """Returns a copy of a network with other layer options: `with_options(module, axis_name=None)`.
+    """Returns a copy of a network with other layer options.
+
+    >>> from switokd_jax import models
+    >>> with_options(models.create("resnet8", num_classes=10), remat=True).layers.remat
+    True
 
     Args:
       module: a network, with an attribute `layers` or with plain attributes as in `layers_of`.

@@ -126,7 +126,7 @@ def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device
         deterministic=config.deterministic,
     )
     check_microbatches(config, info.train_examples, distribution.device_count)
-    transforms.get_transforms(config.data.transforms)
+    transforms.check_transforms(config.data.transforms, info.image_shape, info.preprocess)
     steps_per_epoch = sampling.steps_per_epoch(info.train_examples, config.batch_size)
     total_steps = config.steps or max(round(config.epochs * steps_per_epoch), 1)
     create = functools.partial(

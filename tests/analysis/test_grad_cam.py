@@ -100,6 +100,7 @@ def grad_cam_in_numpy(net: trained_network.TrainedNetwork, image: np.ndarray, la
     return {**maps, "logits": logits}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_maps_and_predictions_match_numpy(stage: str) -> None:
     net, images = network(), tiny_runs.random_split(3, seed=5).images
@@ -144,6 +145,7 @@ def test_the_list_has_one_network_of_each_class() -> None:
     assert classes == listed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ONE_OF_EACH_CLASS)
 def test_logits_depend_on_every_perturbation(model: str) -> None:
     """The traced program uses each perturbation; compiling all programs would take minutes."""
@@ -227,6 +229,7 @@ def heatmap_column(title: str, count: int) -> heat.HeatmapColumn:
     return heat.HeatmapColumn(title, rng.random((count, 8, 8)), np.arange(count), rng.random(count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "columns", "channels"), [(1, 1, 1), (4, 2, 3)])
 def test_pictures(tmp_path: Path, rows: int, columns: int, channels: int) -> None:
     pictures = np.random.default_rng(0).random((rows, 8, 8, channels))

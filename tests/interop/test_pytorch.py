@@ -112,6 +112,7 @@ def test_a_missing_file_is_named() -> None:
         pytorch.read("nowhere.safetensors")
 
 
+@pytest.mark.slow
 def test_a_network_starts_from_a_file(tmp_path: Path) -> None:
     """A file of another network is refused, and the message names the field."""
     official = for_gray_images(random_state_dict("resnet8", classes=10))

@@ -225,6 +225,7 @@ def test_swin_has_256_patches_of_any_square_image(side: int) -> None:
     assert [table.shape for table in tables] == [(49, 3), (49, 6), (49, 12), (9, 24)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "shifted"), [(8, False), (8, True), (16, True), (4, True), (2, True)])
 def test_swin_attends_within_its_window_and_never_across_the_edge(side: int, shifted: bool) -> None:
     """Gradients tell which inputs an output depends on; windows are drawn on the map before it is rolled."""
@@ -239,6 +240,7 @@ def test_swin_attends_within_its_window_and_never_across_the_edge(side: int, shi
     np.testing.assert_array_equal(depends, same[:, None, :, None] & same[None, :, None, :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.1), (jnp.float64, 1e-5)])
 def test_swin_computes_in_its_dtype(dtype: Any, tolerance: float) -> None:
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 96))
@@ -265,6 +267,7 @@ def test_swin_keeps_float32_parameters_and_returns_float32_logits_at_least(dtype
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_swin_is_initialized_as_timm_does() -> None:
     """Truncation at two standard deviations would give 0.0176 for the linear layers."""
 
@@ -287,6 +290,7 @@ def bfloat16_network() -> tuple[nn.Module, Any, jax.Array]:
     return module, jax.jit(functools.partial(module.init, train=False))(jax.random.PRNGKey(1), image), image
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_parameters_statistics_and_logits(bfloat16_network: Any) -> None:
     module, variables, image = bfloat16_network
     train = functools.partial(module.apply, train=True, mutable=["batch_stats"])
@@ -294,6 +298,7 @@ def test_bfloat16_keeps_float32_parameters_statistics_and_logits(bfloat16_networ
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_bfloat16_logits_are_close_to_float32_ones(bfloat16_network: Any) -> None:
     module, variables, image = bfloat16_network
     logits, expected = (
@@ -366,6 +371,7 @@ INITIAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INITIAL)
 def test_networks_are_initialized_as_in_the_public_code(name: str) -> None:
     stem, stem_std, head, head_std = INITIAL[name]

@@ -268,10 +268,10 @@ def small_disk() -> Iterator[tuple[Path, list[str]]]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Waits for a condition, for a minute at most."""
+    """Waits for a condition; a loaded machine may take minutes to compile."""
     begin = time.monotonic()
     while not condition():
-        assert time.monotonic() < begin + 60
+        assert time.monotonic() < begin + 300
         time.sleep(0.05)
 
 
@@ -309,7 +309,7 @@ def test_training_continues_on_a_full_disk(freed: bool, small_disk: tuple[Path, 
         filler.unlink()
         wait_until(lambda: newest() > full)
         process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert "training continues" in err, out + err
     assert process.returncode == (75 if freed else 1), out + err
     latest = mounted / "run" / "checkpoints" / "latest"

@@ -11,7 +11,7 @@ Backward, for the gradient g of y:
     dx = scale / sqrt(var + epsilon) * (g - dbias / n - x_hat * dscale / n)
 
 Each direction needs two sums of the same arrays. JAX's own derivative computes them one by one, and XLA:GPU fuses each
-with other readers of these arrays: in small stages one thread block then computes a whole layer. On GPUs each pair is
+with other readers of these arrays: in small stages one thread block then computes an entire layer. On GPUs each pair is
 one reduction here.
 """
 

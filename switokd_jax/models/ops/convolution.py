@@ -23,7 +23,7 @@ from switokd_jax.precision import promote_to_float32
 Pads = tuple[tuple[int, int], tuple[int, int]]
 NHWC_HWIO = ("NHWC", "HWIO", "NHWC")
 # Kernel gradients by matrix products, as measured: so many images at a time. With fewer input channels, or fewer
-# numbers in an image, one convolution over the whole batch is faster.
+# numbers in an image, one convolution over the full batch is faster.
 CHUNK = 4
 MIN_CHANNELS = 32
 MIN_ELEMENTS = 2**14
@@ -150,7 +150,7 @@ def _sum_per_offset(x: jax.Array, g: jax.Array, slices: Callable[[jax.Array], li
 def _sum_scanned(x: jax.Array, g: jax.Array, slices: Callable[[jax.Array], list[jax.Array]]) -> jax.Array:
     """Sums over the batch, one image after another, which stays in a CPU's cache.
 
-    Sums over the whole batch read it from memory nine times, and XLA's loop for them is not vectorized (2 cores, batch
+    Sums over the full batch read it from memory nine times, and XLA's loop for them is not vectorized (2 cores, batch
     128, 32x32x48: 59 ms; by images 10 ms).
     """
 
@@ -239,7 +239,7 @@ def _kernel_gradient_by_products(
 ) -> jax.Array:
     """Computes the kernel's gradient as matrix products of im2col slices with g, a few images at a time.
 
-    As one convolution it reads transposed copies of the whole batch (2 cores, batch 128, 32x32x64 to 64 in strides of
+    As one convolution it reads transposed copies of the full batch (2 cores, batch 128, 32x32x64 to 64 in strides of
     2: 48 ms; by products 17).
     """
     chunk = math.gcd(len(x), CHUNK)
