@@ -9,10 +9,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PACKAGING = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
+@pytest.mark.slow
 def test_wheel(tmp_path: Path) -> None:
     source, site, elsewhere = tmp_path / "source", tmp_path / "site", tmp_path / "elsewhere"
     shutil.copytree(ROOT / "switokd_jax", source / "switokd_jax", ignore=shutil.ignore_patterns("__pycache__"))

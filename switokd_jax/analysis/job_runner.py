@@ -273,7 +273,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 def _write_result(job: Job, folder: Path) -> str:
     """Writes the result of a job that succeeded, and returns its scores as text."""
-    summary = json.loads((folder / job.name / "summary.json").read_text())
+    summary = json.loads(Workdir(folder / job.name).summary.read_text())
     path = _result_path(job, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"config": job.config, "flags": [*job.flags], "summary": summary})

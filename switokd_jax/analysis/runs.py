@@ -126,8 +126,8 @@ def group_by_settings(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Returns the settings that differ between runs, by dotted name: a value for each run, None where it has none."""
     names = sorted({name for run in runs for name in run.settings})
-    values = {name: [run.settings.get(name) for run in runs] for name in names}
-    return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
+    by_name = {name: [run.settings.get(name) for run in runs] for name in names}
+    return {name: values for name, values in by_name.items() if any(value != values[0] for value in values)}
 
 
 def _label(run: Run, firsts: Sequence[Run]) -> str:

@@ -14,6 +14,7 @@ def draw_run(workdir: Path) -> list[Path]:
     # Importing matplotlib takes a second; a run should not spend it before it trains.
     from switokd_jax.analysis.runs import read_run
     from switokd_jax.figures import draw_all
+    from switokd_jax.workdir.layout import Workdir
 
-    pictures = draw_all.draw([read_run(workdir)], workdir / "figures", after_training=True)
+    pictures = draw_all.draw([read_run(workdir)], Workdir(workdir).figures, after_training=True)
     return [picture.path for picture in pictures]

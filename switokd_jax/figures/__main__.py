@@ -13,6 +13,7 @@ from pathlib import Path
 from switokd_jax import cli
 from switokd_jax.analysis.runs import find_runs, group_by_settings
 from switokd_jax.figures import draw_all, style
+from switokd_jax.workdir.layout import Workdir
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
         runs = find_runs(args.workdirs)
         heatmaps = draw_all.compute_heatmaps(group_by_settings(runs), args.examples)
         with style.theme(args.theme):
-            pictures = draw_all.draw(runs, args.output or Path(args.workdirs[0]) / "figures", heatmaps)
+            pictures = draw_all.draw(runs, args.output or Workdir(Path(args.workdirs[0])).figures, heatmaps)
         return "\n".join(f"wrote {picture.path}" for picture in pictures)
 
     cli.run(command, args.config)

@@ -66,18 +66,21 @@ def ignore(line: str) -> None:
     """Takes a line of progress that a test does not look at."""
 
 
+@pytest.mark.slow
 def test_a_job_starts_after_those_it_depends_on(fake_main: Path) -> None:
     jobs = [Job("last", "works.py", depends_on=("a", "b")), *(Job(name, "works.py") for name in "ab")]
     assert job_runner.run(jobs, fake_main, max_parallel=2, log=ignore) == {}
     assert times(fake_main, "last")[0] > max(times(fake_main, "a")[1], times(fake_main, "b")[1])
 
 
+@pytest.mark.slow
 def test_as_many_jobs_run_as_are_allowed(fake_main: Path) -> None:
     job_runner.run([Job(name, "works.py") for name in "abcd"], fake_main, max_parallel=2, log=ignore)
     spans = [times(fake_main, name) for name in "abcd"]
     assert max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans) == 2
 
 
+@pytest.mark.slow
 def test_jobs_start_in_the_order_of_the_list(fake_main: Path) -> None:
     """Also those that wait for others: a grid fills seed by seed."""
     names = ["vanilla_0", "kd_0", "vanilla_1", "kd_1"]
@@ -86,6 +89,7 @@ def test_jobs_start_in_the_order_of_the_list(fake_main: Path) -> None:
     assert sorted(names, key=lambda name: times(fake_main, name)[0]) == names
 
 
+@pytest.mark.slow
 def test_each_result_is_logged_and_kept(fake_main: Path) -> None:
     lines: list[str] = []
     job_runner.run([Job("a", "works.py"), Job("b", "works.py")], fake_main, log=lines.append)
@@ -94,6 +98,7 @@ def test_each_result_is_logged_and_kept(fake_main: Path) -> None:
     assert (result["config"], result["summary"]["networks"]["student"]["best_top1"]) == ("works.py", 91.0)
 
 
+@pytest.mark.slow
 def test_finished_jobs_are_skipped(fake_main: Path) -> None:
     """Also with another folder for the data, which may change between two starts."""
     job_runner.run([Job("a", "works.py", ("--config.seed=0", "--config.data.dir=here"))], fake_main, log=ignore)
@@ -105,12 +110,14 @@ def test_finished_jobs_are_skipped(fake_main: Path) -> None:
     assert times(fake_main, "a") == before
 
 
+@pytest.mark.slow
 def test_a_result_of_other_flags_is_refused(fake_main: Path) -> None:
     job_runner.run([Job("a", "works.py", ("--config.seed=0",))], fake_main, log=ignore)
     with pytest.raises(UserError, match=r"seed=0.*not works.py --config.seed=1; choose another --workdir"):
         job_runner.run([Job("a", "works.py", ("--config.seed=1",))], fake_main)
 
 
+@pytest.mark.slow
 def test_a_failed_job_stops_only_those_that_depend_on_it(fake_main: Path) -> None:
     jobs = [Job("bad", "fails.py"), Job("needs_it", "works.py", depends_on=("bad",)), Job("good", "works.py")]
     failed = job_runner.run(jobs, fake_main, log=ignore)
@@ -119,6 +126,7 @@ def test_a_failed_job_stops_only_those_that_depend_on_it(fake_main: Path) -> Non
     assert "some output" in (fake_main / "logs" / "bad.txt").read_text()
 
 
+@pytest.mark.slow
 def test_jobs_that_can_never_start_fail(fake_main: Path) -> None:
     jobs = [Job("a", "works.py", depends_on=("b",)), Job("b", "works.py", depends_on=("elsewhere",))]
     failed = job_runner.run(jobs, fake_main, log=ignore)
@@ -136,6 +144,7 @@ def test_a_sweep_has_a_job_for_each_value_and_seed() -> None:
     assert jobs[2].flags == ("--config.batch_size=64", "--config.seed=0")
 
 
+@pytest.mark.slow
 def test_a_sweep_with_a_failure_still_writes_its_table(fake_main: Path) -> None:
     jobs = sweep.jobs("works.py", {"batch_size": ["32", "64"]}, [0, 1], [])
     all_jobs = [*(job for seeds in jobs.values() for job in seeds), Job("bad", "fails.py")]
@@ -144,6 +153,7 @@ def test_a_sweep_with_a_failure_still_writes_its_table(fake_main: Path) -> None:
     assert "| 64 | 90.00 ± 0.00 | 91.00 ± 0.00 | - |" in (fake_main / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_sweep_without_any_result_names_the_failure(fake_main: Path) -> None:
     with pytest.raises(UserError, match="no run succeeded; bad"):
         sweep.run_and_tabulate([Job("bad", "fails.py")], fake_main, 1, lambda summaries: sweep_table({}, summaries))
@@ -158,6 +168,7 @@ def test_a_plan_assumes_a_rate_until_a_job_has_finished(tmp_path: Path) -> None:
     assert lines[-1] == "2 of 2 runs, about 2 min with 1 at a time (1 GFLOP/s, assumed)"
 
 
+@pytest.mark.slow
 def test_a_plan_takes_the_rate_of_the_finished_jobs(fake_main: Path) -> None:
     job_runner.run(PLANNED[:1], fake_main, log=ignore)  # 2 GFLOP in 4 s
     lines = job_runner.plan(PLANNED, fake_main, max_parallel=2, flops_per_second=1e9, start=10.0).splitlines()
