@@ -1,4 +1,4 @@
-"""An own method, beside those of the package: every network learns from what the others say on average.
+"""A method of your own: every network learns from the mean logits of the others.
 
 python -m switokd_jax.main --config=examples/own_method.py --workdir=runs/own_method
 """
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from switokd_jax import config, config_fields
 from switokd_jax.losses import kl_divergence
-from switokd_jax.methods import METHODS, Method, MethodInputs, MethodOutput
+from switokd_jax.methods import METHODS, Method, MethodInputs, MethodOutput, add_distillation
 from switokd_jax.topology import Topology
 
 
@@ -22,7 +22,7 @@ class Hyperparameters:
     """Attributes:
 
     temperature: tau of the softened distributions, above 0.
-    weight: of the term beside the cross-entropy.
+    weight: weight of the distillation term.
     """
 
     temperature: float = config_fields.number(3.0, above=0.0)
@@ -30,24 +30,28 @@ class Hyperparameters:
 
 
 def ensemble(
-    outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
+    inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
 ) -> MethodOutput:
-    """L_i = CE(z_i, y) + weight * tau^2 * KL(sg softmax(mean over j != i of z_j / tau) || softmax(z_i / tau))."""
-    del labels  # the cross-entropy has been taken already
-    tau, losses = hyperparameters.temperature, dict(outputs.cross_entropy)
-    for learner in topology.nodes:
-        others = jnp.stack([outputs.logits[name] for name in topology.nodes if name != learner])
-        spoken = jax.lax.stop_gradient(others.mean(axis=0))
-        term = jnp.mean(kl_divergence(spoken, outputs.logits[learner], tau))
-        losses[learner] += hyperparameters.weight * tau**2 * term
-    return MethodOutput(losses)
+    """Computes L_i = CE(z_i, y) + weight * tau^2 * KL(p || softmax(z_i / tau)).
+
+    p = sg softmax(mean over j != i of z_j / tau).
+    """
+    del labels  # inputs.cross_entropy has used them already
+    tau = hyperparameters.temperature
+
+    def term(learner: str) -> jax.Array:
+        others = jnp.stack([inputs.logits[name] for name in topology.nodes if name != learner])
+        target = jax.lax.stop_gradient(others.mean(axis=0))
+        return hyperparameters.weight * tau**2 * jnp.mean(kl_divergence(target, inputs.logits[learner], tau))
+
+    return add_distillation(inputs.cross_entropy, [(learner, term(learner)) for learner in topology.nodes])
 
 
 METHODS["ensemble"] = Method(ensemble, Hyperparameters)
 
 
 def get_config() -> ConfigDict:
-    """Three networks on digits; `--config.ensemble.temperature=2` works as for any other method."""
+    """Returns a config of three networks on digits; `--config.ensemble.temperature=2` works as for any method."""
     c = config.default()
     c.method = "ensemble"
     c.topology.kind = "complete"

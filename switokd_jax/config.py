@@ -1,4 +1,4 @@
-"""Configs: `default()` as users change it, `parse()` as the code uses it. ConfigDict stops here."""
+"""Configs: `default()` creates a ConfigDict for users to change, `parse()` the frozen `Config` for the code."""
 
 from __future__ import annotations
 
@@ -13,26 +13,32 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from switokd_jax import config_fields
 from switokd_jax.errors import UserError, did_you_mean
 from switokd_jax.methods import METHODS
+from switokd_jax.optim import OPTIMIZERS, SCHEDULES, OptimizerSettings, ScheduleSettings
+from switokd_jax.topology import TOPOLOGIES
 
 __all__ = ["Config", "default", "network", "parse"]
 
 
 class AdaptiveOrNumber(abc.ABC):
-    """Type of the fields that hold 'adaptive' or a number."""
+    """Type of the fields that hold 'adaptive' or a number.
+
+    ml_collections selects a flag's parser by the type of the field's current value. Without this type, a config file
+    that sets a number would make the flag refuse 'adaptive', and a flag's '0.5' would stay text in config.json.
+    """
 
     @abc.abstractmethod
     def __str__(self) -> str: ...
 
 
-for _kind in (str, int, float):
-    AdaptiveOrNumber.register(_kind)
+for _type in (str, int, float):
+    AdaptiveOrNumber.register(_type)
 
 
 class _AdaptiveOrNumberParser(flags.ArgumentParser[Any]):
-    """Text of the command line to a number where it is one, so that config files and flags compare equal."""
+    """Converts text of the command line to a number if possible, so that config files and flags compare equal."""
 
     def parse(self, argument: Any) -> Any:
-        """A float, or the argument as it is; `parse` below judges it."""
+        """Returns a float, or the argument unchanged; `config.parse` validates it."""
         try:
             return float(argument)
         except ValueError:
@@ -44,36 +50,48 @@ config_flags.register_flag_parser_for_type(AdaptiveOrNumber, _AdaptiveOrNumberPa
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """One network and how it is optimised.
+    """One network: its model, its optimization and its initial weights.
 
     Attributes:
-      model: a name of `models.MODELS`.
-      optimizer: 'sgd' (torch semantics), 'adam' (decay is L2 in the gradient, as torch's), 'adamw'.
-      learning_rate: at the start, or after the warm-up.
-      momentum: of SGD.
-      weight_decay: L2 coefficient (adamw: decoupled).
-      schedule: 'multistep', 'cosine' (to 0 at the end of the run) or 'constant', on the global step.
-      milestones: epochs, from 1: from the first step of each on, the rate is multiplied by `decay`.
-      decay: see milestones.
-      warmup_epochs: the rate rises linearly from 0 over these epochs.
+      model: key of `models.MODELS`.
+      optimizer: key of `optim.OPTIMIZERS`: 'sgd', 'adam' (L2 in the gradient) and 'adamw' as in torch; 'lars', 'lamb',
+        'lion' and 'muon' (Adam on all but kernels) as in optax. The learning rate scales the final updates of all.
+      learning_rate: highest learning rate, reached after the warm-up.
+      momentum: momentum of 'sgd', 'lars' and 'muon'.
+      nesterov: whether 'sgd' and 'lars' use Nesterov momentum; 'muon' always does.
+      betas: decay rates of both moments for 'adam', 'adamw', 'lamb', 'lion' and 'muon' (its Adam part); () for the
+        optimizer's own: (0.9, 0.999), for 'lion' (0.9, 0.99).
+      weight_decay: coefficient of L2 regularization ('adamw', 'lamb', 'lion', 'muon': decoupled weight decay).
+      schedule: key of `optim.SCHEDULES`, on the global step: 'multistep', 'constant'; 'cosine' and 'linear' from
+        `learning_rate` to `final_learning_rate`; 'onecycle' (cosine) from a 25th of `learning_rate` up to it, and down.
+      milestones: epochs, counted from 1, from whose first step on 'multistep' multiplies the learning rate by `decay`.
+      decay: factor at each milestone.
+      warmup_epochs: epochs in which the learning rate grows linearly from 0; for 'onecycle' the epochs of the rising
+        phase, 0 for 30 % of the run.
+      final_learning_rate: learning rate at the end of 'cosine', 'linear' and 'onecycle', at most `learning_rate`;
+        0 for 'onecycle' means learning_rate / 250000.
       label_smoothing: 0 <= s < 1.
-      clip_norm: largest global norm of the gradient; 0 clips nothing.
-      ema: decay of the averaged weights that are evaluated in place of the last ones; 0 keeps none.
-      decay_bn_bias: whether BatchNorm's scale and bias and all other biases decay too, as in the public code.
+      clip_norm: largest global norm of the gradient; 0 for no clipping.
+      ema: decay of an exponential moving average of the weights, which is then evaluated; 0 for none.
+      decay_bn_bias: whether BatchNorm's scale and bias and all other biases decay, too, as in the public code.
       init_from: 'WORKDIR:NAME@best', 'WORKDIR:NAME@latest', or a .pth, .pth.tar, .pt or .safetensors file.
-      frozen: evaluation mode, no updates.
-      remat: keep the inputs of blocks only and compute them again in the backward pass: less memory, more work.
+      frozen: whether the network runs in evaluation mode and is never updated.
+      remat: whether only the inputs of blocks are stored and the rest is recomputed in the backward pass, which saves
+        memory and costs time.
     """
 
     model: str = config_fields.text("resnet20")
-    optimizer: str = config_fields.choice("sgd", "sgd", "adam", "adamw")
+    optimizer: str = config_fields.key("sgd", OPTIMIZERS)
     learning_rate: float = config_fields.number(0.1, low=0.0)
     momentum: float = config_fields.number(0.9, low=0.0, high=1.0)
+    nesterov: bool = config_fields.boolean(False)
+    betas: tuple[Any, ...] = config_fields.sequence()
     weight_decay: float = config_fields.number(5e-4, low=0.0)
-    schedule: str = config_fields.choice("multistep", "multistep", "cosine", "constant")
+    schedule: str = config_fields.key("multistep", SCHEDULES)
     milestones: tuple[Any, ...] = config_fields.sequence()
     decay: float = config_fields.number(0.1, above=0.0)
     warmup_epochs: float = config_fields.number(0.0, low=0.0)
+    final_learning_rate: float = config_fields.number(0.0, low=0.0)
     label_smoothing: float = config_fields.number(0.0, low=0.0, high=0.999)
     clip_norm: float = config_fields.number(0.0, low=0.0)
     ema: float = config_fields.number(0.0, low=0.0, high=0.999999)
@@ -82,12 +100,44 @@ class NetworkConfig:
     frozen: bool = config_fields.boolean(False)
     remat: bool = config_fields.boolean(False)
 
+    @property
+    def optimizer_settings(self) -> OptimizerSettings:
+        """Arguments of the builder in `optim.OPTIMIZERS`."""
+        return OptimizerSettings(
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            betas=(self.betas[0], self.betas[1]) if self.betas else None,
+            weight_decay=self.weight_decay,
+            decay_all=self.decay_bn_bias,
+        )
+
+    def schedule_settings(self, steps_per_epoch: int, total_steps: int) -> ScheduleSettings:
+        """Returns the arguments of the builder in `optim.SCHEDULES`, with epochs converted to steps."""
+        return ScheduleSettings(
+            learning_rate=self.learning_rate,
+            total_steps=total_steps,
+            warmup_steps=round(self.warmup_epochs * steps_per_epoch),
+            milestones=tuple(round((milestone - 1) * steps_per_epoch) for milestone in self.milestones),
+            decay=self.decay,
+            final_learning_rate=self.final_learning_rate,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class TopologyConfig:
-    """See `switokd_jax.topology`; each kind reads its own fields."""
+    """Topology of the networks; see `switokd_jax.topology`. Each kind uses some of the fields.
 
-    kind: str = config_fields.choice("pair", "pair", "star", "chain", "complete", "custom")
+    Attributes:
+      kind: key of `topology.TOPOLOGIES`: 'pair', 'star', 'chain', 'complete' or 'custom'.
+      teachers: names of the teachers ('pair', 'star').
+      students: names of the students ('pair', 'star').
+      names: names of the networks, strongest first ('chain'); () for all networks ('complete', 'custom').
+      edges: tuples (learner, source, gate or None, weight) ('custom').
+      relay: 'pause' or 'learn': whether a middle network that is paused for its student is still updated with its
+        other terms ('chain', 'custom').
+    """
+
+    kind: str = config_fields.key("pair", TOPOLOGIES)
     teachers: tuple[Any, ...] = config_fields.sequence(("teacher",))
     students: tuple[Any, ...] = config_fields.sequence(("student",))
     names: tuple[Any, ...] = config_fields.sequence()
@@ -97,19 +147,20 @@ class TopologyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the images come from.
+    """Data set and input pipeline.
 
     Attributes:
-      name: 'digits', 'tiny_imagenet_200', any other TFDS image-classification set, or 'folder'.
-      dir: TFDS's data_dir, '' for its default; for 'folder' the one with train/CLASS/*.png and test/CLASS/*.png.
+      name: key of `data.dataset.SOURCES`, such as 'digits' or 'folder', or the name of a TFDS image-classification set.
+      dir: TFDS's data_dir, '' for its default; for 'folder' the folder of train/CLASS/*.png and test/CLASS/*.png.
       augment: augmentation in training; False switches off the transforms and random resized crops.
       transforms: names of `data.transforms.TRANSFORMS`, applied in this order in every training step.
-      image_size: images of any size become squares of so many pixels a side: random resized crops in training, the
-        centre otherwise; 0 for sets whose images have one size. Streams only.
-      train_examples: a stratified choice of so many training images, the same in every run; 0 for all.
-      validation_fraction: stratified share of the training split that is held out, fixed by the seed.
-      pipeline: 'resident' (the whole set as uint8 on the device), or 'stream' (read and decoded on the way, by Grain).
-      workers: processes that read a stream; 0 for a thread.
+      image_size: side in pixels of the squares into which images of any size are cropped: random resized crops in
+        training, the center in evaluation; 0 for data sets whose images have one size. Only for 'stream'.
+      train_examples: size of a stratified subset of the training images, the same in every run; 0 for all.
+      validation_fraction: stratified fraction of the training split that is held out, chosen by the seed.
+      pipeline: 'resident' (the data set is kept as uint8 in device memory) or 'stream' (Grain reads and decodes the
+        images during training).
+      workers: number of processes that read a stream; 0 for a thread.
     """
 
     name: str = config_fields.text("digits")
@@ -125,12 +176,13 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Attributes:
+    """Checkpoints of the train state.
 
-    every: epochs between two saves of the whole state; 0 saves at the end only.
-    keep: how many of them stay.
-    keep_every_epochs: besides, one each so many epochs stays for good; 0 for none.
-    on_corrupt: what to do where the newest one is damaged: 'fallback' to the newest intact one, or 'stop'.
+    Attributes:
+      every: epochs between two checkpoints; 0 for one at the end only.
+      keep: number of checkpoints to keep.
+      keep_every_epochs: epochs between checkpoints that are kept forever in addition; 0 for none.
+      on_corrupt: if the latest checkpoint is damaged, 'fallback' to the latest intact one, or 'stop'.
     """
 
     every: float = config_fields.number(1.0, low=0.0)
@@ -141,13 +193,14 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """Attributes:
+    """Logging.
 
-    every: steps between two fetches of the metrics from the device.
-    tensorboard: write TensorBoard events (imports TensorFlow).
-    wandb: log to this Weights & Biases project (pip install wandb); '' for none.
-    progress: print progress.
-    profile: write a trace of the first three steps into WORKDIR/profile; see docs/performance.md.
+    Attributes:
+      every: steps between two transfers of the metrics from the device.
+      tensorboard: whether to write TensorBoard events (imports TensorFlow).
+      wandb: Weights & Biases project to log to (pip install wandb); '' for none.
+      progress: whether to print progress.
+      profile: whether to write a trace of the first three steps to WORKDIR/profile; see docs/performance.md.
     """
 
     every: int = config_fields.integer(50, low=1)
@@ -159,15 +212,33 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole run. `networks` and `hyperparameters` are filled by `parse`.
+    """One run. `parse` fills in `networks` and `hyperparameters`.
 
-    steps_per_call: largest number of steps that the devices take without the host; a stream is sent step by step.
-    gradient_accumulation: parts of a batch that are computed one after another: memory for one part, a forward pass
-      more. Decisions, losses and the optimizer's step are those of the whole batch, BatchNorm's statistics a part's.
-    sharding: 'fsdp' splits parameters, their averages and optimizer states over the devices; 'replicated' does not.
-    on_nonfinite: once a loss or gradient is not finite, 'stop' the run, or 'skip': all networks stay as they were.
-    precision: of float32 products on accelerators; 'default' is the backend's (TF32 on GPUs, bfloat16 on TPUs).
-    deterministic: on a GPU, the same bits from every start, at some cost in speed; a CPU or TPU gives them anyway.
+    Attributes:
+      seed: seed of all random numbers.
+      epochs: length of the run; fractions are allowed.
+      steps: length of the run in steps; 0 to use `epochs`.
+      batch_size: global batch size.
+      steps_per_call: largest number of train steps per call of the devices; with a stream every call is one step.
+      gradient_accumulation: number of microbatches that are computed one after another. It needs memory for one
+        microbatch and one more forward pass. Decisions, losses and updates are those of the full batch; BatchNorm's
+        statistics are those of a microbatch.
+      eval_every: epochs between two evaluations.
+      dtype: computation dtype; parameters are float32 at least.
+      precision: precision of float32 matrix products on accelerators; 'default' is the backend's (TF32 on GPUs,
+        bfloat16 on TPUs).
+      deterministic: whether a GPU repeats a run bit for bit, at some cost in speed; CPUs and TPUs always do.
+      on_nonfinite: what to do if a loss or gradient is not finite: 'stop' the run, or 'skip' the step for all networks.
+      method: key of `methods.METHODS`.
+      parallelism: 'jit' or 'pmap'.
+      sharding: 'replicated', or 'fsdp' to shard parameters, their averages and optimizer states over the devices.
+      batch_norm: statistics over the 'global' batch, or 'local' to each device.
+      topology: see `TopologyConfig`.
+      data: see `DataConfig`.
+      checkpoint: see `CheckpointConfig`.
+      log: see `LogConfig`.
+      networks: `NetworkConfig` by name.
+      hyperparameters: the hyperparameters of the method.
     """
 
     seed: int = config_fields.integer(0, low=0)
@@ -194,7 +265,11 @@ class Config:
 
 
 def network(**changes: Any) -> ConfigDict:
-    """The fields of one network with their defaults, changed as given."""
+    """Returns the fields of one network with their defaults, except for `changes`.
+
+    Raises:
+      UserError: if a name in `changes` is not a field.
+    """
     config = ConfigDict(config_fields.defaults(NetworkConfig))
     for name, value in changes.items():
         if name not in config:
@@ -204,7 +279,7 @@ def network(**changes: Any) -> ConfigDict:
 
 
 def default() -> ConfigDict:
-    """A teacher and a student on digits by SwitOKD; every config starts here and changes a few lines."""
+    """Returns the default config: SwitOKD with a teacher and a student on digits. Every config file starts from it."""
     config = ConfigDict(config_fields.defaults(Config))
     for name, method in METHODS.items():
         config[name] = ConfigDict(
@@ -225,7 +300,7 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Config:
     """Validates a config once and freezes it.
 
     Raises:
-      ConfigError: one line that names the first field that cannot be used.
+      UserError: one line that names the first field that cannot be used.
     """
     raw = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     networks, blocks = raw.pop("networks", {}), {name: raw.pop(name, {}) for name in METHODS}
@@ -242,15 +317,35 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Config:
         raise UserError(f"config.networks is {networks!r}; it has a block of fields for each network")
     if not networks:
         raise UserError("config.networks is empty; add config.networks.<name> = config.network(model=...)")
-    made = {
+    network_configs = {
         name: config_fields.from_mapping(NetworkConfig, block, f"config.networks.{name}")
         for name, block in networks.items()
     }
-    for name, block in made.items():
-        if bad := [m for m in block.milestones if isinstance(m, bool) or not isinstance(m, int | float) or m < 1]:
-            raise UserError(f"config.networks.{name}.milestones holds {bad[0]!r}; epochs are numbers from 1 on")
+    for name, block in network_configs.items():
+        _check_network(f"config.networks.{name}", block)
     if parsed.batch_norm == "local" and parsed.parallelism != "pmap":
         raise UserError("config.batch_norm is 'local', which needs config.parallelism = 'pmap'")
     if parsed.sharding == "fsdp" and parsed.parallelism != "jit":
         raise UserError("config.sharding is 'fsdp', which needs config.parallelism = 'jit'")
-    return dataclasses.replace(parsed, networks=made, hyperparameters=hyperparameters[parsed.method])
+    return dataclasses.replace(parsed, networks=network_configs, hyperparameters=hyperparameters[parsed.method])
+
+
+def _check_network(path: str, network: NetworkConfig) -> None:
+    """Checks fields whose values depend on each other or are tuples.
+
+    Raises:
+      UserError: naming the first field that cannot be used.
+    """
+    if bad := [m for m in network.milestones if not _is_number(m) or m < 1]:
+        raise UserError(f"{path}.milestones holds {bad[0]!r}; epochs are numbers from 1 on")
+    if network.betas and (len(network.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in network.betas)):
+        raise UserError(f"{path}.betas is {network.betas!r}; it must be () or two numbers of at least 0 and below 1")
+    if network.final_learning_rate > network.learning_rate:
+        raise UserError(
+            f"{path}.final_learning_rate is {network.final_learning_rate}, above its learning_rate "
+            f"{network.learning_rate}; lower it"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,4 +1,7 @@
-"""Validated fields of frozen dataclasses: one declaration gives default, type, bounds and error message."""
+"""Validated fields of frozen dataclasses: each declaration states default, type and bounds.
+
+The functions return a `dataclasses.field`, typed Any as `dataclasses.field` itself is for type checkers.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,25 @@ ADAPTIVE = "adaptive"
 
 
 def text(default: str = "") -> Any:
-    """A string."""
+    """Declares a string."""
     return dataclasses.field(default=default, metadata={"check": _text})
 
 
 def boolean(default: bool) -> Any:
-    """A boolean."""
+    """Declares a boolean."""
     return dataclasses.field(default=default, metadata={"check": _boolean})
 
 
 def choice(default: str, *options: str) -> Any:
-    """One of some words; the default is one of them."""
+    """Declares one of the words `options`, of which `default` is one."""
     return key(default, options)
 
 
 def key(default: str, options: Collection[str]) -> Any:
-    """One of some words, or of a dict's keys, as these are when the value is checked: users may have added some."""
+    """Declares one of `options`: words or the keys of a registry.
+
+    The options are read when a value is checked, so a config file can add to the registry first.
+    """
 
     def check(value: Any, path: str) -> str:
         word = _text(value, path)
@@ -41,7 +47,7 @@ def key(default: str, options: Collection[str]) -> Any:
 
 
 def number(default: float, *, low: float = -math.inf, high: float = math.inf, above: float = -math.inf) -> Any:
-    """A finite number with low <= x <= high and x > above."""
+    """Declares a finite number x with low <= x <= high and x > above."""
 
     def check(value: Any, path: str) -> float:
         return _bounded(value, path, low, high, above)
@@ -50,7 +56,7 @@ def number(default: float, *, low: float = -math.inf, high: float = math.inf, ab
 
 
 def integer(default: int, *, low: int) -> Any:
-    """A whole number of at least `low`."""
+    """Declares a whole number of at least `low`."""
 
     def check(value: Any, path: str) -> int:
         x = _bounded(value, path, low, math.inf, -math.inf)
@@ -62,7 +68,7 @@ def integer(default: int, *, low: int) -> Any:
 
 
 def adaptive(*, low: float = -math.inf, high: float = math.inf) -> Any:
-    """'adaptive' (None after validation) or a number; from the command line both come as text."""
+    """Declares 'adaptive' (None after validation) or a number with low <= x <= high, possibly as text (flags)."""
 
     def check(value: Any, path: str) -> float | None:
         if value is None or value == ADAPTIVE:
@@ -77,7 +83,7 @@ def adaptive(*, low: float = -math.inf, high: float = math.inf) -> Any:
 
 
 def sequence(default: Iterable[Any] = ()) -> Any:
-    """A tuple of anything."""
+    """Declares a tuple of any values."""
 
     def check(value: Any, path: str) -> tuple[Any, ...]:
         if isinstance(value, str) or not isinstance(value, Iterable):
@@ -88,30 +94,33 @@ def sequence(default: Iterable[Any] = ()) -> Any:
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], path: str) -> T:
-    """Makes the dataclass from raw values, or raises ConfigError for the first that does not fit.
+    """Creates the dataclass from raw values.
 
     Args:
-      cls: a dataclass whose fields come from this module or are dataclasses themselves.
-      values: raw values by name; missing ones keep their defaults.
-      path: where the values stand, for messages ('config.data').
+      cls: dataclass whose fields are declared by this module or are dataclasses themselves.
+      values: raw values by name; missing fields keep their defaults.
+      path: name of the block in messages ('config.data').
+
+    Raises:
+      UserError: one line that names the first field or value that cannot be used.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{path} is {values!r}; it is a block of fields")
     specs = config_fields(cls)
-    made: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for name, value in values.items():
         if name not in specs:
             raise UserError(f"{path}.{name} is not a field; {did_you_mean(name, specs)}")
         spec, where = specs[name], f"{path}.{name}"
         if "check" in spec.metadata:
-            made[name] = spec.metadata["check"](value, where)
+            checked[name] = spec.metadata["check"](value, where)
         else:
-            made[name] = from_mapping(spec.default_factory, value, where)  # type: ignore[arg-type]
-    return cls(**made)
+            checked[name] = from_mapping(spec.default_factory, value, where)  # type: ignore[arg-type]
+    return cls(**checked)
 
 
 def defaults(cls: type[Any]) -> dict[str, Any]:
-    """The raw default values of a dataclass as a user would write them, nested blocks included."""
+    """Returns the default values of a dataclass as a user would write them, nested blocks included."""
     return {
         name: spec.metadata.get("shown", spec.default) if "check" in spec.metadata else defaults(spec.default_factory)  # type: ignore[arg-type]
         for name, spec in config_fields(cls).items()
@@ -119,7 +128,7 @@ def defaults(cls: type[Any]) -> dict[str, Any]:
 
 
 def config_fields(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
-    """The fields that a user sets: those made by this module, and blocks of such fields."""
+    """Returns the fields that a user can set: those declared by this module, and blocks of such fields."""
     return {
         spec.name: spec
         for spec in dataclasses.fields(cls)

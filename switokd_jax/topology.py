@@ -1,8 +1,8 @@
-"""Who learns from whom: a topology is data, and nothing in the step knows roles or counts.
+"""Topologies: which network learns from which. They are data: the train step knows neither roles nor counts.
 
-`Edge(learner, source, gate, weight)` adds weight * tau^2 * KL(sg p_source || p_learner) to the learner's
-loss; with a gate (teacher, student) only while that pair is in learning mode. Stars are the 2T1S and 1T2S
-settings of the paper (table 7); chains are ours.
+`Edge(learner, source, gate, weight)` adds weight * tau^2 * KL(sg p_source || p_learner) to the learner's loss; with a
+gate (teacher, student) only while that pair is in learning mode. Stars are the 2T1S and 1T2S settings of the paper
+(table 7); chains are an extension of ours. `TOPOLOGIES` holds the kinds that a config can name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 Pair = tuple[str, str]  # (teacher, student)
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -19,7 +19,14 @@ _NAME = re.compile(r"[A-Za-z_]\w*")
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-    """`learner` learns from `source`; `gate` = (teacher, student) = (learner, source) or None."""
+    """Distillation term of one network: `learner` learns from `source`.
+
+    Attributes:
+      learner: name of the network whose loss has the term.
+      source: name of the network that it learns from.
+      gate: None, or the pair (teacher, student) = (learner, source) that has to be in learning mode.
+      weight: factor of the term, at least 0.
+    """
 
     learner: str
     source: str
@@ -35,12 +42,12 @@ class Topology:
     """Networks and the edges between them, validated on creation.
 
     Attributes:
-      nodes: names of the networks, teachers first by convention.
-      edges: what they learn from each other.
-      relay: nodes that keep on learning from above while they are paused for a node below.
+      nodes: names of the networks, by convention teachers first.
+      edges: distillation terms between them.
+      relay: nodes that are still updated while they are paused for a student: they learn from their own teachers.
 
     Raises:
-      ValueError: naming the node or edge at fault.
+      ValueError: if the topology is not valid; the message names the node or edge.
     """
 
     nodes: tuple[str, ...]
@@ -55,28 +62,49 @@ class Topology:
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
-        """The gated (teacher, student) pairs, in the order of their edges."""
+        """Gated (teacher, student) pairs, in the order of their edges."""
         return tuple(edge.gate for edge in self.edges if edge.gate)
 
     def edges_from(self, sources: frozenset[str]) -> tuple[Edge, ...]:
-        """The ungated edges from these nodes to others: what the offline methods use."""
+        """Returns the ungated edges from `sources` to other nodes, which the offline methods use."""
         return tuple(e for e in self.edges if e.gate is None and e.source in sources and e.learner not in sources)
 
     @property
     def middle(self) -> frozenset[str]:
-        """Nodes that are a student in one gated pair and a teacher in another."""
+        """Nodes that are a student in one gated pair and the teacher in another."""
         return frozenset(t for t, _ in self.pairs) & frozenset(s for _, s in self.pairs)
 
 
 def pair(teacher: str, student: str, *, alpha: float = 1.0, beta: float = 1.0) -> Topology:
-    """One teacher, one student; alpha weights the student's term, beta the gated way back."""
+    """Creates one teacher-student pair.
+
+    Args:
+      teacher: name of the teacher.
+      student: name of the student.
+      alpha: weight of the student's edge from its teacher.
+      beta: weight of the teacher's gated edge from its student.
+
+    >>> [str(edge) for edge in pair("t", "s").edges]
+    ['s <- t', 't <- s']
+    >>> pair("t", "s").pairs
+    (('t', 's'),)
+    """
     return Topology((teacher, student), _gated(teacher, student, alpha, beta))
 
 
 def star(teachers: Sequence[str], students: Sequence[str], *, alpha: float = 1.0, beta: float = 1.0) -> Topology:
-    """One teacher with many students (1T2S, ...) or many teachers with one student (2T1S, ...).
+    """Creates one teacher with several students (1T2S, ...) or several teachers with one student (2T1S, ...).
 
-    Every (teacher, student) is a gated pair, and the networks of the many side learn from each other.
+    Every (teacher, student) is a gated pair, and the several teachers or students learn from each other.
+
+    Args:
+      teachers: names of the teachers.
+      students: names of the students; one of the two sequences has one name.
+      alpha: weight of each student's edge from its teacher.
+      beta: weight of each teacher's gated edge from its student.
+
+    >>> [str(edge) for edge in star(["t"], ["a", "b"]).edges]
+    ['a <- t', 't <- a', 'b <- t', 't <- b', 'a <- b', 'b <- a']
     """
     teachers, students = tuple(teachers), tuple(students)
     if min(len(teachers), len(students)) != 1:
@@ -90,14 +118,19 @@ def star(teachers: Sequence[str], students: Sequence[str], *, alpha: float = 1.0
 
 
 def chain(names: Sequence[str], *, alpha: float = 1.0, beta: float = 1.0, relay: str = "pause") -> Topology:
-    """Strongest first: each network teaches the next one, so a middle one is student and teacher.
+    """Creates a chain in which each network teaches the next one; a middle network is a student and a teacher.
 
     Args:
-      names: two or more names.
-      alpha: weight of each student's term.
-      beta: weight of each gated way back.
-      relay: 'pause' (a middle network that is paused for the one below takes no step) or 'learn' (it
-        goes on learning from above and drops only the gated term).
+      names: two or more names, strongest network first.
+      alpha: weight of each student's edge from its teacher.
+      beta: weight of each teacher's gated edge from its student.
+      relay: 'pause' (a middle network that is paused for its student is not updated) or 'learn' (it is updated
+        with its other terms; only the gated term is dropped).
+
+    >>> chain(["a", "b", "c"]).pairs
+    (('a', 'b'), ('b', 'c'))
+    >>> chain(["a", "b", "c"], relay="learn").relay
+    frozenset({'b'})
     """
     names = tuple(names)
     if len(names) < 2:
@@ -107,7 +140,11 @@ def chain(names: Sequence[str], *, alpha: float = 1.0, beta: float = 1.0, relay:
 
 
 def complete(names: Sequence[str]) -> Topology:
-    """Every ordered pair of networks, no gates (deep mutual learning). One network alone is allowed."""
+    """Creates ungated edges between all networks, as in deep mutual learning. A single network is allowed.
+
+    >>> [str(edge) for edge in complete(["a", "b"]).edges]
+    ['a <- b', 'b <- a']
+    """
     return Topology(tuple(names), _mutual(names))
 
 
@@ -117,8 +154,70 @@ def custom(
     *,
     relay: str = "pause",
 ) -> Topology:
-    """A topology edge by edge: `Edge`s or tuples (learner, source[, gate or None[, weight]])."""
+    """Creates a topology from its edges.
+
+    Args:
+      nodes: names of the networks.
+      edges: `Edge`s or tuples (learner, source[, gate or None[, weight]]).
+      relay: see `chain`.
+
+    >>> custom(["t", "s"], [("s", "t", None, 0.5)]).edges
+    (Edge(learner='s', source='t', gate=None, weight=0.5),)
+    """
     return _with_relay(Topology(tuple(nodes), tuple(_as_edge(edge) for edge in edges)), relay)
+
+
+@dataclasses.dataclass(frozen=True)
+class TopologySettings:
+    """Arguments of a builder in `TOPOLOGIES`.
+
+    Attributes:
+      networks: names of all networks of the run, in the config's order.
+      teachers, students, names, edges, relay: the fields of config.topology.
+      alpha: the method's weight of a student's edge from its teacher; 1 for methods without edge weights.
+      beta: the method's weight of a teacher's gated edge from its student; likewise.
+    """
+
+    networks: Sequence[str]
+    teachers: Sequence[str] = ()
+    students: Sequence[str] = ()
+    names: Sequence[str] = ()
+    edges: Sequence[Edge | Sequence[object]] = ()
+    relay: str = "pause"
+    alpha: float = 1.0
+    beta: float = 1.0
+
+
+def _build_pair(settings: TopologySettings) -> Topology:
+    if len(settings.teachers) != 1 or len(settings.students) != 1:
+        raise ValueError("a pair has one name in teachers and one in students")
+    return pair(settings.teachers[0], settings.students[0], alpha=settings.alpha, beta=settings.beta)
+
+
+def _build_star(settings: TopologySettings) -> Topology:
+    return star(settings.teachers, settings.students, alpha=settings.alpha, beta=settings.beta)
+
+
+def _build_chain(settings: TopologySettings) -> Topology:
+    return chain(settings.names, alpha=settings.alpha, beta=settings.beta, relay=settings.relay)
+
+
+def _build_complete(settings: TopologySettings) -> Topology:
+    return complete(settings.names or settings.networks)
+
+
+def _build_custom(settings: TopologySettings) -> Topology:
+    return custom(settings.names or settings.networks, settings.edges, relay=settings.relay)
+
+
+# Values of config.topology.kind. A builder raises ValueError for settings that it cannot use.
+TOPOLOGIES: dict[str, Callable[[TopologySettings], Topology]] = {
+    "pair": _build_pair,
+    "star": _build_star,
+    "chain": _build_chain,
+    "complete": _build_complete,
+    "custom": _build_custom,
+}
 
 
 def _gated(teacher: str, student: str, alpha: float, beta: float) -> tuple[Edge, Edge]:
@@ -167,7 +266,7 @@ def _check_nodes(topology: Topology) -> None:
 
 
 def _check_edges(topology: Topology) -> None:
-    seen: set[Pair] = set()
+    checked: set[Pair] = set()
     known = ", ".join(topology.nodes)
     for edge in topology.edges:
         for name in (edge.learner, edge.source):
@@ -175,15 +274,15 @@ def _check_edges(topology: Topology) -> None:
                 raise ValueError(f"edge {edge} names the unknown network {name!r}; known: {known}")
         if edge.learner == edge.source:
             raise ValueError(f"edge {edge}: a network cannot learn from itself")
-        if (edge.learner, edge.source) in seen:
-            raise ValueError(f"edge {edge} stands twice in the topology")
+        if (edge.learner, edge.source) in checked:
+            raise ValueError(f"edge {edge} is listed twice in the topology")
         if not math.isfinite(edge.weight) or edge.weight < 0:
             raise ValueError(f"edge {edge}: weight {edge.weight} is not a finite number of at least 0")
-        seen.add((edge.learner, edge.source))
+        checked.add((edge.learner, edge.source))
 
 
 def _check_gates(topology: Topology) -> None:
-    plain = {(edge.learner, edge.source) for edge in topology.edges if edge.gate is None}
+    ungated = {(edge.learner, edge.source) for edge in topology.edges if edge.gate is None}
     for edge in topology.edges:
         if edge.gate is None:
             continue
@@ -196,7 +295,7 @@ def _check_gates(topology: Topology) -> None:
                 f"gate {edge.gate} of edge {edge}: the gate's teacher is the edge's learner and its "
                 f"student the edge's source, so it can only be ({edge.learner}, {edge.source})"
             )
-        if (student, teacher) not in plain:
+        if (student, teacher) not in ungated:
             raise ValueError(
                 f"gate ({teacher}, {student}): the student {student!r} never learns from its teacher; "
                 f"add the edge {student} <- {teacher} without a gate"
@@ -205,22 +304,26 @@ def _check_gates(topology: Topology) -> None:
 
 
 def _check_acyclic(topology: Topology) -> None:
-    """Removes networks without a teacher above them until none is left; what stays is on a cycle."""
+    """Removes the pairs whose teacher is no student until none is left; remaining pairs form a cycle.
+
+    Raises:
+      ValueError: if pairs remain.
+    """
     pairs = set(topology.pairs)
     while pairs:
-        taught = {student for _, student in pairs}
-        free = {pair for pair in pairs if pair[0] not in taught}
-        if not free:
+        students = {student for _, student in pairs}
+        removable = {pair for pair in pairs if pair[0] not in students}
+        if not removable:
             cycle = ", ".join(f"({t}, {s})" for t, s in sorted(pairs))
             raise ValueError(f"the gates {cycle} form a cycle: no network can wait for its own student's student")
-        pairs -= free
+        pairs -= removable
 
 
 def _check_connected(topology: Topology) -> None:
     reached = {topology.nodes[0]}
-    links = [(edge.learner, edge.source) for edge in topology.edges]
-    while grown := {n for link in links if reached & set(link) for n in link} - reached:
-        reached |= grown
+    linked = [{edge.learner, edge.source} for edge in topology.edges]
+    while new := {name for ends in linked if reached & ends for name in ends} - reached:
+        reached |= new
     for name in topology.nodes:
         if name not in reached:
             raise ValueError(

@@ -12,9 +12,14 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+# Before they are imported: the annotated shapes and dtypes of these modules are checked at every call.
+TYPED = ["switching", "losses", "metrics", "methods"]
+hook = install_import_hook([f"switokd_jax.{name}" for name in TYPED], "beartype.beartype")
 
 import tiny_runs
-from switokd_jax import methods, models
+from switokd_jax import methods, models, optim, topology
 from switokd_jax.data import dataset, transforms
 
 # Tests leave the user's own cache folder alone.
@@ -26,8 +31,16 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 @pytest.fixture
 def own_additions() -> Iterator[None]:
-    """A config file of a user's own adds to the package's dicts; no other test sees it."""
-    dicts: list[dict[str, Any]] = [methods.METHODS, models.MODELS, dataset.SOURCES, transforms.TRANSFORMS]
+    """Undoes what a test adds to the package's registries."""
+    dicts: list[dict[str, Any]] = [
+        methods.METHODS,
+        models.MODELS,
+        dataset.SOURCES,
+        transforms.TRANSFORMS,
+        topology.TOPOLOGIES,
+        optim.OPTIMIZERS,
+        optim.SCHEDULES,
+    ]
     before = [dict(each) for each in dicts]
     yield
     for each, old in zip(dicts, before, strict=True):

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 import tiny_runs
-from switokd_jax import config
+from switokd_jax import config, config_fields, topology
 from switokd_jax.data import dataset, normalization
 from switokd_jax.errors import UserError
+from switokd_jax.methods import METHODS, Method
 from switokd_jax.models.init import init_variables
+from switokd_jax.optim import OPTIMIZERS, SCHEDULES
+from switokd_jax.topology import TOPOLOGIES
 from switokd_jax.train import run_spec
 
 CONFIGS = sorted(tiny_runs.CONFIGS.glob("*.py"))
@@ -82,6 +89,15 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "epsilon word": ({"switokd.epsilon": "high"}, r"config.switokd.epsilon is 'high'; .* 'adaptive' or a number"),
     "flag": ({"data.augment": "yes"}, r"config.data.augment is 'yes'; it must be True or False"),
     "sequence": ({"topology.teachers": "teacher"}, r"config.topology.teachers is 'teacher'; it must be a tuple"),
+    "topology kind": ({"topology.kind": "stars"}, r"config.topology.kind is 'stars'; did you mean 'star'\?"),
+    "optimizer": ({"networks.student.optimizer": "adamww"}, r"student.optimizer is 'adamww'; did you mean 'adamw'\?"),
+    "schedule": ({"networks.student.schedule": "cosin"}, r"student.schedule is 'cosin'; did you mean 'cosine'\?"),
+    "betas": ({"networks.student.betas": (0.9,)}, r"config.networks.student.betas is \(0.9,\); it must be \(\) or two"),
+    "beta": ({"networks.student.betas": (0.9, 1.0)}, r"config.networks.student.betas .* below 1"),
+    "final rate": (
+        {"networks.student.final_learning_rate": 1.0},
+        r"config.networks.student.final_learning_rate is 1.0, above its learning_rate 0.1; lower it",
+    ),
     "milestone": ({"networks.student.milestones": (0,)}, r"config.networks.student.milestones holds 0; epochs"),
     "local norm": ({"batch_norm": "local"}, r"config.batch_norm is 'local', which needs .* 'pmap'"),
     "block": ({"data": 3}, r"config.data is 3; it is a block of fields"),
@@ -168,8 +184,94 @@ def test_topologies_that_do_not_fit_the_networks(changes: dict[str, Any], messag
         run_spec.make_topology(config.parse(c))
 
 
+def weights(c: ConfigDict) -> dict[str, float]:
+    """The weight of each edge of a config's topology."""
+    return {str(edge): edge.weight for edge in run_spec.make_topology(config.parse(c)).edges}
+
+
 def test_alpha_and_beta_weight_the_edges() -> None:
     c = config.default()
     c.switokd.alpha, c.switokd.beta = 0.5, 2.0
-    made = run_spec.make_topology(config.parse(c))
-    assert {(e.learner, e.weight) for e in made.edges} == {("student", 0.5), ("teacher", 2.0)}
+    assert weights(c) == {"student <- teacher": 0.5, "teacher <- student": 2.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnHyperparameters:
+    alpha: float = config_fields.number(0.25)
+    pull: float = config_fields.number(3.0)
+
+
+def own_method(**changes: Any) -> ConfigDict:
+    """A config of a user's method with an alpha of its own."""
+    METHODS["own"] = Method(METHODS["vanilla"].apply, OwnHyperparameters, **changes)
+    c = config.default()
+    c.method = "own"
+    return c
+
+
+@pytest.mark.usefixtures("own_additions")
+def test_a_users_own_alpha_leaves_the_edges_alone() -> None:
+    assert set(weights(own_method()).values()) == {1.0}
+
+
+@pytest.mark.usefixtures("own_additions")
+def test_a_users_method_names_the_fields_that_weight_the_edges() -> None:
+    c = own_method(edge_weights=("pull", "alpha"))
+    assert weights(c) == {"student <- teacher": 3.0, "teacher <- student": 0.25}
+
+
+def test_edge_weights_are_hyperparameters() -> None:
+    with pytest.raises(ValueError, match=r"edge_weights \('push',\) are not one or two fields of OwnHyperparameters"):
+        Method(METHODS["vanilla"].apply, OwnHyperparameters, edge_weights=("push",))
+
+
+EDGES = (("student", "teacher"), ("teacher", "student", ("teacher", "student")))
+
+
+@pytest.mark.parametrize("kind", ["complete", "custom"])
+@pytest.mark.parametrize(("method", "field"), [("switokd", "alpha"), ("switokd", "beta"), ("uniokd", "alpha")])
+def test_kinds_without_weights_refuse_alpha_and_beta(kind: str, method: str, field: str) -> None:
+    c = config.default()
+    c.method, c.topology.kind, c.topology.edges = method, kind, EDGES
+    c[method][field] = 3.0
+    message = rf"^config.{method}.{field} is 3.0, but topology.kind '{kind}' does not use it; .*topology.edges\)$"
+    with pytest.raises(UserError, match=message):
+        weights(c)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2.0])
+def test_kinds_without_weights_take_the_methods_default_and_1(alpha: float) -> None:
+    c = config.default()
+    c.method, c.topology.kind, c.topology.edges = "uniokd", "custom", EDGES
+    c.uniokd.alpha = alpha
+    assert set(weights(c).values()) == {1.0}
+
+
+@pytest.mark.usefixtures("own_additions")
+def test_a_users_topology_kind_needs_one_line() -> None:
+    TOPOLOGIES["one_way"] = lambda settings: topology.custom(settings.networks, [("student", "teacher")])
+    c = config.default()
+    c.topology.kind = "one_way"
+    assert weights(c) == {"student <- teacher": 1.0}
+
+
+@pytest.mark.usefixtures("own_additions")
+def test_a_users_optimizer_and_schedule_parse() -> None:
+    OPTIMIZERS["sign"] = lambda settings: (optax.scale_by_sign(),)
+    SCHEDULES["halving"] = lambda settings: lambda step: 0.5**step
+    c = config.default()
+    c.networks.student.optimizer, c.networks.student.schedule = "sign", "halving"
+    run = tiny_runs.tiny_plan(c, 100)
+    assert float(run.networks["student"].schedule(jax.numpy.int32(2))) == pytest.approx(0.025)
+
+
+def test_a_flag_sets_adaptive_or_a_number_whatever_the_config_file_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    c = config.default()
+    c.switokd.threshold = 0.25
+    argv = ["program", "--config.switokd.epsilon=0.5", "--config.switokd.threshold=adaptive"]
+    monkeypatch.setattr(sys, "argv", argv)  # config_flags looks for the fields there
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", c, flag_values=values)
+    values(argv)
+    parsed = config.parse(values.config).hyperparameters
+    assert (parsed.epsilon, parsed.threshold) == (0.5, None)

@@ -44,11 +44,13 @@ def test_own_method_by_hand() -> None:
     module = config_module(EXAMPLES / "own_method.py")
     logits = {"a": np.array([[1.0, 2.0, 0.5]]), "b": np.array([[0.0, -1.0, 2.0]])}
     p, q = (np.exp(z[0] / 3) / np.exp(z[0] / 3).sum() for z in logits.values())
-    outputs = methods.MethodInputs({k: jax.numpy.asarray(z) for k, z in logits.items()}, {"a": 0.7, "b": 0.2})  # type: ignore[dict-item]
+    inputs = methods.MethodInputs(
+        {k: jax.numpy.asarray(z) for k, z in logits.items()}, {"a": jax.numpy.asarray(0.7), "b": jax.numpy.asarray(0.2)}
+    )
     graph = run_spec.topology.complete(["a", "b"])
-    made = module.ensemble(outputs, np.array([0]), graph, module.Hyperparameters(weight=2.0)).losses
-    assert made["a"] == pytest.approx(0.7 + 2.0 * 9.0 * np.sum(q * np.log(q / p)), rel=1e-5)
-    assert made["b"] == pytest.approx(0.2 + 2.0 * 9.0 * np.sum(p * np.log(p / q)), rel=1e-5)
+    losses = module.ensemble(inputs, np.array([0]), graph, module.Hyperparameters(weight=2.0)).losses
+    assert losses["a"] == pytest.approx(0.7 + 2.0 * 9.0 * np.sum(q * np.log(q / p)), rel=1e-5)
+    assert losses["b"] == pytest.approx(0.2 + 2.0 * 9.0 * np.sum(p * np.log(p / q)), rel=1e-5)
 
 
 def test_own_network(tmp_path: Path) -> None:
@@ -59,6 +61,18 @@ def test_own_network(tmp_path: Path) -> None:
 def test_own_topology(tmp_path: Path) -> None:
     summary = trained("own_topology", tmp_path / "run", batch_size=512, steps=6)
     assert [*summary["switch"]] == ["strong->weak"]
+
+
+def test_own_topology_is_weighted_by_the_method() -> None:
+    c = config_module(EXAMPLES / "own_topology.py").get_config()
+    c.switokd.alpha, c.switokd.beta = 2.0, 3.0
+    built = run_spec.make_topology(configs.parse(c))
+    assert {(str(edge), edge.weight) for edge in built.edges} == {
+        ("middle <- strong", 2.0),
+        ("weak <- middle", 2.0),
+        ("weak <- strong", 1.0),
+        ("strong <- weak", 3.0),
+    }
 
 
 def test_own_data_set(tmp_path: Path) -> None:

@@ -66,7 +66,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no nodes": (lambda: topology.complete([]), "at least one network"),
     "unknown node": (lambda: topology.custom(["a", "b"], [("a", "b"), ("a", "zed")]), "unknown network 'zed'"),
     "self edge": (lambda: topology.custom(["a", "b"], [("a", "a")]), "a <- a.*itself"),
-    "duplicate edge": (lambda: topology.custom(["a", "b"], [("a", "b"), ("a", "b", None, 2.0)]), "a <- b stands twice"),
+    "duplicate edge": (
+        lambda: topology.custom(["a", "b"], [("a", "b"), ("a", "b", None, 2.0)]),
+        "a <- b is .* twice",
+    ),
     "duplicate node": (lambda: topology.complete(["a", "a"]), "'a' is named 2 times"),
     "a name that is no word": (lambda: topology.complete(["a/b", "c"]), "'a/b' is not a word"),
     "gate without its edge": (lambda: topology.custom(["a", "b"], [("a", "b", ("a", "b"))]), r"add the edge b <- a"),

@@ -1,4 +1,4 @@
-"""Distillation methods: each one small pure file, all of them in this explicit dict."""
+"""Distillation methods: one file of pure functions per method, registered in `METHODS`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,37 @@ from typing import Any
 import jax
 
 from switokd_jax.methods import at, crd, dist, dkd, dml, fitnet, kd, kdcl, rco, switokd, uniokd, vanilla
-from switokd_jax.methods.base import AdapterFn, MemoryInputs, MethodFn, MethodInputs, MethodOutput
+from switokd_jax.methods.base import (
+    AdapterFn,
+    MemoryInputs,
+    MethodFn,
+    MethodInputs,
+    MethodOutput,
+    add_distillation,
+)
 
-__all__ = ["METHODS", "AdapterFn", "FeatureSpec", "MemoryInputs", "Method", "MethodFn", "MethodInputs", "MethodOutput"]
+__all__ = [
+    "METHODS",
+    "AdapterFn",
+    "FeatureSpec",
+    "MemoryInputs",
+    "Method",
+    "MethodFn",
+    "MethodInputs",
+    "MethodOutput",
+    "add_distillation",
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSpec:
-    """What a method takes of the features along an edge from a frozen network.
+    """Features that a method uses along each edge from a frozen network.
 
     Attributes:
-      learner: tapped names of the learner.
-      source: tapped names of the source, one for each of the learner's.
-      adapter: makes the module that brings the learner's first feature and the source's together, given their
-        shapes [batch, ...] and the options dtype and param_dtype; None where the method needs none.
+      learner: names of the learner's features.
+      source: names of the source's features, one for each of the learner's.
+      adapter: creates the module that maps the learner's first feature to the source's. Arguments: the shapes
+        [batch, ...] of both features, and the keywords dtype and param_dtype. None if the method trains no adapter.
     """
 
     learner: tuple[str, ...] = ()
@@ -31,65 +48,103 @@ class FeatureSpec:
 
 
 def _no_features(hyperparameters: Any) -> FeatureSpec:
-    """Most methods see logits only."""
+    """Requests no features: most methods use logits only."""
     del hyperparameters
     return FeatureSpec()
 
 
-def _no_anchor(hyperparameters: Any, epoch: int) -> None:
-    """Frozen networks stay what they are."""
+def _same_teacher(hyperparameters: Any, epoch: int) -> None:
+    """Keeps the weights of frozen networks."""
     del hyperparameters, epoch
 
 
-def _no_memory(hyperparameters: Any, given: MemoryInputs) -> None:
-    """Most methods keep nothing between steps."""
-    del hyperparameters, given
+def _no_memory(hyperparameters: Any, inputs: MemoryInputs) -> None:
+    """Creates no memory: most methods keep nothing between steps."""
+    del hyperparameters, inputs
 
 
-def _no_refresh(hyperparameters: Any) -> None:
-    """Most methods look at training images only."""
+def _no_memory_update(hyperparameters: Any) -> None:
+    """Returns no update: most methods use training images only."""
     del hyperparameters
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A pure function on logits with the dataclass of its hyperparameters (its block in a config).
+    """A distillation method: its loss function, its hyperparameters and its optional extensions.
 
     Attributes:
-      apply: the function.
-      hyperparameters: the dataclass.
-      switches: whether it decides a mode for each gated pair.
+      apply: pure function (inputs, labels, topology, hyperparameters) -> `MethodOutput`.
+      hyperparameters: dataclass of its hyperparameters; its fields form the config block of the method's name.
+      edge_weights: names of the hyperparameters that weight the topology's edges: first that of each student's edge
+        from its teacher (the builders' alpha), then that of the gated edge back (beta). () leaves all weights at 1.
+      switches: whether it decides a mode for each gated pair in every step.
       offline: whether it learns from frozen networks.
-      features: of its hyperparameters, the features that it takes.
-      init_memory: (hyperparameters, `MemoryInputs`) to what it keeps between steps, None for nothing.
-      teacher_at_epoch: (hyperparameters, completed epochs) to the checkpoint that frozen networks load then, or None.
-      update_memory_at_eval: hyperparameters to a function from the correlation [n, n] of the networks' errors on
-        held-out data to new memory, called at each evaluation; or to None.
+      features: hyperparameters -> the features that it uses.
+      init_memory: (hyperparameters, `MemoryInputs`) -> memory that is kept between steps and saved in checkpoints;
+        None for no memory.
+      teacher_at_epoch: (hyperparameters, number of completed epochs) -> checkpoint that the frozen networks load at
+        that point of the training, or None.
+      update_memory_at_eval: hyperparameters -> function from the correlation [networks, networks] of the networks'
+        errors on held-out data to the new memory, called at each evaluation; or None.
+
+    Raises:
+      ValueError: if `edge_weights` names no hyperparameter.
     """
 
     apply: MethodFn
     hyperparameters: type[Any]
+    edge_weights: tuple[str, ...] = ()
     switches: bool = False
     offline: bool = False
     features: Callable[[Any], FeatureSpec] = _no_features
     init_memory: Callable[[Any, MemoryInputs], Any] = _no_memory
-    teacher_at_epoch: Callable[[Any, int], str | None] = _no_anchor
-    update_memory_at_eval: Callable[[Any], Callable[[jax.Array], Any] | None] = _no_refresh
+    teacher_at_epoch: Callable[[Any, int], str | None] = _same_teacher
+    update_memory_at_eval: Callable[[Any], Callable[[jax.Array], Any] | None] = _no_memory_update
+
+    def __post_init__(self) -> None:
+        known = {field.name for field in dataclasses.fields(self.hyperparameters)}
+        if len(self.edge_weights) > 2 or not known.issuperset(self.edge_weights):
+            raise ValueError(
+                f"edge_weights {self.edge_weights} are not one or two fields of {self.hyperparameters.__qualname__} "
+                f"({', '.join(sorted(known))})"
+            )
 
 
 METHODS: dict[str, Method] = {
+    # Without distillation.
     "vanilla": Method(vanilla.vanilla, vanilla.Hyperparameters),
+    # Online: all networks are trained together.
     "dml": Method(dml.dml, dml.Hyperparameters),
     "kdcl": Method(
-        kdcl.kdcl, kdcl.Hyperparameters, init_memory=kdcl.init_memory, update_memory_at_eval=kdcl.update_memory_at_eval
+        kdcl.kdcl,
+        kdcl.Hyperparameters,
+        init_memory=kdcl.init_memory,
+        update_memory_at_eval=kdcl.update_memory_at_eval,
     ),
-    "switokd": Method(switokd.switokd, switokd.Hyperparameters, switches=True),
-    "uniokd": Method(uniokd.uniokd, uniokd.Hyperparameters, switches=True),
+    "switokd": Method(
+        switokd.switokd,
+        switokd.Hyperparameters,
+        edge_weights=("alpha", "beta"),
+        switches=True,
+    ),
+    "uniokd": Method(
+        uniokd.uniokd,
+        uniokd.Hyperparameters,
+        edge_weights=("alpha", "beta"),
+        switches=True,
+    ),
+    # Offline, from the logits of a frozen teacher.
     "kd": Method(kd.kd, kd.Hyperparameters, offline=True),
     "dkd": Method(dkd.dkd, dkd.Hyperparameters, offline=True),
     "dist": Method(dist.dist, dist.Hyperparameters, offline=True),
     "rco": Method(rco.rco, rco.Hyperparameters, offline=True, teacher_at_epoch=rco.teacher_at_epoch),
-    "at": Method(at.at, at.Hyperparameters, offline=True, features=lambda h: FeatureSpec(h.student, h.teacher)),
+    # Offline, from the features of a frozen teacher.
+    "at": Method(
+        at.at,
+        at.Hyperparameters,
+        offline=True,
+        features=lambda h: FeatureSpec(h.student, h.teacher),
+    ),
     "fitnet": Method(
         fitnet.fitnet,
         fitnet.Hyperparameters,

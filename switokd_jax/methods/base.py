@@ -1,30 +1,32 @@
-"""What a method is given and what it answers."""
+"""Interface between the train step and the methods: `MethodInputs` in, `MethodOutput` out."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Array, Float
 
 from switokd_jax.switching import Switch
 from switokd_jax.topology import Pair, Topology
 
+# (the learner's feature, the source's feature) to the adapter's output and its new running statistics.
 AdapterFn = Callable[[jax.Array, jax.Array], tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryInputs:
-    """What a method's memory is made of.
+    """Arguments from which a method creates its memory.
 
     Attributes:
       nodes: names of the networks.
-      labels: [training images] int32, or None where a pipeline learns them on the way only.
-      keys: by edge from a frozen network ('student <- teacher'), a PRNG key.
+      labels: [training images] int32; None if the pipeline reads the labels batch by batch.
+      keys: one PRNG key per edge from a frozen network; edges are named 'student <- teacher'.
     """
 
     nodes: tuple[str, ...]
@@ -34,19 +36,19 @@ class MemoryInputs:
 
 @dataclasses.dataclass(frozen=True)
 class MethodInputs:
-    """What the networks said of the GLOBAL batch.
+    """Outputs of all networks on the GLOBAL batch, and what else a method's loss may depend on.
 
     Attributes:
       logits: [batch, classes] by network.
-      cross_entropy: scalar mean by network, with the network's own label smoothing.
-      frozen: networks that do not learn: the teachers of the offline methods.
-      features: [batch, ...] by network and tapped name, those that the method asks for.
-      adapters: by edge ('student <- teacher'), the edge's adapter as a function of the learner's and the source's
-        feature: it answers what it makes of them and its moved running statistics.
-      indices: [batch] int32, the places of the examples in the training split.
-      keys: by edge with an adapter, a PRNG key of this step.
-      epoch: scalar int32, from 1.
-      memory: what the method keeps between steps, as its `start` made it; None for most.
+      cross_entropy: scalar by network: mean over the batch, with the network's own label smoothing.
+      frozen: names of the networks that are not trained: the teachers of the offline methods.
+      features: [batch, ...] by network and feature name; only the features that the method requests.
+      adapters: one function per edge ('student <- teacher'). It maps the learner's and the source's feature to the
+        adapter's output and its new running statistics.
+      indices: [batch] int32, indices of the examples in the training split.
+      keys: PRNG key of this step, by edge with an adapter.
+      epoch: scalar int32, counted from 1.
+      memory: state that the method keeps between steps, as created by its `init_memory`; None for most methods.
     """
 
     logits: Mapping[str, jax.Array]
@@ -62,16 +64,16 @@ class MethodInputs:
 
 @struct.dataclass
 class MethodOutput:
-    """What a method makes of it.
+    """Losses, update decisions and metrics of one step.
 
     Attributes:
-      losses: scalar by network. It may depend on another network through stop_gradient only.
-      should_update: a traced boolean for each network that can be paused; the others always learn, and their
-        update needs no conditional.
+      losses: scalar by network. A loss may depend on another network's outputs only through stop_gradient.
+      should_update: traced boolean by network, for each network that can be paused. A network without an entry is
+        updated in every step, without a conditional.
       switches: the switch of each gated pair.
-      adapter_stats: the moved running statistics of the adapters, by edge.
-      memory: what the method keeps from now on; None leaves it as it is.
-      metrics: the method's own scalar metrics, of any name.
+      adapter_stats: new running statistics of the adapters, by edge.
+      memory: the method's new memory; None keeps the old one.
+      metrics: scalars of any name, written to metrics.jsonl as they are.
       freeze_paused_stats: whether a paused network also keeps its BatchNorm running statistics.
     """
 
@@ -85,3 +87,30 @@ class MethodOutput:
 
 
 MethodFn = Callable[[MethodInputs, jax.Array, Topology, Any], MethodOutput]
+
+
+def add_distillation(
+    task_losses: Mapping[str, Float[Array, ""]], terms: Iterable[tuple[str, Float[Array, ""]]], **fields: Any
+) -> MethodOutput:
+    """Adds distillation terms to the task losses, and reports their sum as the metric 'NAME/distillation'.
+
+    Args:
+      task_losses: scalar by network: its loss on the labels.
+      terms: pairs (learner, scalar term), added to the learner's loss in this order.
+      **fields: other fields of `MethodOutput`.
+
+    Returns:
+      A `MethodOutput` with losses[i] = task_losses[i] + the terms of i.
+
+    >>> output = add_distillation({"a": jnp.float32(1.0), "b": jnp.float32(2.0)}, [("b", jnp.float32(0.5))])
+    >>> {name: float(loss) for name, loss in output.losses.items()}
+    {'a': 1.0, 'b': 2.5}
+    >>> float(output.metrics["b/distillation"])
+    0.5
+    """
+    losses = dict(task_losses)
+    for learner, term in terms:
+        losses[learner] += term
+    # A difference, not a second sum: a term with two uses would compile to another rounding of the loss.
+    metrics = {f"{name}/distillation": loss - task_losses[name] for name, loss in losses.items()}
+    return MethodOutput(losses, metrics=jax.lax.stop_gradient(metrics), **fields)

@@ -1,4 +1,4 @@
-"""DIST: a student keeps the relations of its teacher's predictions, not their values.
+"""DIST: a student matches the correlations of its teacher's predictions instead of their values.
 
 Source: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022 (arXiv 2205.10536),
 equations 8 to 10. The relation within a class runs over the whole global batch.
@@ -10,13 +10,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from switokd_jax import config_fields
-from switokd_jax.methods.base import MethodInputs, MethodOutput
+from switokd_jax.methods.base import MethodInputs, MethodOutput, add_distillation
 from switokd_jax.precision import promote_to_float32
-from switokd_jax.topology import Topology
+from switokd_jax.topology import Edge, Topology
 
-TINY = 1e-8  # of the public code, against a row without variance
+EPS = 1e-8  # as in the public code; keeps the correlation of a constant row finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,29 +34,30 @@ class Hyperparameters:
     within: float = config_fields.number(2.0, low=0.0)
 
 
-def dist(
-    outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
-) -> MethodOutput:
-    """L_i = CE + sum over edges from frozen j of weight T^2 [2 (1 - mean row Pearson) + 2 (1 - mean column Pearson)].
+def dist(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> MethodOutput:
+    """Computes L_i = CE + sum over edges from frozen j of weight T^2 [b (1 - rows) + w (1 - columns)].
 
-    Both Pearson correlations are of softmax(z_i / T) and softmax(z_j / T), [batch, classes].
+    rows and columns are the mean Pearson correlations of the rows and of the columns of softmax(z_i / T) and
+    softmax(z_j / T), [batch, classes]; b and w are the hyperparameters `between` and `within`.
     """
     del labels
     h = hyperparameters
-    losses = dict(outputs.cross_entropy)
-    for edge in topology.edges_from(outputs.frozen):
+
+    def term(edge: Edge) -> jax.Array:
         p, q = (
             jax.nn.softmax(promote_to_float32(z) / h.temperature)
-            for z in (jax.lax.stop_gradient(outputs.logits[edge.source]), outputs.logits[edge.learner])
+            for z in (jax.lax.stop_gradient(inputs.logits[edge.source]), inputs.logits[edge.learner])
         )
         between, within = 1.0 - jnp.mean(pearson(p, q)), 1.0 - jnp.mean(pearson(p.T, q.T))
-        losses[edge.learner] += edge.weight * h.temperature**2 * (h.between * between + h.within * within)
-    return MethodOutput(losses)
+        return edge.weight * h.temperature**2 * (h.between * between + h.within * within)
+
+    edges = topology.edges_from(inputs.frozen)
+    return add_distillation(inputs.cross_entropy, [(edge.learner, term(edge)) for edge in edges])
 
 
-def pearson(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Pearson's correlation of each row of [n, m] with its counterpart, [n]."""
+def pearson(a: Float[Array, "rows columns"], b: Float[Array, "rows columns"]) -> Float[Array, " rows"]:
+    """Returns the Pearson correlation of each row of `a` with the same row of `b`."""
     a, b = (x - jnp.mean(x, axis=-1, keepdims=True) for x in (a, b))
-    # The root of a variance of zero has no derivative: bounded below, it has none that matters.
+    # The square root has no finite derivative at a variance of 0, so the variance is bounded below.
     norm_a, norm_b = (jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=-1), jnp.finfo(x.dtype).tiny)) for x in (a, b))
-    return jnp.sum(a * b, axis=-1) / (norm_a * norm_b + TINY)
+    return jnp.sum(a * b, axis=-1) / (norm_a * norm_b + EPS)

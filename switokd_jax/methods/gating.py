@@ -1,4 +1,4 @@
-"""What the switching methods share: the mode of every gated pair, and who takes a step in it."""
+"""Modes of the gated pairs, shared by the switching methods, and the networks that are updated in them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from switokd_jax.methods.base import MethodInputs
 from switokd_jax.switching import Switch
@@ -16,30 +17,30 @@ from switokd_jax.topology import Pair, Topology
 Decide = Callable[[jax.Array, jax.Array], Switch]
 
 
-def decide_modes(outputs: MethodInputs, topology: Topology, decide: Decide, mode: str) -> dict[Pair, Switch]:
-    """The switch of each gated pair, from that pair's own logits.
+def decide_modes(inputs: MethodInputs, topology: Topology, decide: Decide, mode: str) -> dict[Pair, Switch]:
+    """Computes the switch of each gated pair from that pair's own logits.
 
     Args:
-      outputs: logits by network.
-      topology: names the pairs.
+      inputs: logits by network.
+      topology: its gated pairs.
       decide: the method's decision for one pair.
       mode: 'switch', or 'learning' or 'expert' to force that mode in every step.
     """
 
-    def of(pair: Pair) -> Switch:
+    def decide_pair(pair: Pair) -> Switch:
         teacher, student = pair
-        decision = decide(outputs.logits[student], outputs.logits[teacher])
+        decision = decide(inputs.logits[student], inputs.logits[teacher])
         if mode == "switch":
             return decision
         return decision._replace(expert=jnp.full_like(decision.expert, mode == "expert"))
 
-    return {pair: of(pair) for pair in topology.pairs}
+    return {pair: decide_pair(pair) for pair in topology.pairs}
 
 
-def update_mask(topology: Topology, switches: Mapping[Pair, Switch]) -> dict[str, jax.Array]:
-    """Whether each network that can be paused takes its step: in at least one of its pairs it learns.
+def update_mask(topology: Topology, switches: Mapping[Pair, Switch]) -> dict[str, Bool[Array, ""]]:
+    """Returns for each network that can be paused whether it is updated: at least one of its pairs is in learning mode.
 
-    Relay nodes and networks that teach in no gated pair always do, and have no entry.
+    Relay nodes and networks that teach in no gated pair are always updated and have no entry.
     """
     teachers = {teacher for teacher, _ in topology.pairs} - topology.relay
     return {

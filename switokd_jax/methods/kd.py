@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from switokd_jax import config_fields
 from switokd_jax.losses import kl_divergence
-from switokd_jax.methods.base import MethodInputs, MethodOutput
-from switokd_jax.topology import Topology
+from switokd_jax.methods.base import MethodInputs, MethodOutput, add_distillation
+from switokd_jax.topology import Edge, Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +28,15 @@ class Hyperparameters:
     weight: float = config_fields.number(0.9, low=0.0, high=1.0)
 
 
-def kd(outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> MethodOutput:
-    """L_i = (1 - w) CE(z_i, y) + w * sum over edges from frozen j of weight * T^2 KL(p_j || p_i)."""
+def kd(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> MethodOutput:
+    """Computes L_i = (1 - w) CE(z_i, y) + w * sum over edges from frozen j of weight * T^2 KL(p_j || p_i)."""
     del labels
     t, w = hyperparameters.temperature, hyperparameters.weight
-    losses = {node: (1.0 - w) * ce for node, ce in outputs.cross_entropy.items()}
-    for edge in topology.edges_from(outputs.frozen):
-        divergence = kl_divergence(outputs.logits[edge.source], outputs.logits[edge.learner], t)
-        losses[edge.learner] += w * edge.weight * t**2 * jnp.mean(divergence)
-    return MethodOutput(losses)
+
+    def term(edge: Edge) -> jax.Array:
+        divergence = kl_divergence(inputs.logits[edge.source], inputs.logits[edge.learner], t)
+        return w * edge.weight * t**2 * jnp.mean(divergence)
+
+    task_losses = {node: (1.0 - w) * ce for node, ce in inputs.cross_entropy.items()}
+    edges = topology.edges_from(inputs.frozen)
+    return add_distillation(task_losses, [(edge.learner, term(edge)) for edge in edges])

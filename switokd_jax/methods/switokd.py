@@ -1,7 +1,7 @@
 """Switchable Online Knowledge Distillation on any topology.
 
 Source: Qian et al., ECCV 2022 (arXiv 2209.04996), equations 1 to 8 and the public code. Each gated pair
-decides with its own distances (the public multi-network scripts reuse the first pair's: a slip).
+decides with its own distances (the public multi-network scripts reuse the first pair's, by mistake).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from switokd_jax import config_fields
 from switokd_jax.losses import kl_divergence
-from switokd_jax.methods.base import MethodInputs, MethodOutput
+from switokd_jax.methods.base import MethodInputs, MethodOutput, add_distillation
 from switokd_jax.methods.gating import decide_modes, update_mask
 from switokd_jax.switching import Switch, switch
-from switokd_jax.topology import Topology
+from switokd_jax.topology import Edge, Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Hyperparameters:
     temperature: tau of the softened distributions, above 0.
     alpha: weight of a student's distillation term, put on the edges by the topology builders.
     beta: weight of a teacher's distillation term, likewise.
-    epsilon: 'adaptive' or a number in [0, 1]: 1 gives the threshold's lower bound, 0 its upper.
-    threshold: 'adaptive' or a number in place of delta.
-    mode: 'switch', or 'learning' or 'expert' in every step.
-    paused_batch_stats: whether a paused network's BatchNorm running statistics move ('update', as in
-      the public code, whose forward pass runs in train mode) or not ('freeze').
+    epsilon: 'adaptive' or a number in [0, 1]; 1 gives the threshold's lower bound, 0 its upper bound.
+    threshold: 'adaptive' or a fixed number in place of delta.
+    mode: 'switch', or 'learning' or 'expert' to force that mode in every step.
+    paused_batch_stats: 'update' or 'freeze' the BatchNorm running statistics of a paused network. The public code
+      updates them: its forward pass runs in train mode.
     """
 
     temperature: float = config_fields.number(1.0, above=0.0)
@@ -43,23 +43,31 @@ class Hyperparameters:
 
 
 def switokd(
-    outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
+    inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
 ) -> MethodOutput:
-    """L_i = CE(z_i, y) + sum over edges into i of weight * tau^2 * KL(sg p_j || p_i) * [its gate learns].
+    """Computes L_i = CE(z_i, y) + sum over edges into i of weight * tau^2 * KL(sg p_j || p_i) * [in learning mode].
 
-    The teacher of gated pairs takes its step while at least one of them is in learning mode; every other
-    network, and a relay node, takes every step.
+    The last factor is 1 for edges without a gate.
+
+    A teacher is updated if at least one of its gated pairs is in learning mode. Relay nodes and networks that teach
+    in no gated pair are updated in every step.
     """
     h, tau = hyperparameters, hyperparameters.temperature
 
     def decide(student: jax.Array, teacher: jax.Array) -> Switch:
         return switch(student, teacher, labels, temperature=tau, epsilon=h.epsilon, threshold=h.threshold)
 
-    switches = decide_modes(outputs, topology, decide, h.mode)
-    losses = dict(outputs.cross_entropy)
-    for edge in topology.edges:
-        divergence = kl_divergence(outputs.logits[edge.source], outputs.logits[edge.learner], tau)
-        term = edge.weight * tau**2 * jnp.mean(divergence)
-        losses[edge.learner] += term if edge.gate is None else jnp.where(switches[edge.gate].expert, 0.0, term)
-    freeze = h.paused_batch_stats == "freeze"
-    return MethodOutput(losses, update_mask(topology, switches), switches, freeze_paused_stats=freeze)
+    switches = decide_modes(inputs, topology, decide, h.mode)
+
+    def term(edge: Edge) -> jax.Array:
+        divergence = kl_divergence(inputs.logits[edge.source], inputs.logits[edge.learner], tau)
+        weighted = edge.weight * tau**2 * jnp.mean(divergence)
+        return weighted if edge.gate is None else jnp.where(switches[edge.gate].expert, 0.0, weighted)
+
+    return add_distillation(
+        inputs.cross_entropy,
+        [(edge.learner, term(edge)) for edge in topology.edges],
+        should_update=update_mask(topology, switches),
+        switches=switches,
+        freeze_paused_stats=h.paused_batch_stats == "freeze",
+    )

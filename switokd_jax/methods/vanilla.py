@@ -1,4 +1,4 @@
-"""Every network learns from the labels alone."""
+"""Vanilla: every network is trained on the labels alone."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import dataclasses
 
 import jax
 
-from switokd_jax.methods.base import MethodInputs, MethodOutput
+from switokd_jax.methods.base import MethodInputs, MethodOutput, add_distillation
 from switokd_jax.topology import Topology
 
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
-    """None."""
+    """No hyperparameters."""
 
 
 def vanilla(
-    outputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
+    inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
 ) -> MethodOutput:
     """L_i = CE(z_i, y)."""
     del labels, topology, hyperparameters
-    return MethodOutput(outputs.cross_entropy)
+    return add_distillation(inputs.cross_entropy, [])

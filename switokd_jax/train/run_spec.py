@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from switokd_jax import models, optim, topology
+from switokd_jax import config_fields, models, optim, topology
 from switokd_jax.config import Config
 from switokd_jax.data import dataset, loader, resident, sampling, transforms
 from switokd_jax.errors import UserError
@@ -156,17 +156,39 @@ def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device
 
 
 def make_topology(config: Config) -> Topology:
-    """Builds the topology that the config names; alpha and beta of the method weight its edges.
+    """Builds the topology that the config names; the method's `edge_weights` weight its edges.
 
     Raises:
-      UserError: naming the node, edge or field at fault.
+      UserError: naming the node, edge or field that cannot be used.
     """
-    spec = config.topology
-    weights = {key: getattr(config.hyperparameters, key, 1.0) for key in ("alpha", "beta")}
+    kind, spec, method = config.topology.kind, config.topology, METHODS[config.method]
+    build = topology.TOPOLOGIES[kind]
+    weights: dict[str, Any] = {
+        name: getattr(config.hyperparameters, field)
+        for name, field in zip(("alpha", "beta"), method.edge_weights, strict=False)
+    }
+    settings = topology.TopologySettings(
+        networks=[*config.networks],
+        teachers=spec.teachers,
+        students=spec.students,
+        names=spec.names,
+        edges=spec.edges,
+        relay=spec.relay,
+        **weights,
+    )
     try:
-        graph = _topology(spec, [*config.networks], weights)
+        graph = build(settings)
     except ValueError as error:
         raise UserError(f"config.topology: {error}") from None
+    defaults = config_fields.defaults(method.hyperparameters)
+    for name, field in zip(weights, method.edge_weights, strict=True):
+        unweighted: dict[str, Any] = {name: 1.0}
+        # A kind that does not use the weight builds the same topology without it.
+        if weights[name] not in (1.0, defaults[field]) and build(dataclasses.replace(settings, **unweighted)) == graph:
+            raise UserError(
+                f"config.{config.method}.{field} is {weights[name]}, but topology.kind {kind!r} does not use it; leave "
+                f"it at {defaults[field]} and put weights on the edges (topology.kind 'custom', topology.edges)"
+            )
     if unknown := [name for name in graph.nodes if name not in config.networks]:
         raise UserError(
             f"config.topology names the unknown network {unknown[0]!r}; config.networks has "
@@ -175,20 +197,6 @@ def make_topology(config: Config) -> Topology:
     if unused := [name for name in config.networks if name not in graph.nodes]:
         raise UserError(f"config.networks.{unused[0]} takes no part in config.topology; remove it or name it there")
     return graph
-
-
-def _topology(spec: Any, names: list[str], weights: dict[str, float]) -> Topology:
-    if spec.kind == "pair":
-        if len(spec.teachers) != 1 or len(spec.students) != 1:
-            raise ValueError("a pair has one name in teachers and one in students")
-        return topology.pair(spec.teachers[0], spec.students[0], **weights)
-    if spec.kind == "star":
-        return topology.star(spec.teachers, spec.students, **weights)
-    if spec.kind == "chain":
-        return topology.chain(spec.names, relay=spec.relay, **weights)
-    if spec.kind == "complete":
-        return topology.complete(spec.names or names)
-    return topology.custom(spec.names or names, spec.edges, relay=spec.relay)
 
 
 def check_microbatches(config: Config, num_examples: int, num_devices: int) -> None:
@@ -260,8 +268,8 @@ def _network(
             ) from None
     return NetworkSpec(
         module=module,
-        optimizer=optim.optimizer(network),
-        schedule=optim.schedule(network, steps_per_epoch, total_steps),
+        optimizer=optim.make_optimizer(network.optimizer, network.optimizer_settings, network.clip_norm),
+        schedule=optim.make_schedule(network.schedule, network.schedule_settings(steps_per_epoch, total_steps)),
         label_smoothing=network.label_smoothing,
         ema=network.ema,
         frozen=network.frozen,
