@@ -1,4 +1,4 @@
-"""Your own data set: the direction of a bar, in images that NumPy draws. With an augmentation of its own.
+"""Trains on your own data set with your own augmentation: the direction of a bar, in images that NumPy draws.
 
 python -m switokd_jax.main --config=examples/own_data_set.py --workdir=runs/own_data_set
 """

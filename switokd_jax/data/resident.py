@@ -1,4 +1,4 @@
-"""Resident pipeline: the device memory holds a whole split as uint8, and the host sends indices only."""
+"""Resident pipeline: device memory holds a full split as uint8, and the host sends indices only."""
 
 from __future__ import annotations
 

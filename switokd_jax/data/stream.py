@@ -1,8 +1,8 @@
-"""Streaming pipeline: Grain's worker processes read, decode and crop whole batches ahead of the devices.
+"""Streaming pipeline: Grain's worker processes read, decode and crop complete batches ahead of the devices.
 
 A batch depends on its step alone, and an image's crop on (seed, epoch, index): any number of workers, processes and
-restarts gives the same bits. A worker makes whole batches, so only finished arrays cross between processes, through
-shared memory.
+restarts gives the same bits. A worker makes complete batches, so only finished arrays cross between processes,
+through shared memory.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Augmentation: transforms of uint8 batches inside the jitted train step, and crops of single images on the host.
 
-On the device, `config.data.transforms` names entries of `TRANSFORMS`. Each example has a key of its own, made from
+On the device, `config.data.transforms` names entries of `TRANSFORMS`. Each example has a key of its own, derived from
 (seed, epoch, index): any number of devices sees the same images. To add a transform, write a pure function and
 register it, for example in a config file:
 
