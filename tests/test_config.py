@@ -44,8 +44,8 @@ def test_every_config_builds_its_plan(path: Path) -> None:
     assert set(run.networks) == set(c.networks)
     for network in run.networks.values():
         draw = functools.partial(init_variables, network.module, image_shape=shape)
-        made = jax.eval_shape(draw, jax.random.PRNGKey(0))
-        assert made["params"]
+        variables = jax.eval_shape(draw, jax.random.PRNGKey(0))
+        assert variables["params"]
     command = f"python -m switokd_jax.main --config=configs/{path.name}"
     assert command in path.read_text(), "the docstring gives the command"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,7 @@ class MethodInputs:
     memory: Any = None
 
 
+@no_type_check  # JAX also builds it from other leaves, such as ShapeDtypeStruct
 @struct.dataclass
 class MethodOutput:
     """Losses, update decisions and metrics of one step.

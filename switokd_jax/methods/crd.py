@@ -8,7 +8,7 @@ replacement.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ class Hyperparameters:
     teacher: str = config_fields.text("pooled")
 
 
+@no_type_check  # JAX also builds it from other leaves, such as ShapeDtypeStruct
 @struct.dataclass
 class Bank:
     """Embeddings of all training images by one of the two networks of an edge.
@@ -60,6 +61,7 @@ class Bank:
     scale: jax.Array
 
 
+@no_type_check  # JAX also builds it from other leaves, such as ShapeDtypeStruct
 @struct.dataclass
 class Memory:
     """State of the method between steps. Checkpoints contain these field names.

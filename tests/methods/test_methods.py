@@ -13,7 +13,17 @@ from scipy import optimize
 
 from switokd_jax import topology
 from switokd_jax.losses import cross_entropy
-from switokd_jax.methods import METHODS, MemoryInputs, MethodInputs, MethodOutput, crd, dkd, fitnet, kdcl
+from switokd_jax.methods import (
+    METHODS,
+    MemoryInputs,
+    MethodInputs,
+    MethodOutput,
+    add_distillation,
+    crd,
+    dkd,
+    fitnet,
+    kdcl,
+)
 
 CLASSES, BATCH = 4, 6
 TOPOLOGIES = {
@@ -59,7 +69,7 @@ def adapter(method: str) -> Any:
 
 
 def keys(graph: topology.Topology) -> dict[str, jax.Array]:
-    return {str(edge): jax.random.PRNGKey(place) for place, edge in enumerate(graph.edges)}
+    return {str(edge): jax.random.PRNGKey(i) for i, edge in enumerate(graph.edges)}
 
 
 def decide(
@@ -78,7 +88,7 @@ def decide(
     hyperparameters = entry.hyperparameters(**(SMALL_CRD if method == "crd" else {}), **changes)
     if memory is None:
         memory = entry.init_memory(hyperparameters, MemoryInputs(graph.nodes, TRAINING_LABELS, keys(graph)))
-    outputs = MethodInputs(
+    inputs = MethodInputs(
         {name: jnp.asarray(z) for name, z in logits.items()},
         ce,
         frozen,
@@ -89,7 +99,7 @@ def decide(
         epoch,
         memory,
     )
-    return entry.apply(outputs, jnp.asarray(LABELS), graph, hyperparameters)
+    return entry.apply(inputs, jnp.asarray(LABELS), graph, hyperparameters)
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -148,6 +158,25 @@ def test_teacher_of_two_learns_from_the_student_that_keeps_up() -> None:
         assert bool(decision.should_update["a"])
         alone = decide("switokd", topology.pair("a", "c"), {k: z[k] for k in "ac"})
         assert decision.losses["a"] == pytest.approx(float(alone.losses["a"]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["pair", "complete"])
+def test_the_distillation_metric_is_the_loss_without_its_task_part(method: str, name: str) -> None:
+    graph = TOPOLOGIES[name]
+    z = random_logits(graph, 1)
+    with jax.enable_x64(True):
+        output = decide(method, graph, z)
+        task_share = 1.0 - METHODS[method].hyperparameters().weight if method in ("kd", "rco") else 1.0
+        assert [*output.metrics] == [f"{node}/distillation" for node in graph.nodes]
+        for node in graph.nodes:
+            distillation = float(output.losses[node]) - task_share * ce(z[node]).mean()
+            assert output.metrics[f"{node}/distillation"] == pytest.approx(distillation, abs=1e-10)
+
+
+def test_distillation_terms_are_added_in_their_order() -> None:
+    task, terms = {"a": jnp.float32(1.0)}, [("a", jnp.float32(term)) for term in (1e8, -1e8, 0.25)]
+    assert add_distillation(task, terms).losses["a"] == 0.25, "the 1 is lost in 1e8"
 
 
 @pytest.mark.parametrize("mode", ["learning", "expert"])
@@ -299,8 +328,8 @@ def test_kd(name: str) -> None:
     assert len(graph.edges_from(frozenset({"a"}))) == len(graph.nodes) - 1
 
 
-@pytest.mark.parametrize(("epoch", "grown"), [(1, 0.05), (10, 0.5), (33, 1.0)])
-def test_dkd(epoch: int, grown: float) -> None:
+@pytest.mark.parametrize(("epoch", "warmup"), [(1, 0.05), (10, 0.5), (33, 1.0)])
+def test_dkd(epoch: int, warmup: float) -> None:
     """The decoupled parts by plain sums over probabilities."""
     graph, z, t = TOPOLOGIES["pair"], random_logits(TOPOLOGIES["pair"], 0), 4.0
     target, others = 0.0, 0.0
@@ -309,15 +338,15 @@ def test_dkd(epoch: int, grown: float) -> None:
         target += p[y] * np.log(p[y] / q[y]) + (1 - p[y]) * np.log((1 - p[y]) / (1 - q[y]))
         p_others, q_others = (np.delete(x, y) / (1 - x[y]) for x in (p, q))
         others += float(kl(p_others, q_others))
-    expected = ce(z["b"]).mean() + grown * 0.7 * t**2 * (target + 8 * others) / BATCH
+    expected = ce(z["b"]).mean() + warmup * 0.7 * t**2 * (target + 8 * others) / BATCH
     with jax.enable_x64(True):
         decision = decide("dkd", graph, z, epoch=epoch)
         assert decision.losses["b"] == pytest.approx(expected, rel=1e-10)
         # With a = 1 and b = 1 - p_y it is plain KD (equation 7): a check of both parts together.
         parts = dkd.decoupled(jnp.asarray(z["a"]), jnp.asarray(z["b"]), jnp.asarray(LABELS), t)
         p_y = softmax(z["a"] / t)[np.arange(BATCH), LABELS]
-        whole = kl(softmax(z["a"] / t), softmax(z["b"] / t))
-        np.testing.assert_allclose(parts[0] + (1 - p_y) * parts[1], whole, rtol=1e-10)
+        expected_kd = kl(softmax(z["a"] / t), softmax(z["b"] / t))
+        np.testing.assert_allclose(parts[0] + (1 - p_y) * parts[1], expected_kd, rtol=1e-10)
 
 
 def test_dist() -> None:
@@ -330,7 +359,7 @@ def test_dist() -> None:
         assert decide("dist", graph, z).losses["b"] == pytest.approx(expected, rel=1e-6)  # the public code's 1e-8
         flat = {"a": z["a"], "b": np.zeros_like(z["b"])}
         gradient = jax.grad(lambda logits: decide("dist", graph, logits).losses["b"])(flat)
-        assert np.isfinite(gradient["b"]).all(), "a student without any opinion still has a gradient"
+        assert np.isfinite(gradient["b"]).all(), "the gradient of uniform predictions is finite"
 
 
 def attention(f: np.ndarray) -> np.ndarray:
@@ -343,8 +372,8 @@ def test_at() -> None:
     graph, z = TOPOLOGIES["pair"], random_logits(TOPOLOGIES["pair"], 0)
     f = {node: random_features(node) for node in "ab"}
     expected = ce(z["b"]).mean()
-    for own, theirs in zip(STAGES, ("stage1", "stage2", "stage3"), strict=True):
-        expected += 0.7 * 1000 * ((attention(f["a"][theirs]) - attention(f["b"][own])) ** 2).mean()
+    for stage in STAGES:
+        expected += 0.7 * 1000 * ((attention(f["a"][stage]) - attention(f["b"][stage])) ** 2).mean()
     with jax.enable_x64(True):
         assert decide("at", graph, z).losses["b"] == pytest.approx(expected, rel=1e-12)
         larger = decide("at", graph, z, student=("stage2",), teacher=("stage3",)).losses["b"]
@@ -369,8 +398,8 @@ def test_fitnets_regressor() -> None:
     x = np.random.default_rng(0).normal(size=(BATCH, 4, 4, 3))
     with jax.enable_x64(True):
         module = fitnet.regressor((1, 4, 4, 3), (1, 2, 2, 5), dtype=np.float64, param_dtype=np.float64)
-        variables = module.init(jax.random.PRNGKey(0), jnp.asarray(x), x, train=False)
-        got, _ = module.apply(variables, jnp.asarray(x), x, train=True, mutable=["batch_stats"])
+        variables = module.init(jax.random.PRNGKey(0), jnp.asarray(x), jnp.asarray(x), train=False)
+        got, _ = module.apply(variables, jnp.asarray(x), jnp.asarray(x), train=True, mutable=["batch_stats"])
     conv = jax.tree.map(np.asarray, variables["params"]["conv"])
     y = x[:, ::2, ::2] @ conv["kernel"] + conv["bias"]
     expected = np.maximum((y - y.mean((0, 1, 2))) / np.sqrt(y.var((0, 1, 2)) + 1e-5), 0)
@@ -412,9 +441,9 @@ def test_crd() -> None:
         for _ in range(2):
             banks = [np.asarray(bank.embeddings) for bank in memory.banks["b <- a"]]
             decision = decide("crd", graph, z, memory=memory)
-            of_student, scales[1] = contrast(views["b"], banks[1], negatives, scales[1])
-            of_teacher, scales[0] = contrast(views["a"], banks[0], negatives, scales[0])
-            expected = ce(z["b"]).mean() + 0.7 * 0.8 * (of_student + of_teacher)
+            student_loss, scales[1] = contrast(views["b"], banks[1], negatives, scales[1])
+            teacher_loss, scales[0] = contrast(views["a"], banks[0], negatives, scales[0])
+            expected = ce(z["b"]).mean() + 0.7 * 0.8 * (student_loss + teacher_loss)
             assert decision.losses["b"] == pytest.approx(expected, rel=1e-10)
             memory = decision.memory
             for bank, before, node, scale in zip(memory.banks["b <- a"], banks, "ba", scales, strict=True):
@@ -424,8 +453,8 @@ def test_crd() -> None:
 
 
 def test_crds_negatives_are_all_images_of_other_classes() -> None:
-    given = MemoryInputs(("a", "b"), TRAINING_LABELS, keys(TOPOLOGIES["pair"]))
-    memory = METHODS["crd"].init_memory(crd.Hyperparameters(**SMALL_CRD), given)
+    inputs = MemoryInputs(("a", "b"), TRAINING_LABELS, keys(TOPOLOGIES["pair"]))
+    memory = METHODS["crd"].init_memory(crd.Hyperparameters(**SMALL_CRD), inputs)
     drawn = np.asarray(crd.other_classes(jax.random.PRNGKey(0), jnp.asarray(LABELS), 20_000, memory))
     for label, row in zip(LABELS, drawn, strict=True):
         counts = np.bincount(row, minlength=len(TRAINING_LABELS))
@@ -493,28 +522,28 @@ def test_gradients(method: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "name"), list(itertools.product(METHODS, TOPOLOGIES)))
-def test_others_are_heard_and_not_pushed(method: str, name: str) -> None:
-    """Moving another network's logits changes the loss of who learns from it, and sends no gradient there."""
+def test_losses_depend_on_other_networks_without_a_gradient(method: str, name: str) -> None:
+    """Changed logits of a source change the losses of its learners, which send no gradient to it."""
     graph = TOPOLOGIES[name]
     z = random_logits(graph, 1)
     with jax.enable_x64(True):
         before = decide(method, graph, z).losses
-        heard = set()
+        dependencies = set()
         for source in graph.nodes:
             rotated = {**z, source: np.roll(z[source], 1, axis=1)}
             after = decide(method, graph, rotated).losses
-            heard |= {(node, source) for node in graph.nodes if node != source and after[node] != before[node]}
+            dependencies |= {(node, source) for node in graph.nodes if node != source and after[node] != before[node]}
         for node in graph.nodes:
             gradient = jax.grad(lambda logits, node=node: decide(method, graph, logits).losses[node])(z)
             assert not any(np.any(gradient[other]) for other in graph.nodes if other != node)
-    everybody = set(itertools.permutations(graph.nodes, 2))
+    all_pairs = set(itertools.permutations(graph.nodes, 2))
     if method == "vanilla":
-        assert heard == set()
+        assert dependencies == set()
     elif method in ("dml", "kdcl"):
-        assert heard == everybody
+        assert dependencies == all_pairs
     elif method in ("at", "fitnet", "crd"):
-        assert heard == set(), "they hear features"
+        assert dependencies == set(), "they learn from features"
     elif METHODS[method].offline:
-        assert heard == {(e.learner, e.source) for e in graph.edges_from(frozenset(graph.nodes[:1]))}
+        assert dependencies == {(e.learner, e.source) for e in graph.edges_from(frozenset(graph.nodes[:1]))}
     else:
-        assert {(e.learner, e.source) for e in graph.edges if not e.gate} <= heard
+        assert {(e.learner, e.source) for e in graph.edges if not e.gate} <= dependencies
