@@ -96,7 +96,9 @@ def exit_on_error(cluster: multihost.Cluster | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, SaveError, NonFiniteError) as error:
+    except (UserError, SaveError) as error:  # without notes: JAX adds some to errors of traced functions
+        _exit(cluster, str(error))
+    except NonFiniteError as error:
         _exit(cluster, "; ".join([str(error), *getattr(error, "__notes__", [])]))
     except Stopped as stopped:
         print(f"switokd_jax: {stopped}", file=sys.stderr)

@@ -29,13 +29,13 @@ METRICS = ("top1", "top5", "loss", "calibration_error")
 
 
 def evaluate(
-    workdir: str | Path, which: str = "best", split: str = "test", data: str = "", data_dir: str = ""
+    workdir: str | Path, version: str = "best", split: str = "test", data: str = "", data_dir: str = ""
 ) -> dict[str, Any]:
     """Evaluates every network of a run on every example of a split, without augmentation.
 
     Args:
       workdir: of the run.
-      which: checkpoint: 'best', 'latest', or a step.
+      version: checkpoint: 'best', 'latest', or a step.
       split: one of `SPLITS`.
       data: name of another data set with the same classes and image shape; the run's own unless args.
       data_dir: its folder.
@@ -48,7 +48,7 @@ def evaluate(
       UserError: naming what cannot be read, or does not fit the run.
     """
     config = trained_network.read_config(Path(workdir))
-    networks = {name: trained_network.read(workdir, name, which) for name in config.networks}
+    networks = {name: trained_network.read(workdir, name, version) for name in config.networks}
     spec = dataclasses.replace(config.data, name=data or config.data.name, dir=data_dir or config.data.dir)
     dataset = load_dataset(spec, config.seed)
     for network in networks.values():
@@ -61,11 +61,13 @@ def evaluate(
     examples = getattr(dataset, split)
     if not len(examples):
         raise UserError(f"--split {split}: the run held no images out (config.data.validation_fraction); take 'test'")
-    first = next(iter(networks.values()))
+    network = next(iter(networks.values()))
     distribution = mesh.create("jit", "replicated", "global", BATCH_SIZE, jax.local_devices()[:1])
     loader = make_loader(examples, dataset.image_spec, spec, config.seed, BATCH_SIZE, distribution.process_shard)
     eval_step = make_eval_step(
-        {name: network.module for name, network in networks.items()}, first.preprocess, layers_of(first.module).dtype
+        {name: network.module for name, network in networks.items()},
+        network.preprocess,
+        layers_of(network.module).dtype,
     )
     evaluator = Evaluator(
         step=distribution.compile(eval_step, has_state=False),
@@ -77,10 +79,10 @@ def evaluate(
     pairs = itertools.combinations(enumerate(networks), 2)
     return {
         "examples": len(examples),
-        "networks": {
-            name: {metric: metrics[metric] for metric in METRICS} for name, metrics in evaluation.networks.items()
+        "networks": {name: {metric: evaluation.networks[name][metric] for metric in METRICS} for name in networks},
+        "agreement": {
+            f"{first}, {second}": 100.0 * float(evaluation.agreement[i, j]) for (i, first), (j, second) in pairs
         },
-        "agreement": {f"{one}, {other}": 100.0 * float(evaluation.agreement[i, j]) for (i, one), (j, other) in pairs},
     }
 
 

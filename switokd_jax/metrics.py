@@ -115,18 +115,18 @@ def finite_key(network: str) -> str:
     return f"{network}/finite"
 
 
-def merge_metrics(metrics: dict[str, jax.Array], own: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def merge_metrics(metrics: dict[str, jax.Array], method_metrics: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Adds a method's own metrics, of any name, to those of the step.
 
     Raises:
       UserError: if one has a name that the step uses itself, or is not a scalar.
     """
-    for name, value in own.items():
+    for name, value in method_metrics.items():
         if name in (*metrics, "split", "epoch", "step"):
             raise UserError(f"the method's metric {name!r} has the name of another metric; give it another name")
         if jnp.shape(value):
             raise UserError(f"the method's metric {name!r} has shape {jnp.shape(value)}; it must be a scalar")
-    return {**metrics, **{name: jnp.asarray(value) for name, value in own.items()}}
+    return {**metrics, **{name: jnp.asarray(value) for name, value in method_metrics.items()}}
 
 
 def sort_metrics(names: Iterable[str], owners: Sequence[str]) -> list[str]:

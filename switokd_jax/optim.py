@@ -182,8 +182,8 @@ def make_schedule(name: str, settings: ScheduleSettings) -> Schedule:
       settings: its arguments.
 
     >>> rate = make_schedule("multistep", ScheduleSettings(learning_rate=1.0, total_steps=9, milestones=(3, 6)))
-    >>> [round(float(rate(step)), 3) for step in range(0, 9, 2)]
-    [1.0, 1.0, 0.1, 0.01, 0.01]
+    >>> tuple(round(float(rate(step)), 3) for step in range(0, 9, 2))
+    (1.0, 1.0, 0.1, 0.01, 0.01)
     """
     factor = SCHEDULES[name](settings)
 

@@ -15,10 +15,10 @@ DTYPES: dict[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "flo
 
 def module_dtypes(dtype: str) -> dict[str, Any]:
     """Returns `dtype` and `param_dtype` of the modules of a run. Parameters are float32 at least."""
-    return {"dtype": DTYPES[dtype], "param_dtype": at_least_float32(DTYPES[dtype])}
+    return {"dtype": DTYPES[dtype], "param_dtype": float32_or_wider(DTYPES[dtype])}
 
 
-def at_least_float32(dtype: Any) -> Any:
+def float32_or_wider(dtype: Any) -> Any:
     """Returns float32 for narrower floating-point dtypes, and wider dtypes unchanged."""
     return jnp.promote_types(dtype, jnp.float32)
 
@@ -28,7 +28,7 @@ def promote_to_float32(x: jax.Array | np.ndarray) -> jax.Array:
 
     Losses need it: a sum over the classes in bfloat16 has only two or three correct digits.
     """
-    return jnp.asarray(x).astype(at_least_float32(x.dtype))
+    return jnp.asarray(x).astype(float32_or_wider(x.dtype))
 
 
 @contextlib.contextmanager

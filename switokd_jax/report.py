@@ -88,9 +88,9 @@ def _results(groups: Mapping[str, Sequence[Run]]) -> list[ElementTree.Element]:
     head = ["experiment", "network", "final top-1 %", "best top-1 %", "updates %", unit, "parameters", "model"]
     rows = [[label, name, *_scores(seeds, name, size)] for label, seeds in groups.items() for name in seeds[0].networks]
     steps, epochs = (_range(run.summary[field] for run in runs) for field in ("steps", "epochs"))
-    selected_on = ", ".join(sorted({run.summary["best_selected_on"] for run in runs}))
+    selection_splits = ", ".join(sorted({run.summary["best_selected_on"] for run in runs}))
     note = (
-        f"{epochs} epochs ({steps} steps); top-1 on the test split, best by {selected_on}; "
+        f"{epochs} epochs ({steps} steps); top-1 on the test split, best by {selection_splits}; "
         f"{unit} of the whole run, paused steps without their backward pass."
     )
     if any(len(seeds) > 1 for seeds in groups.values()):

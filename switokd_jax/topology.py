@@ -84,8 +84,8 @@ def pair(teacher: str, student: str, *, alpha: float = 1.0, beta: float = 1.0) -
       alpha: weight of the student's edge from its teacher.
       beta: weight of the teacher's gated edge from its student.
 
-    >>> [str(edge) for edge in pair("t", "s").edges]
-    ['s <- t', 't <- s']
+    >>> tuple(str(edge) for edge in pair("t", "s").edges)
+    ('s <- t', 't <- s')
     >>> pair("t", "s").pairs
     (('t', 's'),)
     """
@@ -103,8 +103,8 @@ def star(teachers: Sequence[str], students: Sequence[str], *, alpha: float = 1.0
       alpha: weight of each student's edge from its teacher.
       beta: weight of each teacher's gated edge from its student.
 
-    >>> [str(edge) for edge in star(["t"], ["a", "b"]).edges]
-    ['a <- t', 't <- a', 'b <- t', 't <- b', 'a <- b', 'b <- a']
+    >>> tuple(str(edge) for edge in star(["t"], ["a", "b"]).edges)
+    ('a <- t', 't <- a', 'b <- t', 't <- b', 'a <- b', 'b <- a')
     """
     teachers, students = tuple(teachers), tuple(students)
     if min(len(teachers), len(students)) != 1:
@@ -142,8 +142,8 @@ def chain(names: Sequence[str], *, alpha: float = 1.0, beta: float = 1.0, relay:
 def complete(names: Sequence[str]) -> Topology:
     """Creates ungated edges between all networks, as in deep mutual learning. A single network is allowed.
 
-    >>> [str(edge) for edge in complete(["a", "b"]).edges]
-    ['a <- b', 'b <- a']
+    >>> tuple(str(edge) for edge in complete(["a", "b"]).edges)
+    ('a <- b', 'b <- a')
     """
     return Topology(tuple(names), _mutual(names))
 

@@ -143,7 +143,7 @@ METHOD: dict[str, tuple[dict[str, Any], str]] = {
     "frozen average": ({"networks.teacher.ema": 0.9, **FROZEN}, r"config.networks.teacher is frozen, so .* ema to 0"),
     "held-out weights": (
         {"method": "kdcl", "kdcl.target": "general"},
-        r"config.data.validation_fraction is 0, and this form of 'kdcl' weighs the networks on held-out images",
+        r"config.data.validation_fraction is 0, and this form of 'kdcl' weights the networks on held-out images",
     ),
     "all frozen": (
         {

@@ -145,7 +145,7 @@ def test_a_record_without_class_names_is_refused_with_the_remedy(workdir: Path, 
     del old["starts"][-1]["data"]["classes"]
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
     (tmp_path / "record.json").write_text(json.dumps(old))
-    with pytest.raises(UserError, match="start the run's command again"):
+    with pytest.raises(UserError, match="repeat the run's command, which adds them"):
         trained_network.read(tmp_path, "student")
 
 

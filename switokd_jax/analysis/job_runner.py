@@ -159,8 +159,8 @@ def plan(
 def format_duration(seconds: float) -> str:
     """Formats a rough duration in its largest unit.
 
-    >>> [format_duration(seconds) for seconds in (45, 720, 12600, 181440)]
-    ['45 s', '12 min', '3.5 h', '2.1 days']
+    >>> tuple(format_duration(seconds) for seconds in (45, 720, 12600, 181440))
+    ('45 s', '12 min', '3.5 h', '2.1 days')
     """
     for unit, size in (("days", 86400.0), ("h", 3600.0)):
         if seconds >= size:

@@ -15,7 +15,7 @@ from switokd_jax.switching import Switch
 
 # The built-in metrics. Other figures show those of them that are worth a figure.
 ROW_FIELDS = ("split", "epoch", "step")
-NETWORK_METRICS = ("loss", "cross_entropy", "top1", "top5", "class_top1", "learning_rate", "updates")
+NETWORK_METRICS = ("loss", "cross_entropy", "distillation", "top1", "top5", "class_top1", "learning_rate", "updates")
 PAIR_METRICS = Switch._fields
 
 

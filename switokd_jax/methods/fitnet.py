@@ -45,8 +45,8 @@ def fitnet(
     terms, stats = [], {}
     for edge in topology.edges_from(inputs.frozen):
         source = jax.lax.stop_gradient(promote_to_float32(inputs.features[edge.source][h.teacher]))
-        adapted, stats[str(edge)] = inputs.adapters[str(edge)](inputs.features[edge.learner][h.student], source)
-        term = h.weight * edge.weight * jnp.mean((promote_to_float32(adapted) - source) ** 2)
+        projected, stats[str(edge)] = inputs.adapters[str(edge)](inputs.features[edge.learner][h.student], source)
+        term = h.weight * edge.weight * jnp.mean((promote_to_float32(projected) - source) ** 2)
         terms.append((edge.learner, term))
     return add_distillation(inputs.cross_entropy, terms, adapter_stats=stats)
 

@@ -53,8 +53,8 @@ class ShardingStrategy:
 
     def device_put(self, tree: Tree) -> Tree:
         """Puts a tree of arrays, the same in every process, on the devices."""
-        put = jax.device_put if jax.process_count() == 1 else _device_put_local
-        return jax.tree.map(put, tree, self.tree_sharding(tree))
+        device_put = jax.device_put if jax.process_count() == 1 else _device_put_local
+        return jax.tree.map(device_put, tree, self.tree_sharding(tree))
 
     def bytes_per_device(self, tree: Tree) -> int:
         """Returns the bytes that each device holds of a tree."""

@@ -163,9 +163,9 @@ def train(
                 rows, pending = fetch_rows(run, pending), []
                 clock.update()
                 write_rows(writer, rows)
-                if trained := [row for row in rows if row["split"] == "train"]:
-                    stats = progress_stats(run, clock, trained[-1]["step"], mean_expert_mode(trained, run.pairs))
-                    progress.update(trained[-1], stats)
+                if train_rows := [row for row in rows if row["split"] == "train"]:
+                    stats = progress_stats(run, clock, train_rows[-1]["step"], mean_expert_mode(train_rows, run.pairs))
+                    progress.update(train_rows[-1], stats)
                 if not (stop or event):
                     continue
 
@@ -197,10 +197,10 @@ def train(
         if is_main_process():
             try:
                 write_json(workdir.summary, result)
-                drawn = figures.draw_run(workdir.root)
+                pictures = figures.draw_run(workdir.root)
             except OSError as error:
                 raise SaveError(f"{workdir.root}: {error.strerror}; make room and repeat the same command") from error
-            progress.print(summary.format_summary(result, workdir, drawn))
+            progress.print(summary.format_summary(result, workdir, pictures))
         return result
 
 
@@ -296,8 +296,8 @@ def save_latest(
 
 
 def write_rows(writer: metric_writers.Writer, rows: list[metric_writers.MetricsRow]) -> bool:
-    """Writes rows of metrics; returns False if some rows wait for disk space."""
-    return writer is None or writer.write(rows)
+    """Writes rows of metrics, in the first process only; returns False if some rows wait for disk space."""
+    return not is_main_process() or writer.write(rows)
 
 
 def update_method_memory(run: RunSpec, state: TrainState, evaluations: Mapping[str, Evaluation]) -> TrainState:

@@ -68,12 +68,12 @@ def mean_by_split(rows: Sequence[MetricsRow]) -> list[tuple[int, dict[str, float
     """
     means = []
     for split in sorted({row["split"] for row in rows} - {"skipped"}):
-        of_split = [row for row in rows if row["split"] == split]
-        last = of_split[-1]
+        rows_of_split = [row for row in rows if row["split"] == split]
+        last = rows_of_split[-1]
         metrics = {}
         for name, value in last.items():
             if isinstance(value, int | float) and name not in ("step", "epoch"):
-                values = [row[name] for row in of_split if name in row]
+                values = [row[name] for row in rows_of_split if name in row]
                 metrics[f"{split}/{name}"] = sum(values) / len(values)
         means.append((last["step"], metrics))
     return means

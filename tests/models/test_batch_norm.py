@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from switokd_jax.models.ops import batch_norm
 from switokd_jax.models.ops.batch_norm import BatchNorm
-from switokd_jax.precision import at_least_float32, promote_to_float32
+from switokd_jax.precision import float32_or_wider, promote_to_float32
 
 SHAPES = [(16, 5, 3, 7), (16, 6)]
 OPTIONS: dict[str, Any] = {"momentum": 0.7, "epsilon": 1e-5}
@@ -30,7 +30,7 @@ def random_inputs(shape: tuple[int, ...], dtype: Any) -> tuple[jax.Array, jax.Ar
     """Returns an input that is far from normalized, the output's gradient, and parameters and statistics."""
     rng = np.random.default_rng(0)
     x, weight = (jnp.asarray(rng.normal(0.5, 2.0, shape), dtype) for _ in range(2))
-    param_dtype = at_least_float32(dtype)
+    param_dtype = float32_or_wider(dtype)
     scale, bias, mean, var = (jnp.asarray(rng.uniform(0.5, 1.5, shape[-1:]), param_dtype) for _ in range(4))
     return x, weight, {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
 
@@ -62,7 +62,7 @@ def test_numbers_are_flax_s(shape: tuple[int, ...], dtype: Any, train: bool) -> 
     with jax.enable_x64(dtype == jnp.float64):
         ours, flax_s = (
             jax.jit(functools.partial(results, layer))(*random_inputs(shape, dtype))
-            for layer in ours_and_flax_s(train=train, dtype=dtype, param_dtype=at_least_float32(dtype))
+            for layer in ours_and_flax_s(train=train, dtype=dtype, param_dtype=float32_or_wider(dtype))
         )
         assert_close(ours, flax_s, TOLERANCE[dtype])
 

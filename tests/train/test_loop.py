@@ -136,7 +136,7 @@ def test_anchors_are_tried_at_the_start(finished: Path, tmp_path: Path) -> None:
 
 def test_images_that_a_model_cannot_take(tmp_path: Path) -> None:
     c = tiny_runs.tiny_config(student="swin_tiny")
-    with pytest.raises(UserError, match=r"config.networks.student.model 'swin_tiny': a swin wants square"):
+    with pytest.raises(UserError, match=r"config.networks.student.model 'swin_tiny': a swin takes square"):
         loop.train_and_evaluate(c, tmp_path / "new", jax.devices()[:1])
     assert not (tmp_path / "new").exists()
 
