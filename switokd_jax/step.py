@@ -146,27 +146,10 @@ def _method_gradients(
 
     def total_loss(
         outputs: Mapping[str, NetworkOutput], adapter_params: Mapping[str, Tree]
-    ) -> tuple[jax.Array, tuple[MethodOutput, dict[str, jax.Array]]]:
-        task_losses = {
-            name: jnp.mean(cross_entropy(output.logits, global_labels, spec.networks[name].label_smoothing))
-            for name, output in outputs.items()
-        }
-        method_inputs = MethodInputs(
-            logits={name: output.logits for name, output in outputs.items()},
-            cross_entropy=task_losses,
-            frozen=spec.frozen,
-            features={name: output.features for name, output in outputs.items()},
-            adapters={
-                edge: _adapter_fn(spec.adapters[edge], state.adapters[edge].batch_stats, params)
-                for edge, params in adapter_params.items()
-            },
-            indices=global_indices,
-            keys={edge: fold_in_name(key, edge) for edge in adapter_params},
-            epoch=state.step // spec.steps_per_epoch + 1,
-            memory=state.memory,
-        )
-        output = spec.method(method_inputs, global_labels, spec.topology, spec.hyperparameters)
-        return jnp.sum(jnp.stack([*output.losses.values()])), (output, task_losses)
+    ) -> tuple[jax.Array, tuple[MethodOutput, Mapping[str, jax.Array]]]:
+        inputs = _method_inputs(outputs, adapter_params, global_labels, global_indices, state, spec, key)
+        output = spec.method(inputs, global_labels, spec.topology, spec.hyperparameters)
+        return jnp.sum(jnp.stack([*output.losses.values()])), (output, inputs.cross_entropy)
 
     adapter_params = {edge: collectives.all_gather_params(adapter.params) for edge, adapter in state.adapters.items()}
     gradient_fn = jax.grad(total_loss, argnums=(0, 1), has_aux=True)
@@ -175,6 +158,35 @@ def _method_gradients(
         name: 100.0 * jnp.mean(top_k_correct(global_outputs[name].logits, global_labels)) for name in global_outputs
     }
     return _MethodGradients(cotangents, adapter_gradients, output, task_losses, top1)
+
+
+def _method_inputs(
+    outputs: Mapping[str, NetworkOutput],
+    adapter_params: Mapping[str, Tree],
+    labels: jax.Array,
+    indices: jax.Array,
+    state: TrainState,
+    spec: StepSpec,
+    key: jax.Array,
+) -> MethodInputs:
+    """Collects what the method sees: everything of the global batch."""
+    return MethodInputs(
+        logits={name: output.logits for name, output in outputs.items()},
+        cross_entropy={
+            name: jnp.mean(cross_entropy(output.logits, labels, spec.networks[name].label_smoothing))
+            for name, output in outputs.items()
+        },
+        frozen=spec.frozen,
+        features={name: output.features for name, output in outputs.items()},
+        adapters={
+            edge: _adapter_fn(spec.adapters[edge], state.adapters[edge].batch_stats, params)
+            for edge, params in adapter_params.items()
+        },
+        indices=indices,
+        keys={edge: fold_in_name(key, edge) for edge in adapter_params},
+        epoch=state.step // spec.steps_per_epoch + 1,
+        memory=state.memory,
+    )
 
 
 def _update_networks(
