@@ -37,7 +37,7 @@ def evaluate(
       workdir: of the run.
       version: checkpoint: 'best', 'latest', or a step.
       split: one of `SPLITS`.
-      data: name of another data set with the same classes and image shape; the run's own unless args.
+      data: name of another data set with the same classes and image shape; the run's own unless given.
       data_dir: its folder.
 
     Returns:

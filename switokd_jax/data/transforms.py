@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import math
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,8 @@ from PIL import Image
 
 from switokd_jax.data.normalization import Preprocess
 from switokd_jax.errors import UserError, did_you_mean
+from switokd_jax.precision import float32_or_wider
+from switokd_jax.state import fold_in_name
 
 Transform = Callable[[jax.Array, jax.Array, Preprocess], jax.Array]
 """Pure function (images, keys, preprocess) -> images, traced inside the train step.
@@ -126,7 +127,8 @@ def apply_transforms(
       UserError: naming the transform whose result has another shape or dtype.
     """
     for position, (name, transform) in enumerate(transforms.items()):
-        result = transform(images, keys if position == 0 else _fold_in_name(keys, name), preprocess)
+        own_keys = keys if position == 0 else jax.vmap(functools.partial(fold_in_name, name=name))(keys)
+        result = transform(images, own_keys, preprocess)
         shape, dtype = getattr(result, "shape", None), getattr(result, "dtype", None)
         if shape != images.shape or dtype != jnp.uint8:
             raise UserError(
@@ -163,7 +165,7 @@ def normalize(images: jax.Array | np.ndarray, preprocess: Preprocess, dtype: Any
     Returns:
       [batch, height, width, channels] of `dtype`.
     """
-    compute_dtype = jnp.promote_types(dtype, jnp.float32)
+    compute_dtype = float32_or_wider(dtype)
     x = jnp.asarray(images, compute_dtype) / preprocess.scale
     mean, std = jnp.asarray(preprocess.mean, compute_dtype), jnp.asarray(preprocess.std, compute_dtype)
     return ((x - mean) / std).astype(dtype)
@@ -219,11 +221,6 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     left, upper = round((width - size) / 2), round((height - size) / 2)
     return resized.crop((left, upper, left + size, upper + size))
-
-
-def _fold_in_name(keys: jax.Array, name: str) -> jax.Array:
-    """Folds the crc32 of a name into each key [batch, 2], as `state.fold_in_name` does for networks."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, np.uint32(zlib.crc32(name.encode())))
 
 
 def _describe(result: Any) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from switokd_jax.models.init import Tree, init_variables
+from switokd_jax.models.init import init_variables
 from switokd_jax.models.layers import with_options
+from switokd_jax.state import Tree
 
 Shape = tuple[int, ...]
 

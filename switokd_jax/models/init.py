@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from switokd_jax.models.layers import layers_of, with_options
-
-Tree = Any
+from switokd_jax.state import Tree
 
 
 def init_variables(module: Any, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Tree]:
