@@ -16,12 +16,11 @@ import jax
 from switokd_jax import cli
 from switokd_jax.analysis import trained_network
 from switokd_jax.data.dataset import load_dataset
-from switokd_jax.data.loader import make_loader
 from switokd_jax.errors import UserError
 from switokd_jax.files import write_json
 from switokd_jax.models.layers import layers_of
 from switokd_jax.parallel import mesh
-from switokd_jax.train.evaluator import Evaluator, make_eval_step
+from switokd_jax.train.evaluator import Evaluator, make_eval_step, open_device_loader
 
 SPLITS = ("test", "validation", "train")
 BATCH_SIZE = 128
@@ -63,7 +62,6 @@ def evaluate(
         raise UserError(f"--split {split}: the run held no images out (config.data.validation_fraction); take 'test'")
     network = next(iter(networks.values()))
     distribution = mesh.create("jit", "replicated", "global", BATCH_SIZE, jax.local_devices()[:1])
-    loader = make_loader(examples, dataset.image_spec, spec, config.seed, BATCH_SIZE, distribution.process_shard)
     eval_step = make_eval_step(
         {name: network.module for name, network in networks.items()},
         network.preprocess,
@@ -71,7 +69,7 @@ def evaluate(
     )
     evaluator = Evaluator(
         step=distribution.compile(eval_step, has_state=False),
-        loader=dataclasses.replace(loader, device_data=distribution.device_put(loader.device_data)),
+        loader=open_device_loader(examples, dataset.image_spec, spec, config.seed, BATCH_SIZE, distribution),
         distribution=distribution,
         max_steps=1,
     )

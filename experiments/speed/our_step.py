@@ -13,17 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from switokd_jax import config
-from switokd_jax.data import dataset, loader, normalization, resident, sampling
+from switokd_jax.data import dataset, normalization, resident, sampling
 from switokd_jax.forward import forward
 from switokd_jax.methods import MethodInputs, MethodOutput
 from switokd_jax.models.layers import with_options
 from switokd_jax.models.ops import convolution
 from switokd_jax.parallel.collectives import Collectives
 from switokd_jax.parallel.mesh import DeviceBatches
-from switokd_jax.precision import DTYPES
 from switokd_jax.state import TrainState
 from switokd_jax.train import init_state, run_spec
-from switokd_jax.train.run_spec import TrainStepFn, make_train_step
+from switokd_jax.train.run_spec import TrainStepFn, make_train_inputs, make_train_step
 
 BATCH, CLASSES, SIDE = 128, 100, 32
 STACK = 8  # number of batches of one call
@@ -80,12 +79,7 @@ def forward_only(run: run_spec.RunSpec) -> TrainStepFn:
     """Returns a step that is only the forward pass of the first network, in training mode."""
     name = run.topology.nodes[0]
     network = run.networks[name]
-    make_inputs = loader.train_inputs(
-        run.dataset_info.preprocess,
-        run.config.data,
-        steps_per_epoch=run.steps_per_epoch,
-        dtype=DTYPES[run.config.dtype],
-    )
+    make_inputs = make_train_inputs(run)
 
     def step(
         collectives: Collectives, state: TrainState, data: Any, batch: sampling.Batch

@@ -65,14 +65,22 @@ class CompiledStep:
         """
         return self.executable(tree, data, batches)(tree, data, batches.examples, batches.count)
 
+    def is_compiled(self, data: Tree, batches: DeviceBatches) -> bool:
+        """Returns whether `call` with arguments of these shapes compiles nothing."""
+        return _shape_key(data, batches) in self.executables
+
     def executable(self, tree: Tree, data: Tree, batches: DeviceBatches) -> Any:
         """Returns the program for arguments of `call`. All processes compile it when they first meet these shapes."""
-        key = (batches.size, *(x.shape for x in jax.tree.leaves((data, batches.examples))))
+        key = _shape_key(data, batches)
         if key not in self.executables:
             lowered = self.variants[batches.sharded].lower(tree, data, batches.examples, batches.count)
             self.executables[key] = lowered.compile(dict(self.options))
             self.barrier()
         return self.executables[key]
+
+
+def _shape_key(data: Tree, batches: DeviceBatches) -> tuple[Any, ...]:
+    return (batches.size, *(x.shape for x in jax.tree.leaves((data, batches.examples))))
 
 
 def multi_step(step: Callable[..., Any], *, has_state: bool) -> Callable[..., Any]:

@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from switokd_jax.config import DataConfig
 from switokd_jax.data import transforms
-from switokd_jax.data.loader import Loader
+from switokd_jax.data.dataset import Split
+from switokd_jax.data.image_records import ImageSpec, RecordSplit
+from switokd_jax.data.loader import Loader, make_loader
 from switokd_jax.data.normalization import Preprocess
 from switokd_jax.data.resident import DeviceDataset, gather_batch
 from switokd_jax.data.sampling import Batch, stack_batches
@@ -106,6 +109,19 @@ class Evaluator:
             agreement=sums["agreement"] / self.loader.num_examples,
             error_correlation=sums["error_correlation"] / self.loader.num_examples,
         )
+
+
+def open_device_loader(
+    split: Split | RecordSplit,
+    image_spec: ImageSpec,
+    spec: DataConfig,
+    seed: int,
+    batch_size: int,
+    distribution: mesh.Distribution,
+) -> Loader:
+    """Makes the loader of a split (see `data.loader.make_loader`), with its data on the devices."""
+    loader = make_loader(split, image_spec, spec, seed, batch_size, distribution.process_shard)
+    return dataclasses.replace(loader, device_data=distribution.device_put(loader.device_data))
 
 
 def _total(outputs: list[Any]) -> Any:

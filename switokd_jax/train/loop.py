@@ -18,18 +18,18 @@ from switokd_jax import config as configs
 from switokd_jax import figures
 from switokd_jax.data.dataset import Dataset, Split, load_dataset
 from switokd_jax.data.image_records import RecordSplit
-from switokd_jax.data.loader import Loader, make_loader
+from switokd_jax.data.loader import Loader
 from switokd_jax.data.sampling import stack_batches
 from switokd_jax.errors import NonFiniteError, SaveError, Stopped
 from switokd_jax.files import write_json
-from switokd_jax.metrics import expert_share
+from switokd_jax.metrics import expert_share, expert_share_of_rows
 from switokd_jax.parallel.multihost import is_main_process
 from switokd_jax.precision import DTYPES, precision_context
-from switokd_jax.state import TrainState
+from switokd_jax.state import TrainState, pair_name
 from switokd_jax.train import init_state, summary
-from switokd_jax.train.evaluator import Evaluation, Evaluator, make_eval_step, metrics_row
+from switokd_jax.train.evaluator import Evaluation, Evaluator, make_eval_step, metrics_row, open_device_loader
 from switokd_jax.train.events import make_events
-from switokd_jax.train.metric_rows import fetch_rows, mean_expert_mode, row_prefix
+from switokd_jax.train.metric_rows import fetch_rows, row_prefix
 from switokd_jax.train.preemption import handle_stop_signals
 from switokd_jax.train.progress import Progress, ProgressStats
 from switokd_jax.train.run_spec import RunSpec, make, make_topology, make_train_step
@@ -136,17 +136,15 @@ def train(
         stacks = stack_batches(
             batches, run.max_steps_per_call, step, lambda step: step % config.log.every == 0 or step in boundaries
         )
-        compiled_sizes: set[int] = set()
         pending: list[tuple[range, Mapping[str, jax.Array]]] = []
         with contextlib.ExitStack() as on_exit, _advice_if_nonfinite(checkpointer):
             for close in (progress.close, writer.close, checkpointer.close, batches.close):
                 on_exit.callback(close)
             for stack in distribution.prefetch_to_device(stacks):
-                if stack.size not in compiled_sizes:
+                if not train_step.is_compiled(train_loader.device_data, stack):
                     jax.block_until_ready(state)
                     clock.stop()  # compilation is not training time
                     train_step.executable(state, train_loader.device_data, stack)
-                    compiled_sizes.add(stack.size)
                 clock.start()
                 clock.examples += stack.size * stack.count
                 with _profile(workdir.profile, enabled=config.log.profile and step == first_step) as finish:
@@ -164,7 +162,8 @@ def train(
                 clock.update()
                 write_rows(writer, rows)
                 if train_rows := [row for row in rows if row["split"] == "train"]:
-                    stats = progress_stats(run, clock, train_rows[-1]["step"], mean_expert_mode(train_rows, run.pairs))
+                    shares = [expert_share_of_rows(train_rows, pair_name(pair)) for pair in run.pairs]
+                    stats = progress_stats(run, clock, train_rows[-1]["step"], shares)
                     progress.update(train_rows[-1], stats)
                 if not (stop or event):
                     continue
@@ -174,7 +173,8 @@ def train(
                     evaluations = evaluate(run, state, evaluators)
                     rows = eval_rows(run, state, step, evaluations)
                     write_rows(writer, rows)
-                    stats = progress_stats(run, clock, step, mean_expert_share(run, state, step))
+                    counts = jax.device_get(distribution.unreplicate(state.expert_steps))
+                    stats = progress_stats(run, clock, step, [*expert_share(counts, step).values()])
                     for row in rows:
                         progress.add_eval_row(row, stats)
                     best = save_best(run, state, step, evaluations, best, checkpointer)
@@ -206,11 +206,8 @@ def train(
 
 def open_loader(run: RunSpec, dataset: Dataset, split: Split | RecordSplit) -> Loader:
     """The loader of a split, with its data on the devices."""
-    config, distribution = run.config, run.distribution
-    loader = make_loader(
-        split, dataset.image_spec, config.data, config.seed, config.batch_size, distribution.process_shard
-    )
-    return dataclasses.replace(loader, device_data=distribution.device_put(loader.device_data))
+    config = run.config
+    return open_device_loader(split, dataset.image_spec, config.data, config.seed, config.batch_size, run.distribution)
 
 
 def open_evaluators(run: RunSpec, dataset: Dataset) -> dict[str, Evaluator]:
@@ -320,18 +317,12 @@ def load_next_teacher(run: RunSpec, state: TrainState, source: str) -> TrainStat
     return dataclasses.replace(state, networks=networks)
 
 
-def progress_stats(run: RunSpec, clock: TrainingClock, step: int, expert: float | None) -> ProgressStats:
-    """Speed, time to go and expert share for the console."""
+def progress_stats(run: RunSpec, clock: TrainingClock, step: int, shares: Sequence[float]) -> ProgressStats:
+    """Speed, time to go, and the mean of the pairs' expert shares for the console."""
     examples = (run.total_steps - step) * run.dataset_info.train_examples / run.steps_per_epoch
     rate = clock.examples_per_second
-    return ProgressStats(run.epoch(run.total_steps), rate, examples / rate if rate else 0.0, expert)
-
-
-def mean_expert_share(run: RunSpec, state: TrainState, step: int) -> float | None:
-    """Mean over the pairs of the share of expert steps so far; None without gated pairs."""
-    counts = jax.device_get(run.distribution.unreplicate(state.expert_steps))
-    shares = [*expert_share(counts, step).values()]
-    return sum(shares) / len(shares) if shares else None
+    share = sum(shares) / len(shares) if shares else None
+    return ProgressStats(run.epoch(run.total_steps), rate, examples / rate if rate else 0.0, share)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -10,7 +10,6 @@ import numpy as np
 from switokd_jax.errors import NonFiniteError
 from switokd_jax.metrics import finite_key, sort_metrics
 from switokd_jax.state import pair_name
-from switokd_jax.topology import Pair
 from switokd_jax.train.run_spec import RunSpec
 from switokd_jax.workdir.metric_writers import MetricsRow
 
@@ -68,9 +67,3 @@ def _first_nonfinite(bad: list[str], row: MetricsRow) -> str:
     A NaN can reach a network through another network's logits.
     """
     return next((name for name in bad if not np.isfinite(row[f"{name}/cross_entropy"])), bad[0])
-
-
-def mean_expert_mode(rows: Sequence[MetricsRow], pairs: Sequence[Pair]) -> float | None:
-    """Mean over rows of training steps and over pairs of the expert mode, in [0, 1]; None without rows or pairs."""
-    modes = [row[f"{pair_name(pair)}/expert"] for row in rows for pair in pairs]
-    return sum(modes) / len(modes) if modes else None

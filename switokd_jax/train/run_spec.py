@@ -91,15 +91,19 @@ class RunSpec:
         return step / self.steps_per_epoch
 
 
-def make_train_step(run: RunSpec) -> TrainStepFn:
-    """Returns the train step for `Distribution.compile`: (collectives, state, data, batch) -> (state, metrics)."""
-    spec = run.step_spec
-    make_inputs = loader.train_inputs(
+def make_train_inputs(run: RunSpec) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Returns (data, batch, rng, step) -> (images, labels) for inside the run's step; see `loader.train_inputs`."""
+    return loader.train_inputs(
         run.dataset_info.preprocess,
         run.config.data,
         steps_per_epoch=run.steps_per_epoch,
         dtype=DTYPES[run.config.dtype],
     )
+
+
+def make_train_step(run: RunSpec) -> TrainStepFn:
+    """Returns the train step for `Distribution.compile`: (collectives, state, data, batch) -> (state, metrics)."""
+    spec, make_inputs = run.step_spec, make_train_inputs(run)
 
     def step(
         collectives: Collectives, state: TrainState, data: resident.DeviceDataset | None, batch: sampling.Batch
