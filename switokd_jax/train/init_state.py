@@ -13,8 +13,7 @@ from switokd_jax.errors import UserError
 from switokd_jax.forward import NetworkSpec
 from switokd_jax.interop import pytorch
 from switokd_jax.methods import MemoryInputs
-from switokd_jax.models.init import init_variables, init_variables_jit
-from switokd_jax.models.layers import layers_of, with_options
+from switokd_jax.models.init import init_in_float32, init_variables, init_variables_jit
 from switokd_jax.state import NetworkState, TrainState, Tree, fold_in_name, pair_name
 from switokd_jax.topology import Pair
 from switokd_jax.train.adapters import feature_shapes
@@ -136,12 +135,8 @@ def init_adapters(run: RunSpec) -> dict[str, NetworkState]:
             jnp.zeros(feature_shapes(network.module, image_shape)[network.features[0]], jnp.float32)
             for network in networks
         ]
-        # Drawn in float32 and cast, as the networks' own weights are.
-        in_float32 = with_options(adapter.module, dtype=jnp.float32, param_dtype=jnp.float32)
-        variables = in_float32.init(fold_in_name(jax.random.PRNGKey(run.config.seed), name), *features, train=False)
-        variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-        dtype = layers_of(adapter.module).param_dtype
-        states[name] = init_network(adapter, jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), variables))
+        key = fold_in_name(jax.random.PRNGKey(run.config.seed), name)
+        states[name] = init_network(adapter, init_in_float32(adapter.module, key, *features))
     return states
 
 
