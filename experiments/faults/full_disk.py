@@ -122,7 +122,7 @@ def run_experiment(folder: Path, fillings: int, rng: random.Random) -> list[str]
     """
     flags = (f"--config.epochs={fillings * EPOCHS_PER_FILLING}", "--config.checkpoint.every=0.5")
     alone = folder / "alone"
-    if storm.start(alone, flags).wait(10 * storm.TIMEOUT_S):
+    if storm.start(alone, (*storm.FLAGS, *flags)).wait(10 * storm.TIMEOUT_S):
         return ["the undisturbed run failed"]
     with small_disk() as (mounted, enter), (folder / "stderr.txt").open("wb") as log:
         run = mounted / "run"

@@ -47,7 +47,7 @@ FLAGS = (
 
 def start(workdir: Path, flags: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Starts or resumes the run: the command is always the same."""
-    command = [sys.executable, "-m", "switokd_jax.main", f"--workdir={workdir}", *FLAGS, *flags]
+    command = [sys.executable, "-m", "switokd_jax.main", f"--workdir={workdir}", *flags]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
 
@@ -166,7 +166,7 @@ def storm(folder: Path, kills: int, rng: random.Random, environment: Mapping[str
     Raises:
       TimeoutError: if a run makes no progress.
     """
-    flags = (f"--config.epochs={1 + kills * SAVES_PER_KILL / 4}", "--config.checkpoint.every=0.25")
+    flags = (*FLAGS, f"--config.epochs={1 + kills * SAVES_PER_KILL / 4}", "--config.checkpoint.every=0.25")
     alone, killed = folder / "alone", folder / "killed"
     if start(alone, flags, environment).wait(10 * TIMEOUT_S):
         return ["the undisturbed run failed"]

@@ -26,12 +26,9 @@ from switokd_jax.workdir.layout import Workdir
 
 ROOT = Path(__file__).parents[2]
 FLAGS = (
-    "--config=configs/digits.py",
-    "--config.networks.teacher.model=resnet8",
-    "--config.networks.student.model=resnet8",
+    "--config=tests/tiny_digits.py",
     "--config.batch_size=96",
     "--config.data.train_examples=480",
-    "--config.log.tensorboard=False",
     "--config.log.every=4",
 )
 FLOAT64 = (*FLAGS, "--config.dtype=float64", "--config.epochs=3")

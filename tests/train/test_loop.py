@@ -184,7 +184,8 @@ def stream(folder: Path) -> tuple[str, ...]:
 def test_killed_run_ends_as_the_one_that_was_not(tmp_path: Path) -> None:
     """SIGKILL at random within the first save, then some time after another: the same bits and lines in the end."""
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tiny_runs.CACHE)}
-    flags = (*stream(tmp_path / "given"), "--config.epochs=3", "--config.checkpoint.every=0.25")
+    flags = ("--config=tests/tiny_digits.py", *stream(tmp_path / "given"), "--config.epochs=3")
+    flags += ("--config.checkpoint.every=0.25",)
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     assert storm.start(alone, flags, environment).wait(300) == 0
     seed = random.randrange(10**6)

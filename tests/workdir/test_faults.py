@@ -280,8 +280,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_training_continues_on_a_full_disk(freed: bool, small_disk: tuple[Path, list[str]]) -> None:
     """Saves fail, and earlier checkpoints stay intact."""
     mounted, enter = small_disk
-    flags = [f"--config={ROOT}/configs/digits.py", "--config.checkpoint.every=3", "--config.log.tensorboard=False"]
-    flags += [f"--config.networks.{name}.model=resnet8" for name in ("teacher", "student")]
+    flags = [f"--config={ROOT}/tests/tiny_digits.py", "--config.checkpoint.every=3"]
     flags += ["--config.data.train_examples=480", "--config.batch_size=96", f"--config.epochs={2000 if freed else 40}"]
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tiny_runs.CACHE)}
     process = subprocess.Popen(
