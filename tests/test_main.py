@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +19,10 @@ DIGITS = "--config=configs/digits.py"
 def command(
     *flags: str, devices: int = 1, start: tuple[str, str] = ("-m", "switokd_jax.main")
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.run(
         [sys.executable, *start, *flags],
         cwd=ROOT,
-        env=environment,
+        env=tiny_runs.environment(devices),
         capture_output=True,
         text=True,
         timeout=300,

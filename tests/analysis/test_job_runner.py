@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import tiny_runs
 from experiments import gap_study, grids, study
 from experiments.table_cifar import STUDY
 from switokd_jax import sweep
@@ -325,8 +326,11 @@ def test_a_smoke_table_trains_once(tmp_path: Path) -> None:
     """Vanilla, then KD from its teacher; the second time there is nothing left to do."""
     command = [sys.executable, "experiments/table_cifar.py", "--smoke", f"--workdir={tmp_path}", "--arms", "kd"]
     command += ["--seeds", "0", "--epochs=1", "--", "--config.networks.teacher.model=resnet8"]
+    command += ["--config.networks.student.model=resnet8"]
     for expected in ("[2/2] digits_kd_seed0", "2 of 2 runs are done"):
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+        done = subprocess.run(
+            command, cwd=ROOT, env=tiny_runs.environment(), capture_output=True, text=True, timeout=300, check=True
+        )
         assert expected in done.stdout
     rows = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| digits")]
     assert [row.split(" | ")[1] for row in rows] == ["vanilla", "kd"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import subprocess
 import sys
 import tempfile
@@ -72,7 +71,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> config.DataConfig:
     )
     process = subprocess.run(
         [sys.executable, "-c", script, str(data_dir)],
-        env={**os.environ, "XLA_FLAGS": ""},
+        env=tiny_runs.environment(),
         capture_output=True,
         text=True,
         timeout=300,

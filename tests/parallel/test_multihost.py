@@ -40,7 +40,7 @@ def start(command: Iterable[str], workdir: Path, *flags: str, **environment: str
     return subprocess.Popen(
         [sys.executable, *command, *flags, f"--workdir={workdir}"],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tiny_runs.CACHE), **environment},
+        env={**tiny_runs.environment(), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -183,7 +182,7 @@ def stream(folder: Path) -> tuple[str, ...]:
 
 def test_killed_run_ends_as_the_one_that_was_not(tmp_path: Path) -> None:
     """SIGKILL at random within the first save, then some time after another: the same bits and lines in the end."""
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tiny_runs.CACHE)}
+    environment = tiny_runs.environment()
     flags = ("--config=tests/tiny_digits.py", *stream(tmp_path / "given"), "--config.epochs=3")
     flags += ("--config.checkpoint.every=0.25",)
     alone, killed = tmp_path / "alone", tmp_path / "killed"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -282,11 +281,10 @@ def test_training_continues_on_a_full_disk(freed: bool, small_disk: tuple[Path, 
     mounted, enter = small_disk
     flags = [f"--config={ROOT}/tests/tiny_digits.py", "--config.checkpoint.every=3"]
     flags += ["--config.data.train_examples=480", "--config.batch_size=96", f"--config.epochs={2000 if freed else 40}"]
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tiny_runs.CACHE)}
     process = subprocess.Popen(
         [*enter, sys.executable, "-m", "switokd_jax.main", "--workdir=/mnt/run", *flags],
         cwd=ROOT,
-        env=environment,
+        env=tiny_runs.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
