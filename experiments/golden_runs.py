@@ -52,7 +52,7 @@ def run(name: str, workdir: Path) -> list[tuple[str, float, float]]:
     summary = train_and_evaluate(config, workdir, jax.devices()[:1])
     rows = [row for row in metric_writers.read_metrics(workdir / "metrics.jsonl") if row["split"] == "train"]
     metrics, updates = GOLDEN[name]
-    measured = [("step", rows[-1]["step"], STEPS)]
+    measured: list[tuple[str, float, float]] = [("step", rows[-1]["step"], STEPS)]
     measured += [(key, rows[-1][key], value) for key, value in metrics.items()]
     return measured + [
         (f"{network}/updates", summary["networks"][network]["updates"], value) for network, value in updates.items()
