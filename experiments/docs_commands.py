@@ -33,7 +33,7 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     *(f"docs/{name}.md" for name in ("index", "glossary", "training", "results", "own_method")),
-    *(f"docs/{name}.md" for name in ("architecture", "measured", "performance", "pods", "api")),
+    *(f"docs/{name}.md" for name in ("architecture", "measured", "performance", "pods", "reliability", "api")),
 )
 PROGRAMS = ("python ", "make ", "pip ", "mkdocs ", "sbatch ", "experiments/launch/tpu_slice.sh --")
 TIMEOUT_S = 1800.0  # of one command
@@ -103,6 +103,8 @@ WAYS = (
     Way(r"python experiments/faults/storm\.py", "--kills=2"),
     Way(r"python experiments/faults/full_disk\.py", "--fillings=2"),
     Way(r"python experiments/faults/reruns\.py", "--config.epochs=1"),
+    Way(r"python experiments/faults/all\.py", "--share=0.02"),
+    Way(r"python experiments/faults/(group_signals|double_starts|image_files|workdir_files)\.py", "--seed=0"),
     Way(r"python experiments/look\.py", needs="chromium"),
     Way(r"python experiments/launch/launch_local\.py", "--config.epochs=1"),
     Way(r"python experiments/scale/compile_pod\.py", "--topology=cpu:2 --batch_per_chip=2"),

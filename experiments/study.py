@@ -57,9 +57,13 @@ def main(study: Study, doc: str | None) -> None:
     parser.add_argument("flags", nargs="*", help="flags of main for all runs, after --: -- --config.data.dir=DIR")
     args = parser.parse_args()
     name = Path(parser.prog).stem
-    folder = args.workdir or Path("runs") / (f"{name}_smoke" if args.smoke else name)
+    folder = args.workdir.expanduser() if args.workdir else Path("runs") / (f"{name}_smoke" if args.smoke else name)
 
     def command() -> str:
+        if len({*args.seeds}) < len(args.seeds):
+            raise UserError(f"--seeds {' '.join(map(str, args.seeds))} names a seed twice; give each once")
+        if args.epochs is not None and not 0.0 < args.epochs < float("inf"):
+            raise UserError(f"--epochs is {args.epochs}; it must be a number above 0")
         settings = _select(study.smoke if args.smoke else study.full, args.settings)
         points = jobs(settings, args.arms, args.seeds, folder, args.epochs, args.flags)
         if args.plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import io
 import logging as py_logging
 import os
 import signal
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict
 from switokd_jax.errors import EXIT_STATUS, NonFiniteError, SaveError, Stopped, UserError
 from switokd_jax.files import cache_dir
 from switokd_jax.parallel import multihost
+from switokd_jax.stop_signals import StopRequested
 
 
 def use_compilation_cache() -> None:
@@ -27,6 +29,19 @@ def use_compilation_cache() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def configure_output() -> None:
+    """Makes output of any text possible: a terminal that lacks a character gets its escape, `\\u732b`.
+
+    A process that was started without stdout or stderr gets ones that write nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def configure_logging() -> None:
@@ -66,7 +81,9 @@ def parse_flags(argv: Sequence[str], config_flag: flags.FlagHolder[ConfigDict]) 
             config = config.get()  # stands for a file that could not be loaded, and raises its error
     # These are raised by absl and ml_collections for flags, files and values. Errors of other types come from the
     # code of a config file; they keep their traceback, which names the line.
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, OverflowError) as error:
+        if missing := _missing_block(argv, error):
+            raise UserError(missing) from error
         prefix = "" if isinstance(error, flags.Error) else "--config: "
         raise UserError(prefix + _last_line(error)) from error
     if rest:
@@ -76,6 +93,16 @@ def parse_flags(argv: Sequence[str], config_flag: flags.FlagHolder[ConfigDict]) 
     if config is None:
         raise UserError("--config is missing; give a file, such as --config=configs/digits.py; --help lists them")
     return config
+
+
+def _missing_block(argv: Sequence[str], error: BaseException) -> str:
+    """Explains an error about a block that the config does not have; '' for all others."""
+    name = str(error.args[0]) if isinstance(error, KeyError) and error.args else ""
+    flag = next((arg for arg in argv if name and arg.startswith("--config.") and f".{name}." in arg), "")
+    if not flag:
+        return ""
+    block = flag.lstrip("-").partition(f".{name}.")[0] + f".{name}"
+    return f"{flag}: there is no {block}; add it to the config file: {block} = config.network(model='resnet8'), say"
 
 
 def _last_line(error: BaseException) -> str:
@@ -104,7 +131,7 @@ def exit_on_error(cluster: multihost.Cluster | None = None) -> Iterator[None]:
         print(f"switokd_jax: {stopped}", file=sys.stderr)
         sys.exit(stopped.status)
     except BrokenPipeError:  # the reader of our output, such as `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports it again when it ends
+        _discard_stdout()
         sys.exit(1)
     except KeyboardInterrupt:
         message = "stopped by Ctrl-C; repeat the command to resume from the latest checkpoint"
@@ -114,6 +141,11 @@ def exit_on_error(cluster: multihost.Cluster | None = None) -> Iterator[None]:
             raise
         message = "if another process has ended, restart all of them: the run resumes from the latest checkpoint"
         _exit(cluster, f"{error}; {message}")
+
+
+def _discard_stdout() -> None:
+    """Drops what stdout still holds, or Python reports the failure once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit(cluster: multihost.Cluster | None, message: str, status: int = 1) -> NoReturn:
@@ -139,13 +171,26 @@ def run(command: Callable[[], str], config: str | None = None) -> None:
       command: the command.
       config: a config file to import first, because it registers a method, network or data set.
     """
+    configure_output()
     use_compilation_cache()
     try:
+        multihost.start_backend()
         if config:
             config_module(Path(config))
-        print(command())
+        print(command(), flush=True)
     except UserError as error:
         sys.exit(f"switokd_jax: {error}")
+    except BrokenPipeError:  # the reader of our output, such as `head`, has ended
+        _discard_stdout()
+        sys.exit(1)
+    except OSError as error:
+        # The message of the operating system is all there is to say.
+        if error.filename is None:
+            _discard_stdout()
+        sys.exit(f"switokd_jax: {error.filename or 'the output'} cannot be read or written ({error.strerror})")
+    except StopRequested as stop:
+        print(f"switokd_jax: {stop}; repeat the command to go on", file=sys.stderr)
+        sys.exit(stop.status)
     except KeyboardInterrupt:
         sys.exit("switokd_jax: stopped by Ctrl-C")
 

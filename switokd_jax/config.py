@@ -75,6 +75,7 @@ class NetworkConfig:
       ema: decay of an exponential moving average of the weights, which is then evaluated; 0 for none.
       decay_bn_bias: whether BatchNorm's scale and bias and all other biases decay, too, as in the public code.
       init_from: 'WORKDIR:NAME@best', 'WORKDIR:NAME@latest', or a .pth, .pth.tar, .pt or .safetensors file.
+      head: 'load' the classifier of `init_from`, or start with a 'new' one, for another number of classes.
       frozen: whether the network runs in evaluation mode and is never updated.
       remat: whether only the inputs of blocks are stored and the rest is recomputed in the backward pass, which saves
         memory and costs time.
@@ -90,13 +91,14 @@ class NetworkConfig:
     schedule: str = config_fields.key("multistep", SCHEDULES)
     milestones: tuple[Any, ...] = config_fields.sequence()
     decay: float = config_fields.number(0.1, above=0.0)
-    warmup_epochs: float = config_fields.number(0.0, low=0.0)
+    warmup_epochs: float = config_fields.number(0.0, low=0.0, high=1e6)
     final_learning_rate: float = config_fields.number(0.0, low=0.0)
     label_smoothing: float = config_fields.number(0.0, low=0.0, high=0.999)
     clip_norm: float = config_fields.number(0.0, low=0.0)
     ema: float = config_fields.number(0.0, low=0.0, high=0.999999)
     decay_bn_bias: bool = config_fields.boolean(True)
     init_from: str = config_fields.text()
+    head: str = config_fields.choice("load", "load", "new")
     frozen: bool = config_fields.boolean(False)
     remat: bool = config_fields.boolean(False)
 
@@ -117,7 +119,10 @@ class NetworkConfig:
             learning_rate=self.learning_rate,
             total_steps=total_steps,
             warmup_steps=round(self.warmup_epochs * steps_per_epoch),
-            milestones=tuple(round((milestone - 1) * steps_per_epoch) for milestone in self.milestones),
+            # The step counter is int32; no run reaches a later milestone.
+            milestones=tuple(
+                min(round((milestone - 1) * steps_per_epoch), config_fields.MAX_INT32) for milestone in self.milestones
+            ),
             decay=self.decay,
             final_learning_rate=self.final_learning_rate,
         )
@@ -161,6 +166,10 @@ class DataConfig:
       pipeline: 'resident' (the data set is kept as uint8 in device memory) or 'stream' (Grain reads and decodes the
         images during training).
       workers: number of processes that read a stream; 0 for a thread.
+      test_split: name of the split that is reported, or of its folder; '' for 'test', of TFDS sets also 'validation'
+        where there is no labeled 'test'. A data set without one reports the held-out part (`validation_fraction`).
+      on_bad_image: what to do with an image that cannot be decoded: 'stop' the run, or 'skip' the image and list it in
+        WORKDIR/skipped_images.txt. A skipped training image is replaced by the next one that can be decoded.
     """
 
     name: str = config_fields.text("digits")
@@ -169,9 +178,11 @@ class DataConfig:
     transforms: tuple[str, ...] = config_fields.sequence(("random_crop_and_flip",))
     train_examples: int = config_fields.integer(0, low=0)
     validation_fraction: float = config_fields.number(0.0, low=0.0, high=0.9)
-    image_size: int = config_fields.integer(0, low=0)
+    image_size: int = config_fields.integer(0, low=0, high=8192)
     pipeline: str = config_fields.choice("resident", "resident", "stream")
-    workers: int = config_fields.integer(4, low=0)
+    workers: int = config_fields.integer(4, low=0, high=1024)
+    test_split: str = config_fields.text()
+    on_bad_image: str = config_fields.choice("stop", "stop", "skip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +244,8 @@ class Config:
       parallelism: 'jit' or 'pmap'.
       sharding: 'replicated', or 'fsdp' to shard parameters, their averages and optimizer states over the devices.
       batch_norm: statistics over the 'global' batch, or 'local' to each device.
+      running_variance: BatchNorm's running variance, which evaluation uses, averages the 'unbiased' variances of the
+        batches, as torch's does, or the 'biased' ones, as Flax's.
       topology: see `TopologyConfig`.
       data: see `DataConfig`.
       checkpoint: see `CheckpointConfig`.
@@ -241,11 +254,11 @@ class Config:
       hyperparameters: the hyperparameters of the method.
     """
 
-    seed: int = config_fields.integer(0, low=0)
-    epochs: float = config_fields.number(20.0, above=0.0)
+    seed: int = config_fields.integer(0, low=0, high=2**32 - 1)
+    epochs: float = config_fields.number(20.0, above=0.0, high=1e6)
     steps: int = config_fields.integer(0, low=0)
-    batch_size: int = config_fields.integer(64, low=1)
-    steps_per_call: int = config_fields.integer(10, low=1)
+    batch_size: int = config_fields.integer(64, low=1, high=2**20)
+    steps_per_call: int = config_fields.integer(10, low=1, high=10_000)
     gradient_accumulation: int = config_fields.integer(1, low=1)
     eval_every: float = config_fields.number(1.0, above=0.0)
     dtype: str = config_fields.choice("float32", "float32", "bfloat16", "float64")
@@ -256,6 +269,7 @@ class Config:
     parallelism: str = config_fields.choice("jit", "jit", "pmap")
     sharding: str = config_fields.choice("replicated", "replicated", "fsdp")
     batch_norm: str = config_fields.choice("global", "global", "local")
+    running_variance: str = config_fields.choice("unbiased", "unbiased", "biased")
     topology: TopologyConfig = dataclasses.field(default_factory=TopologyConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
@@ -336,7 +350,7 @@ def _check_network(path: str, network: NetworkConfig) -> None:
     Raises:
       UserError: naming the first field that cannot be used.
     """
-    if bad := [m for m in network.milestones if not _is_number(m) or m < 1]:
+    if bad := [m for m in network.milestones if not _is_number(m) or not 1 <= m < float("inf")]:
         raise UserError(f"{path}.milestones holds {bad[0]!r}; epochs are numbers from 1 on")
     if network.betas and (len(network.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in network.betas)):
         raise UserError(f"{path}.betas is {network.betas!r}; it must be () or two numbers of at least 0 and below 1")

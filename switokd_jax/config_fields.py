@@ -55,14 +55,17 @@ def number(default: float, *, low: float = -math.inf, high: float = math.inf, ab
     return dataclasses.field(default=float(default), metadata={"check": check})
 
 
-def integer(default: int, *, low: int) -> Any:
-    """Declares a whole number of at least `low`."""
+MAX_INT32 = 2**31 - 1
+
+
+def integer(default: int, *, low: int, high: int = MAX_INT32) -> Any:
+    """Declares a whole number from `low` to `high`."""
 
     def check(value: Any, path: str) -> int:
-        x = _bounded(value, path, low, math.inf, -math.inf)
-        if x != int(x):
+        _bounded(value, path, low, high, -math.inf)
+        if value != int(value):
             raise UserError(f"{path} is {value!r}; it must be a whole number")
-        return int(x)
+        return int(value)
 
     return dataclasses.field(default=default, metadata={"check": check})
 
@@ -136,6 +139,10 @@ def config_fields(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
     }
 
 
+def _show(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) and bound >= 10_000 else f"{bound:g}"
+
+
 def _text(value: Any, path: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{path} is {value!r}; it must be text")
@@ -151,8 +158,8 @@ def _boolean(value: Any, path: str) -> bool:
 def _bounded(value: Any, path: str, low: float, high: float, above: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{path} is {value!r}; it must be a number")
-    bounds = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
-    bounds += [f"above {above:g}"] * (above > -math.inf)
-    if not math.isfinite(value) or value < low or value > high or value <= above:
+    bounds = [f"at least {_show(low)}"] * (low > -math.inf) + [f"at most {_show(high)}"] * (high < math.inf)
+    bounds += [f"above {_show(above)}"] * (above > -math.inf)
+    if (isinstance(value, float) and not math.isfinite(value)) or value < low or value > high or value <= above:
         raise UserError(f"{path} is {value!r}; it must be {' and '.join(['a finite number', *bounds])}")
     return float(value)

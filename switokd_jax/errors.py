@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 # Exit status after a signal. 75 is EX_TEMPFAIL of sysexits.h: try again later. Shells report 128 + 2 after Ctrl-C.
-EXIT_STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
+EXIT_STATUS = {signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
 
 
 class UserError(ValueError):

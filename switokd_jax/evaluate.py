@@ -1,4 +1,4 @@
-"""Evaluates the networks of a run on a split, or on another data set with the same classes:
+"""Evaluates the networks of a run on a split, or on another data set whose classes the run knows by name:
 
 python -m switokd_jax.evaluate --workdir=runs/digits
 python -m switokd_jax.evaluate --workdir=runs/cifar100 --data=folder --data_dir=my_images --split=test
@@ -6,6 +6,7 @@ python -m switokd_jax.evaluate --workdir=runs/cifar100 --data=folder --data_dir=
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
@@ -15,7 +16,8 @@ import jax
 
 from switokd_jax import cli
 from switokd_jax.analysis import trained_network
-from switokd_jax.data.dataset import load_dataset
+from switokd_jax.data.evaluation_split import load_evaluation_split, pixel_scale
+from switokd_jax.data.image_records import ImageSpec
 from switokd_jax.errors import UserError
 from switokd_jax.files import write_json
 from switokd_jax.models.layers import layers_of
@@ -36,7 +38,7 @@ def evaluate(
       workdir: of the run.
       version: checkpoint: 'best', 'latest', or a step.
       split: one of `SPLITS`.
-      data: name of another data set with the same classes and image shape; the run's own unless given.
+      data: name of another data set, with some or all of the run's classes; the run's own unless given.
       data_dir: its folder.
 
     Returns:
@@ -49,34 +51,34 @@ def evaluate(
     config = trained_network.read_config(Path(workdir))
     networks = {name: trained_network.read(workdir, name, version) for name in config.networks}
     spec = dataclasses.replace(config.data, name=data or config.data.name, dir=data_dir or config.data.dir)
-    dataset = load_dataset(spec, config.seed)
-    for network in networks.values():
-        if (dataset.classes, dataset.image_spec.shape) != (network.model_info.classes, network.model_info.image_shape):
-            raise UserError(
-                f"--data {spec.name!r} has {len(dataset.classes)} classes and images of {dataset.image_spec.shape}, "
-                f"the run has {len(network.model_info.classes)} and {network.model_info.image_shape}; names, order "
-                "and sizes must be the same"
-            )
-    examples = getattr(dataset, split)
-    if not len(examples):
-        raise UserError(f"--split {split}: the run held no images out (config.data.validation_fraction); take 'test'")
     network = next(iter(networks.values()))
+    info = network.model_info
+    image_spec = ImageSpec(info.image_shape, resized=config.data.image_size > 0)
+    examples = load_evaluation_split(spec, split, config.seed, info.classes, image_spec)
+    if not len(examples):
+        raise UserError(
+            f"--split {split}: the run held no images out (config.data.validation_fraction); take 'test'"
+            if split == "validation"
+            else f"--split {split}: data set {spec.name!r} has no such images; take another split"
+        )
     distribution = mesh.create("jit", "replicated", "global", BATCH_SIZE, jax.local_devices()[:1])
     eval_step = make_eval_step(
         {name: network.module for name, network in networks.items()},
-        network.preprocess,
+        dataclasses.replace(network.preprocess, scale=pixel_scale(spec.name)),
         layers_of(network.module).dtype,
     )
     evaluator = Evaluator(
         step=distribution.compile(eval_step, has_state=False),
-        loader=open_device_loader(examples, dataset.image_spec, spec, config.seed, BATCH_SIZE, distribution),
+        loader=open_device_loader(examples, image_spec, spec, config.seed, BATCH_SIZE, distribution),
         distribution=distribution,
         max_steps=1,
     )
-    evaluation = evaluator.run(distribution.device_put({name: network.variables for name, network in networks.items()}))
+    variables = {name: network.variables for name, network in networks.items()}
+    with contextlib.closing(evaluator):
+        evaluation = evaluator.run(distribution.device_put(variables))
     pairs = itertools.combinations(enumerate(networks), 2)
     return {
-        "examples": len(examples),
+        "examples": evaluation.examples,
         "networks": {name: {metric: evaluation.networks[name][metric] for metric in METRICS} for name in networks},
         "agreement": {
             f"{first}, {second}": 100.0 * float(evaluation.agreement[i, j]) for (i, first), (j, second) in pairs

@@ -19,7 +19,15 @@ from switokd_jax.workdir.layout import Workdir
 SUFFIXES = {"stablehlo": ".stablehlo", "safetensors": ".safetensors", "torch": ".pth"}
 
 
-def export(workdir: str | Path, network: str, file_format: str, version: str = "best", output: str | Path = "") -> Path:
+def export(
+    workdir: str | Path,
+    network: str,
+    file_format: str,
+    version: str = "best",
+    output: str | Path = "",
+    *,
+    overwrite: bool = False,
+) -> Path:
     """Writes a network of a run to one file.
 
     Args:
@@ -28,6 +36,7 @@ def export(workdir: str | Path, network: str, file_format: str, version: str = "
       file_format: a key of `SUFFIXES`.
       version: checkpoint to export: 'best', 'latest', or a saved step.
       output: path of the file; by default WORKDIR/exports/NETWORK with the suffix of the format.
+      overwrite: whether to replace a file that is there already.
 
     Returns:
       Path of the file.
@@ -40,6 +49,8 @@ def export(workdir: str | Path, network: str, file_format: str, version: str = "
     path = Path(output) if output else Workdir(Path(workdir)).exports / f"{network}{suffix}"
     if path.suffix != suffix:
         raise UserError(f"--output {path} does not end in {suffix}, as files of --format={file_format} do")
+    if path.exists() and not overwrite:
+        raise UserError(f"--output {path} is there already; give --overwrite to replace it, or another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if file_format == "stablehlo":
@@ -59,8 +70,14 @@ def main() -> None:
     parser.add_argument("--format", required=True, choices=SUFFIXES)
     parser.add_argument("--which", default="best", help="checkpoint: best, latest, or a saved step")
     parser.add_argument("--output", default="", help="path of the file (default: WORKDIR/exports/NETWORK.SUFFIX)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there already")
     args = parser.parse_args()
-    cli.run(lambda: f"wrote {export(args.workdir, args.network, args.format, args.which, args.output)}", args.config)
+
+    def command() -> str:
+        path = export(args.workdir, args.network, args.format, args.which, args.output, overwrite=args.overwrite)
+        return f"wrote {path}"
+
+    cli.run(command, args.config)
 
 
 if __name__ == "__main__":

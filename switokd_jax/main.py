@@ -1,30 +1,53 @@
-"""Trains the networks of a config: python -m switokd_jax.main --config=configs/digits.py --workdir=runs/digits"""
+"""Trains the networks of a config: python -m switokd_jax.main --config=configs/digits.py --workdir=runs/digits
+
+This module imports nothing that takes long: a signal that comes while the rest is imported has a handler already.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from switokd_jax import stop_signals
 
-from switokd_jax import cli as command_line
-from switokd_jax import cli_help
-from switokd_jax.errors import UserError
-from switokd_jax.parallel import multihost
-from switokd_jax.train import loop
+if TYPE_CHECKING:
+    from absl.flags import FlagHolder
+    from ml_collections import ConfigDict
 
-# New fields are accepted here, because `config.parse` reports unknown ones better than the flag library does.
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="A config file, such as configs/digits.py.", lock_config=False, accept_new_attributes=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics, summary and figures.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan of the run and train nothing.")
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of several processes.")
-_NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "Number of processes, unless Slurm, Open MPI or a TPU provide it."
-)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Index of this process, from 0, likewise.")
+
+class Flags(NamedTuple):
+    """The flags of the command line, as absl holds them; see `define_flags`."""
+
+    config: FlagHolder[Any]
+    workdir: FlagHolder[str | None]
+    dry_run: FlagHolder[bool]
+    coordinator: FlagHolder[str | None]
+    num_processes: FlagHolder[int | None]
+    process_id: FlagHolder[int | None]
+
+
+def define_flags() -> Flags:
+    """Defines the flags, once in a process."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    return Flags(
+        # New fields are accepted here, because `config.parse` reports unknown ones better than the flag library does.
+        config=config_flags.DEFINE_config_file(
+            "config",
+            help_string="A config file, such as configs/digits.py.",
+            lock_config=False,
+            accept_new_attributes=True,
+        ),
+        workdir=flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics, summary and figures."),
+        dry_run=flags.DEFINE_bool("dry_run", False, "Print the plan of the run and train nothing."),
+        coordinator=flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of several processes."),
+        num_processes=flags.DEFINE_integer(
+            "num_processes", None, "Number of processes, unless Slurm, Open MPI or a TPU provide it."
+        ),
+        process_id=flags.DEFINE_integer("process_id", None, "Index of this process, from 0, likewise."),
+    )
 
 
 def main(config: ConfigDict, workdir: str | None, dry_run: bool) -> None:
@@ -33,6 +56,9 @@ def main(config: ConfigDict, workdir: str | None, dry_run: bool) -> None:
     Raises:
       UserError: for a setting that cannot be used.
     """
+    from switokd_jax.errors import UserError
+    from switokd_jax.train import loop
+
     if dry_run:
         print(loop.dry_run(config))
         return
@@ -43,18 +69,32 @@ def main(config: ConfigDict, workdir: str | None, dry_run: bool) -> None:
 
 def cli() -> None:
     """Entry point: reads the flags and trains. An error of the user ends it with one line and status 1."""
+    stop_signals.exit_on_stop_signals()
+    stop_signals.stop_with_parent(os.environ)
+
+    from absl import flags
+
+    from switokd_jax import cli as command_line
+    from switokd_jax import cli_help
+    from switokd_jax.parallel import multihost
+
+    command_line.configure_output()
     command_line.configure_logging()
+    defined = define_flags()
     if command_line.is_help_requested(sys.argv):
-        print(f"{__doc__}\n\n{cli_help.text()}\nflags:\n{flags.FLAGS.main_module_help()}")
+        print(f"{(__doc__ or '').splitlines()[0]}\n\n{cli_help.text()}\nflags:\n{flags.FLAGS.main_module_help()}")
         return
     with command_line.exit_on_error():
-        config = command_line.parse_flags(sys.argv, _CONFIG)
+        config = command_line.parse_flags(sys.argv, defined.config)
         command_line.use_compilation_cache()
-        cluster = multihost.detect_cluster(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ)
+        cluster = multihost.detect_cluster(
+            defined.coordinator.value, defined.num_processes.value, defined.process_id.value, os.environ
+        )
         with command_line.exit_on_error(cluster):
             if cluster:
                 multihost.initialize(cluster)
-            main(config, _WORKDIR.value, _DRY_RUN.value)
+            multihost.start_backend()
+            main(config, defined.workdir.value, defined.dry_run.value)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from switokd_jax import cli
 from switokd_jax.analysis import trained_network
+from switokd_jax.data.decode import decode, read_file
 from switokd_jax.data.transforms import centre_crop
-from switokd_jax.errors import UserError
 
 MAX_PIXEL = 255  # largest value in an image file
 
@@ -33,11 +33,7 @@ def read_image(path: str | Path, network: trained_network.TrainedNetwork) -> np.
       UserError: naming the file, if it cannot be read as an image.
     """
     height, width, channels = network.model_info.image_shape
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error})") from None
+    image = decode(read_file(Path(path)), channels, str(path))
     if network.uses_centre_crop:
         image = centre_crop(image, height)
     elif image.size != (width, height):

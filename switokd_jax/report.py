@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 from PIL import Image
 
 from switokd_jax import cli
-from switokd_jax.analysis.runs import Run, differences, find_runs, group_by_settings
+from switokd_jax.analysis.runs import Run, check_run, differences, find_runs, group_by_settings
 from switokd_jax.analysis.tables import MeanStd
 from switokd_jax.errors import UserError
 from switokd_jax.figures import draw_all, style
@@ -47,7 +47,7 @@ def report(folders: Sequence[str | Path], output: str | Path = "", examples: Seq
     Raises:
       UserError: naming a folder without a finished run, or a file that cannot be written.
     """
-    runs = find_runs(folders)
+    runs = [*map(check_run, find_runs(folders))]
     path = Path(output) if output else Path(folders[0]) / "report.html"
     if path.suffix != ".html":
         raise UserError(f"--output {path} does not end in .html")
@@ -89,10 +89,13 @@ def _results(groups: Mapping[str, Sequence[Run]]) -> list[ElementTree.Element]:
     rows = [[label, name, *_scores(seeds, name, size)] for label, seeds in groups.items() for name in seeds[0].networks]
     steps, epochs = (_range(run.summary[field] for run in runs) for field in ("steps", "epochs"))
     selection_splits = ", ".join(sorted({run.summary["best_selected_on"] for run in runs}))
+    reported_splits = " or ".join(sorted({run.reported_split for run in runs}))
     note = (
-        f"{epochs} epochs ({steps} steps); top-1 on the test split, best by {selection_splits}; "
+        f"{epochs} epochs ({steps} steps); top-1 on the {reported_splits} split, best by {selection_splits}; "
         f"{unit} of the whole run, paused steps without their backward pass."
     )
+    if any(run.reported_split != "test" for run in runs):
+        note += " A data set without a test split reports its held-out validation images."
     if any(len(seeds) > 1 for seeds in groups.values()):
         seeds_text = ", ".join(str(seed) for seed in sorted({run.config["seed"] for run in runs}))
         note += f" Mean and standard deviation of the seeds {seeds_text}."

@@ -9,6 +9,11 @@ Writes WORKDIR/table.md, .csv and .tex: mean and standard deviation over the see
 
 from __future__ import annotations
 
+from switokd_jax import stop_signals
+
+if __name__ == "__main__":
+    stop_signals.exit_on_stop_signals()  # before the imports, which take seconds
+
 import argparse
 import itertools
 import shutil
@@ -38,9 +43,13 @@ def jobs(
       seeds: of every combination.
       flags: of all runs.
 
+    Raises:
+      UserError: if a field is set in two ways, of which one would win in silence.
+
     >>> [job.name for job in jobs("digits.py", {"switokd.epsilon": ["0", "1"]}, [7], [])["1",]]
     ['epsilon=1_seed=7']
     """
+    _check_grid(param_grid, flags)
     jobs_by_values = {}
     for values in itertools.product(*param_grid.values()):
         settings = [*zip(param_grid, values, strict=True)]
@@ -58,6 +67,18 @@ def jobs(
             for seed in seeds
         ]
     return jobs_by_values
+
+
+def _check_grid(param_grid: Mapping[str, Sequence[str]], flags: Sequence[str]) -> None:
+    if "seed" in param_grid:
+        raise UserError("--over seed=... has no effect beside --seeds; give the seeds there")
+    for field, values in param_grid.items():
+        if len({*values}) < len(values):
+            raise UserError(f"--over {field}={','.join(values)} names a value twice; give each once")
+    given = {flag.lstrip("-").partition("=")[0] for flag in flags}
+    for field in ("config", "workdir", "config.seed", *(f"config.{field}" for field in param_grid)):
+        if field in given:
+            raise UserError(f"--{field} after -- is set by the sweep itself; leave it out")
 
 
 def _folder_name(text: str) -> str:
@@ -153,12 +174,17 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="print what would run")
     parser.add_argument("flags", nargs="*", help="flags of main for all runs, after --")
     args = parser.parse_args()
-    param_grid = dict(args.over)
+    cli.run(lambda: _sweep(args))
+
+
+def _sweep(args: argparse.Namespace) -> str:
+    param_grid, workdir = dict(args.over), args.workdir.expanduser()
+    if len(param_grid) < len(args.over):
+        raise UserError("--over names a field twice; give all its values at once: --over FIELD=VALUE,VALUE")
     jobs_by_values = jobs(args.config, param_grid, args.seeds, args.flags)
     all_jobs = [job for seeds in jobs_by_values.values() for job in seeds]
     if args.plan:
-        cli.run(lambda: job_runner.plan(all_jobs, args.workdir, args.jobs))
-        return
+        return job_runner.plan(all_jobs, workdir, args.jobs)
 
     def make_table(summaries: Mapping[str, Any]) -> Table:
         by_values = {
@@ -168,7 +194,7 @@ def main() -> None:
         title = f"{Path(args.config).stem}, seeds {', '.join(map(str, args.seeds))}"
         return table(title, [*param_grid], by_values, "")
 
-    cli.run(lambda: run_and_tabulate(all_jobs, args.workdir, args.jobs, make_table))
+    return run_and_tabulate(all_jobs, workdir, args.jobs, make_table)
 
 
 if __name__ == "__main__":

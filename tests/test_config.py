@@ -135,8 +135,8 @@ METHOD: dict[str, tuple[dict[str, Any], str]] = {
         "1 features of the student and 3 of the teacher are named",
     ),
     "features that do not fit": (
-        {"method": "fitnet", "fitnet.student": "stage3", **FROZEN},
-        r"edge student <- teacher: the student's features \(2, 2, 64\) are not the size of the teacher's \(4, 4, 64\)",
+        {"method": "fitnet", "fitnet.student": "stage3", "fitnet.teacher": "stage1", **FROZEN},
+        r"edge student <- teacher: the student's features \(2, 2, 64\) are smaller than the teacher's \(8, 8, 32\)",
     ),
     "offline without a teacher": ({"method": "kd"}, r"config.method 'kd' learns from frozen networks .*frozen = True"),
     "frozen as drawn": ({"networks.teacher.frozen": True}, r"config.networks.teacher is frozen and has no init_from"),

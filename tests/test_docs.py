@@ -25,7 +25,7 @@ COMMANDS = [command for page in PAGES for command in docs_commands.commands(page
 @pytest.fixture(autouse=True)
 def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that tests start are a reader's."""
-    monkeypatch.setenv("XLA_FLAGS", tiny_runs.FAST_COMPILATION)
+    monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tiny_runs.CACHE))
 
 

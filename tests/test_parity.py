@@ -106,8 +106,7 @@ def check(recorded: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     for i, name in enumerate(names):
         ours = pytorch.state_dict(final.networks[name].eval_variables)
         for tensor, value in ours.items():
-            running_var = tensor.endswith("running_var")  # torch's is the unbiased one
-            rtol, atol = (2e-2, 2e-2) if running_var else (1e-8, 1e-10)
+            rtol, atol = 1e-8, 1e-10
             expected = recorded[f"final_norm/{i}/{tensor}"]
             np.testing.assert_allclose(np.linalg.norm(value.ravel()), expected, rtol=rtol, atol=atol, err_msg=tensor)
             head = recorded[f"final_head/{i}/{tensor}"]
@@ -121,7 +120,7 @@ def check_eval(
     module = models.create(meta["networks"][i], meta["num_classes"], dtype=np.float64, param_dtype=np.float64)
     images = transforms.normalize(recorded["eval_images"], run.dataset_info.preprocess, np.float64)
     logits = jax.jit(functools.partial(module.apply, train=False))(final.networks[name].eval_variables, images)
-    np.testing.assert_allclose(logits, recorded[f"eval_logits/{i}"], rtol=2e-2, atol=2e-2)
+    np.testing.assert_allclose(logits, recorded[f"eval_logits/{i}"], rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.torch

@@ -24,8 +24,6 @@ from switokd_jax.train import init_state, run_spec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
-# Of XLA_FLAGS. Tests compile far more than they compute.
-FAST_COMPILATION = "--xla_backend_optimization_level=0"
 SHAPE = (8, 8, 1)
 PREPROCESS = normalization.PUBLISHED["digits"]
 
@@ -61,7 +59,7 @@ models.MODELS["dropout"] = functools.partial(Few, (4,), dropout=0.5)
 
 def environment(devices: int = 1) -> dict[str, str]:
     """Environment of a process with so many devices, which shares the tests' compilation cache."""
-    flags = f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}"
+    flags = f"--xla_force_host_platform_device_count={devices}"
     return {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
 
 

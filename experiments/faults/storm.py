@@ -214,7 +214,7 @@ def prove(doc: str, count: str, experiment: Callable[[Path, int, random.Random],
     print(f"seed {seed}, folder {folder}", flush=True)
     if faults := experiment(folder, options[count], random.Random(seed)):
         sys.exit("\n".join(faults))
-    print(f"the same after {options[count]} {count}, bit for bit")
+    print(f"no fault after {options[count]} {count}")
     shutil.rmtree(folder)
 
 

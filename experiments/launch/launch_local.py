@@ -23,6 +23,10 @@ from types import FrameType
 from typing import IO
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from switokd_jax.stop_signals import PARENT_VARIABLE
+
 GRACE_PERIOD_S = 60.0  # from the first failure to SIGKILL
 
 
@@ -36,7 +40,8 @@ def free_port() -> int:
 
 def start(count: int, flags: Sequence[str]) -> list[subprocess.Popen[str]]:
     """Starts the processes of a run, in the order of their ids."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}  # they save and end if we are killed
+    environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     cluster = [f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"]
     return [
         subprocess.Popen(
@@ -77,6 +82,8 @@ def main() -> None:
     parser.add_argument("--num_processes", type=int, required=True)
     parser.add_argument("flags", nargs="+", metavar="-- FLAGS OF MAIN")
     options = parser.parse_args()
+    if options.num_processes < 1:
+        parser.error(f"--num_processes is {options.num_processes}; a run has at least one process")
     processes = start(options.num_processes, options.flags)
     readers = [
         threading.Thread(target=print_lines, args=(index, process.stderr), daemon=True)
@@ -90,6 +97,7 @@ def main() -> None:
             process.send_signal(number)
 
     signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGHUP, forward)
     signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends Ctrl-C to every process of its group
     status = wait(processes)
     for reader in readers:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import json
 import os
 import queue
 import signal
@@ -22,7 +21,8 @@ from typing import Any
 
 from switokd_jax.analysis.tables import align_columns
 from switokd_jax.errors import UserError
-from switokd_jax.files import write_json
+from switokd_jax.files import read_json, write_json
+from switokd_jax.stop_signals import PARENT_VARIABLE, STOP_SIGNALS, raise_stop_requested
 from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.resume import OVERRIDABLE_ON_RESUME
 
@@ -62,7 +62,9 @@ def read_result(job: Job, folder: Path) -> dict[str, Any] | None:
     path = _result_path(job, folder)
     if not path.exists():
         return None
-    result = json.loads(path.read_text())
+    result = read_json(path)
+    if not {"config", "flags", "summary"} <= result.keys():
+        raise UserError(f"{path} is no result of a run; remove it, and the run is finished again")
     if (result["config"], _fixed_flags(result["flags"])) != (job.config, _fixed_flags(job.flags)):
         raise UserError(
             f"{path} is of a run with {' '.join([result['config'], *result['flags']])}, not "
@@ -88,15 +90,17 @@ def run(jobs: Sequence[Job], folder: Path, max_parallel: int = 1, log: LogFn = p
       The reason of failure by name of each job that has no result; empty if all succeeded.
 
     Raises:
+      UserError: if two jobs have one name, or the folder cannot be used; nothing has started.
       KeyboardInterrupt: after the running jobs have ended.
     """
+    _check(jobs, folder, max_parallel)
     pending = [job for job in jobs if read_result(job, folder) is None]
     finished, failed = {job.name for job in jobs} - {job.name for job in pending}, dict[str, str]()
     if finished:
         log(f"{len(finished)} of {len(jobs)} runs are done")
     processes = _Processes(folder, max_parallel)
     futures: dict[concurrent.futures.Future[_Outcome], Job] = {}
-    with _sigterm_as_interrupt(), concurrent.futures.ThreadPoolExecutor(max_parallel) as pool:
+    with _stop_signals_as_interrupt(), concurrent.futures.ThreadPoolExecutor(max_parallel) as pool:
         try:
             while pending or futures:
                 for job in _take_ready(pending, finished, max_parallel - len(futures)):
@@ -118,6 +122,18 @@ def run(jobs: Sequence[Job], folder: Path, max_parallel: int = 1, log: LogFn = p
             processes.terminate()  # the pool then waits for its threads, and they for their processes
             raise
     return failed
+
+
+def _check(jobs: Sequence[Job], folder: Path, max_parallel: int) -> None:
+    if max_parallel < 1:
+        raise UserError(f"--jobs is {max_parallel}; at least one run has to go on at a time")
+    names = [job.name for job in jobs]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two runs have the name {repeated}; give each seed and each value once")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir {folder} is no folder for runs ({error.strerror}); choose another") from None
 
 
 def plan(
@@ -210,7 +226,7 @@ class _Processes:
                 process.terminate()
 
     def _start(self, job: Job, slot: int) -> subprocess.Popen[bytes]:
-        environment = dict(os.environ)
+        environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}  # it saves and ends if we are killed
         if self._max_parallel > 1:
             environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / self._max_parallel:.3f}")
         path = _log_path(job, self._folder)
@@ -259,21 +275,23 @@ def _take_unreachable(pending: list[Job], failed: Mapping[str, str], *, idle: bo
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Turns SIGTERM into a KeyboardInterrupt within the context."""
+def _stop_signals_as_interrupt() -> Iterator[None]:
+    """Turns stop signals into `StopRequested` within the context, unless they are ignored."""
     if threading.current_thread() is not threading.main_thread():  # only there Python allows signal handlers
         yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, raise_stop_requested) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _write_result(job: Job, folder: Path) -> str:
     """Writes the result of a job that succeeded, and returns its scores as text."""
-    summary = json.loads(Workdir(folder / job.name).summary.read_text())
+    summary = read_json(Workdir(folder / job.name).summary)
     path = _result_path(job, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"config": job.config, "flags": [*job.flags], "summary": summary})

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from switokd_jax.errors import UserError
+from switokd_jax.files import read_json
 from switokd_jax.methods import METHODS
 from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.metric_writers import MetricsRow, read_metrics
 from switokd_jax.workdir.resume import flatten, is_overridable, settings
 
 MAX_LABEL_LENGTH = 40  # characters
+# Fields that a run's files must have, and their types.
+CONFIG_FIELDS: dict[str, type] = {"method": str, "seed": int, "data": dict, "networks": dict}
+SUMMARY_FIELDS: dict[str, type] = {
+    **{"steps": float, "epochs": float, "networks": dict, "switch": dict, "best_selected_on": str},
+}
+# Early runs lack these.
+OPTIONAL_FIELDS: dict[str, type] = {"examples": float, "training_flops": float, "record": dict, "reported_on": str}
+NETWORK_FIELDS: dict[str, type] = {
+    **{"model": str, "parameters": int, "final_top1": float, "best_top1": float, "updates": int},
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +52,12 @@ class Run:
 
     def rows(self, split: str) -> list[MetricsRow]:
         """Returns the rows of one split: 'train', 'validation', 'test' or 'skipped'."""
-        return [row for row in self.all_rows if row["split"] == split]
+        return [row for row in self.all_rows if row.get("split") == split]
+
+    @property
+    def reported_split(self) -> str:
+        """'test', or 'validation' if the data set has no test split."""
+        return str(self.summary.get("reported_on", "test"))
 
     @property
     def networks(self) -> list[str]:
@@ -77,17 +95,62 @@ def read_run(folder: str | Path) -> Run:
       UserError: if the folder is no workdir, or the run in it has not finished.
     """
     folder = Path(folder)
-    paths, content = Workdir(folder), []
-    for path in (paths.config, paths.summary):
-        try:
-            content.append(json.loads(path.read_text()))
-        except OSError as error:
-            problem = "no run" if path == paths.config else "an unfinished run; repeat its command to resume it"
-            raise UserError(f"{folder} holds {problem} ({path.name}: {error.strerror})") from None
-        except ValueError:
-            raise UserError(f"{path} is not JSON; name a run's folder") from None
-    config, summary = content
-    return Run(folder, config, summary)
+    paths = Workdir(folder)
+    for path, problem in (
+        (paths.config, "no run"),
+        (paths.summary, "an unfinished run; repeat its command to resume it"),
+    ):
+        if not path.exists():
+            raise UserError(f"{folder} holds {problem} ({path.name}: No such file or directory)")
+    return Run(folder, read_json(paths.config), read_json(paths.summary))
+
+
+def check_run(run: Run) -> Run:
+    """Checks that the files of a run have the fields on which figures and reports rely, and returns the run.
+
+    Raises:
+      UserError: naming the file and the field that is missing or of another type.
+    """
+    paths = Workdir(run.folder)
+    _check_fields(paths.config, run.config, CONFIG_FIELDS)
+    _check_fields(paths.config, run.config["data"], {"name": str}, "data")
+    optional = {field: kind for field, kind in OPTIONAL_FIELDS.items() if field in run.summary}
+    _check_fields(paths.summary, run.summary, {**SUMMARY_FIELDS, **optional})
+    for name, network in run.summary["networks"].items():
+        _check_fields(paths.summary, network, NETWORK_FIELDS, f"networks.{name}")
+    for pair, switch in run.summary["switch"].items():
+        _check_fields(paths.summary, switch, {"expert_fraction": float}, f"switch.{pair}")
+    return run
+
+
+def _check_fields(path: Path, values: Any, types: Mapping[str, type], where: str = "") -> None:
+    """Checks the fields of a JSON file that others rely on: somebody may have edited it.
+
+    Raises:
+      UserError: naming the field that is missing or of another type.
+    """
+    for field, kind in types.items():
+        value = values.get(field) if isinstance(values, Mapping) else None
+        is_right = is_number(value) if kind is float else isinstance(value, kind)
+        if not is_right:
+            name = f"{where}.{field}" if where else field
+            raise UserError(f"{path}: {name} is {value!r}; repeat the run's command, which writes the file again")
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a JSON value is a finite number; true and false count as 1 and 0."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def columns(rows: Sequence[MetricsRow], *keys: str) -> list[np.ndarray]:
+    """Returns some columns of the rows, [rows] float64 each, without the rows in which one of them is no number.
+
+    >>> step, loss = columns([{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}], "step", "loss")
+    >>> step, loss
+    (array([2.]), array([0.5]))
+    """
+    whole = [row for row in rows if all(is_number(row.get(key)) for key in keys)]
+    return [np.asarray([row[key] for row in whole], float) for key in keys]
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:

@@ -76,7 +76,8 @@ class Table:
 
 def to_markdown(table: Table) -> str:
     """Formats a table as GitHub's Markdown."""
-    lines = [table.head, ["---"] * len(table.head), *([_plain(cell) for cell in row] for row in table.rows)]
+    rows = [[_plain(cell).replace("|", r"\|") for cell in row] for row in table.rows]
+    lines = [[head.replace("|", r"\|") for head in table.head], ["---"] * len(table.head), *rows]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{table.title}\n\n{body}\n" + (f"\n{table.note}\n" if table.note else "")
 
@@ -101,8 +102,13 @@ def to_csv(table: Table) -> str:
                 cells += [cell.mean if cell.values else "", cell.std, len(cell.values)]
             else:
                 cells += [cell, *(("", "") if is_mean_std[i] else ())]
-        writer.writerow(["" if cell is None else cell for cell in cells])
+        writer.writerow(["" if cell is None else _no_formula(cell) for cell in cells])
     return out.getvalue()
+
+
+def _no_formula(cell: object) -> object:
+    """Returns a cell that a spreadsheet does not take for a formula: text that begins like one gets an apostrophe."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def to_latex(table: Table) -> str:
@@ -133,7 +139,7 @@ def write(table: Table, stem: Path) -> list[Path]:
     paths = []
     for suffix, formatter in FORMATTERS.items():
         path, text = stem.with_name(stem.name + suffix), formatter(table)
-        atomic_write(path, lambda p, text=text: p.write_text(text))  # type: ignore[misc]
+        atomic_write(path, lambda p, text=text: p.write_text(text, encoding="utf-8"))  # type: ignore[misc]
         paths.append(path)
     return paths
 

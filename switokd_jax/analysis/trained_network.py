@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from switokd_jax.data.loader import make_loader
 from switokd_jax.data.normalization import Preprocess
 from switokd_jax.data.sampling import ProcessShard
 from switokd_jax.errors import UserError, did_you_mean
+from switokd_jax.files import read_json
 from switokd_jax.interop.stablehlo import ModelInfo
 from switokd_jax.models.layers import layers_of
 from switokd_jax.precision import module_dtypes
@@ -62,12 +63,10 @@ def read_config(workdir: Path) -> configs.Config:
     Raises:
       UserError: naming the file, if it cannot be read.
     """
-    path = Workdir(workdir).config
     try:
-        return configs.parse(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"--workdir {workdir}: {path.name} cannot be read ({reason}); name a run's folder") from None
+        return configs.parse(read_json(Workdir(workdir).config))
+    except UserError as error:
+        raise UserError(f"--workdir {workdir} is no run's folder: {error}; name one") from None
 
 
 def read(workdir: str | Path, network: str, version: str = "best") -> TrainedNetwork:
@@ -99,7 +98,7 @@ def read(workdir: str | Path, network: str, version: str = "best") -> TrainedNet
 
 
 def test_images(config: configs.Config, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Loads images of the test split of a run, preprocessed as for its evaluation.
+    """Loads images of the reported split of a run, preprocessed as for its evaluation.
 
     Args:
       config: config of the run.
@@ -112,13 +111,15 @@ def test_images(config: configs.Config, indices: Sequence[int]) -> tuple[np.ndar
       UserError: if the data set cannot be read, or an index is out of range.
     """
     dataset = load_dataset(config.data, config.seed)
-    size = len(dataset.test)
+    split = dataset.test if len(dataset.test) else dataset.validation  # as the run reports
+    size = len(split)
     if out_of_range := [index for index in indices if not 0 <= index < size]:
         raise UserError(f"test image {out_of_range[0]} does not exist; choose from 0 to {size - 1}")
     spec = dataclasses.replace(config.data, workers=0)
     loader = make_loader(
-        dataset.test.take(np.asarray(indices)), dataset.image_spec, spec, config.seed, len(indices), ProcessShard()
+        split.take(np.asarray(indices)), dataset.image_spec, spec, config.seed, len(indices), ProcessShard()
     )
-    _, batch = next(loader.eval_batches())
+    with contextlib.closing(loader.eval_batches()) as batches:
+        _, batch = next(batches)
     images, labels = resident.gather_batch(loader.device_data, batch)
     return np.asarray(images), np.asarray(labels)

@@ -15,14 +15,16 @@ from typing import NamedTuple
 import numpy as np
 
 from switokd_jax.config import DataConfig
-from switokd_jax.data.folder import find_files, read_files
-from switokd_jax.data.image_records import ArrayRecords, ImageSpec, Records, RecordSplit, image_size
+from switokd_jax.data import folder
+from switokd_jax.data.checks import check_images, check_labels
+from switokd_jax.data.image_records import ArrayRecords, ImageSpec, Records, RecordSplit, first_image_size
 from switokd_jax.data.normalization import IMAGENET, NO_FLIP, PUBLISHED, Preprocess, measure
 from switokd_jax.data.tfds_source import open_tfds
 from switokd_jax.errors import UserError
 
 SUBSET_SEED = 0  # seed of the digits' test split and of `train_examples`, which are the same in every run
 DIGITS_TEST_SIZE = 360
+NONE = np.arange(0)  # indices of no examples
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,8 +57,9 @@ class Dataset:
       image_spec: shape of the images as networks see them.
       train: training split, without `validation`.
       validation: held out of the training split; may be empty.
-      test: split that is reported.
+      test: split that is reported; empty if the data set has none, and then `validation` is reported.
       preprocess: constants that turn pixels into inputs.
+      skipped: a message for each image that could not be decoded and is left out.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Dataset:
     validation: Split | RecordSplit
     test: Split | RecordSplit
     preprocess: Preprocess
+    skipped: tuple[str, ...] = ()
 
     @property
     def info(self) -> DatasetInfo:
@@ -99,12 +103,21 @@ class DatasetInfo:
 
 
 class SourceData(NamedTuple):
-    """Output of a data source: the full train and test splits, class names and image spec."""
+    """Output of a data source.
+
+    Attributes:
+      train: full training split.
+      test: split that is reported; empty if there is none.
+      classes: names of the labels.
+      image_spec: shape of the images as networks see them.
+      skipped: a message for each image that could not be decoded and is left out.
+    """
 
     train: Split | RecordSplit
     test: Split | RecordSplit
     classes: tuple[str, ...]
     image_spec: ImageSpec
+    skipped: tuple[str, ...] = ()
 
 
 Source = Callable[[DataConfig], SourceData]
@@ -128,7 +141,11 @@ def load_dataset(spec: DataConfig, seed: int) -> Dataset:
             f"config.data.image_size is {spec.image_size}, and config.data.pipeline 'resident' keeps images as they "
             "are; set it to 'stream'"
         )
-    source_data = SOURCES.get(spec.name, _tfds)(spec)
+    source_data = check(SOURCES.get(spec.name, _tfds)(spec), spec.name)
+    if not len(source_data.test) and not spec.validation_fraction:
+        raise UserError(
+            f"data set {spec.name!r} has no test split; set config.data.validation_fraction to hold out a part of train"
+        )
     train, validation = _hold_out(_limit(source_data.train, spec), spec, seed)
     return Dataset(
         name=spec.name,
@@ -138,7 +155,35 @@ def load_dataset(spec: DataConfig, seed: int) -> Dataset:
         validation=validation,
         test=source_data.test,
         preprocess=_choose_preprocess(spec.name, source_data),
+        skipped=source_data.skipped,
     )
+
+
+def check(source_data: SourceData, name: str) -> SourceData:
+    """Checks what a source returned, and converts labels to int32. Labels of a stream are checked as they are read.
+
+    Raises:
+      UserError: naming the split, the first bad place and what was found.
+    """
+    num_classes = len(source_data.classes)
+
+    def checked(split: Split | RecordSplit, split_name: str) -> Split | RecordSplit:
+        where = f"data set {name!r}, {split_name} split"
+        labels = split.labels
+        if isinstance(split, RecordSplit):
+            labels = None if labels is None else check_labels(labels, len(split), num_classes, where)
+            return dataclasses.replace(split, labels=labels, num_classes=num_classes)
+        images = check_images(split.images, where)
+        if images.shape[1:] != source_data.image_spec.shape:
+            raise UserError(
+                f"{where}: images are {list(images.shape[1:])}, and those of the train split "
+                f"{list(source_data.image_spec.shape)}; [height, width, channels] must be the same"
+            )
+        return Split(images, check_labels(labels, len(images), num_classes, where))
+
+    if not len(source_data.train):
+        raise UserError(f"data set {name!r}: the train split is empty")
+    return source_data._replace(train=checked(source_data.train, "train"), test=checked(source_data.test, "test"))
 
 
 def stratified_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -173,8 +218,7 @@ def stratified_mask(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
 
 def in_memory(train: Split, test: Split, classes: Sequence[str]) -> SourceData:
     """Makes the output of a source whose images are arrays, all of one shape."""
-    height, width, channels = train.images.shape[1:]
-    return SourceData(train, test, tuple(classes), ImageSpec((height, width, channels), resized=False))
+    return SourceData(train, test, tuple(classes), ImageSpec(tuple(train.images.shape[1:]), resized=False))
 
 
 def _limit(train: Split | RecordSplit, spec: DataConfig) -> Split | RecordSplit:
@@ -221,21 +265,18 @@ def _choose_preprocess(name: str, source_data: SourceData) -> Preprocess:
 
 
 def _streamed(
-    train: Records,
-    test: Records,
-    labels: Sequence[np.ndarray | None],
-    classes: Sequence[str],
-    channels: int,
-    spec: DataConfig,
+    train: RecordSplit, test: RecordSplit, classes: Sequence[str], channels: int, spec: DataConfig
 ) -> SourceData:
-    """Makes the output of a source whose images are encoded; `labels` are those of train and test."""
-    train_split, test_split = (
-        RecordSplit(records, np.arange(len(records)), split_labels)
-        for records, split_labels in zip((train, test), labels, strict=True)
-    )
+    """Makes the output of a source whose images are encoded."""
     side = spec.image_size
-    height, width = (side, side) if side else image_size(train[0][0])
-    return SourceData(train_split, test_split, tuple(classes), ImageSpec((height, width, channels), resized=side > 0))
+    skip_bad = spec.on_bad_image == "skip"
+    height, width = (side, side) if side else first_image_size(train.records, skip_bad=skip_bad)
+    return SourceData(train, test, tuple(classes), ImageSpec((height, width, channels), resized=side > 0))
+
+
+def all_records(records: Records, labels: np.ndarray | None) -> RecordSplit:
+    """Returns a split of all records; `labels` as in `RecordSplit`."""
+    return RecordSplit(records, np.arange(len(records)), labels)
 
 
 def _digits(spec: DataConfig) -> SourceData:
@@ -249,31 +290,42 @@ def _digits(spec: DataConfig) -> SourceData:
     classes = [*map(str, raw.target_names)]
     if spec.pipeline == "resident":
         return in_memory(train, test, classes)
-    train_records, test_records = (ArrayRecords(split.images, split.labels) for split in (train, test))
-    return _streamed(train_records, test_records, [train.labels, test.labels], classes, 1, spec)
+    train_records, test_records = (
+        all_records(ArrayRecords(split.images, split.labels), split.labels) for split in (train, test)
+    )
+    return _streamed(train_records, test_records, classes, 1, spec)
 
 
 def _folder(spec: DataConfig) -> SourceData:
     """Reads images in DIR/train/CLASS and DIR/test/CLASS; DIR is config.data.dir."""
     if not spec.dir:
         raise UserError("config.data.dir is empty; data.name 'folder' reads DIR/train/CLASS and DIR/test/CLASS")
-    train, test, classes = find_files(Path(spec.dir).expanduser())
+    root = Path(spec.dir).expanduser()
+    train, classes = folder.find_train(root)
+    test = folder.find_test(root, spec.test_split, classes, required=not spec.validation_fraction)
     if spec.pipeline == "stream":
-        return _streamed(train, test, [train.labels, test.labels], classes, 3, spec)
-    train_images, test_images = read_files(train, test)
-    return in_memory(Split(train_images, train.labels), Split(test_images, test.labels), classes)
+        train_records, test_records = (all_records(files, files.labels) for files in (train, test))
+        return _streamed(train_records, test_records, classes, 3, spec)
+    (train_split, test_split), skipped = folder.read_splits((train, test), skip_bad=spec.on_bad_image == "skip")
+    return in_memory(Split(*train_split), Split(*test_split), classes)._replace(skipped=tuple(skipped))
 
 
 def _tfds(spec: DataConfig) -> SourceData:
     """Opens an image-classification set of TFDS; it is prepared first if it has to be."""
     tfds_dataset = open_tfds(spec.name, spec.dir)
-    split_names = ("train", tfds_dataset.test_split)
+    test_name = tfds_dataset.find_test_split(spec.test_split)
     if spec.pipeline == "stream":
-        train_records, test_records = (tfds_dataset.records(name) for name in split_names)
-        classes, channels = tfds_dataset.classes, tfds_dataset.shape[2]
-        return _streamed(train_records, test_records, [None, None], classes, channels, spec)
-    train, test = (Split(*tfds_dataset.arrays(name)) for name in split_names)
-    return in_memory(train, test, tfds_dataset.classes)
+        train_records = all_records(tfds_dataset.records("train"), None)
+        test_records = all_records(tfds_dataset.records(test_name), None) if test_name else train_records.take(NONE)
+        return _streamed(train_records, test_records, tfds_dataset.classes, tfds_dataset.shape[2], spec)
+    skip_bad = spec.on_bad_image == "skip"
+    arrays, skipped = tfds_dataset.arrays("train", skip_bad=skip_bad)
+    train = Split(*arrays)
+    test = train.take(NONE)
+    if test_name:
+        arrays, skipped_of_test = tfds_dataset.arrays(test_name, skip_bad=skip_bad)
+        test, skipped = Split(*arrays), skipped + skipped_of_test
+    return in_memory(train, test, tfds_dataset.classes)._replace(skipped=tuple(skipped))
 
 
 # By the name in config.data.name; any other name is a data set of TFDS. Users add theirs.

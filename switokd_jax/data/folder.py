@@ -1,18 +1,25 @@
-"""Folder of images as a data set: FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or other image files."""
+"""Folder of images as a data set: FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or other image files.
+
+Names that start with a dot are left out. Links are followed. Folders inside a class are searched as well.
+"""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from absl import logging
 from tqdm import tqdm
 
+from switokd_jax.data.decode import ImageError, decode, read_file, to_pixels
 from switokd_jax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-GRAYSCALE_MODES = ("L", "1", "I;16")  # of Pillow
+VALIDATION_NAMES = ("val", "valid", "validation")  # of a folder that stands in place of test/ in many data sets
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,85 +38,186 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        return self.paths[index].read_bytes(), int(self.labels[index])
+        return read_file(self.paths[index]), int(self.labels[index])
 
     def describe(self, index: int) -> str:
         """Names an example by its path."""
         return f"config.data.dir: {self.paths[index]}"
 
 
-def find_files(root: Path) -> tuple[ImageFiles, ImageFiles, list[str]]:
-    """Lists the image files of a data set; opens none.
-
-    Returns:
-      The files of train and of test, and the classes: the names of the training folders, sorted.
+def list_classes(folder: Path) -> list[str]:
+    """Returns the classes of a split: the names of its folders, sorted.
 
     Raises:
-      UserError: naming the folder that is missing or empty.
+      UserError: if the folder is missing.
     """
-    for split in ("train", "test"):
-        if not (root / split).is_dir():
-            raise UserError(f"config.data.dir: there is no folder {root / split}; it holds a folder for each class")
-    classes = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
-    if not classes:
-        raise UserError(f"config.data.dir: {root / 'train'} holds no folders; make one for each class")
-    if unknown := sorted({path.name for path in (root / "test").iterdir() if path.is_dir()} - {*classes}):
-        raise UserError(f"config.data.dir: {root / 'test' / unknown[0]} is a class that {root / 'train'} does not have")
-    train, test = (_list_files(root / split, classes) for split in ("train", "test"))
-    return train, test, classes
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(
+            f"config.data.dir: there is no folder {folder} ({error.strerror}); it holds a folder for each class"
+        ) from None
 
 
-def read_files(train: ImageFiles, test: ImageFiles) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes both splits.
+def find_split(root: Path, split: str, classes: list[str], origin: str) -> ImageFiles:
+    """Lists the image files of a split; opens none.
 
-    Returns:
-      Images of train and of test, [n, height, width, channels] uint8: one channel if all are grayscale, else three.
+    Args:
+      root: folder of the data set.
+      split: name of its folder.
+      classes: known classes; the label is the index. The split may lack some.
+      origin: says where the classes are from, for messages.
 
     Raises:
-      UserError: naming the file that is broken or of another size.
+      UserError: naming the folder that is missing, empty or an unknown class.
     """
-    headers = [_read_header(path) for files in (train, test) for path in files.paths]
-    grayscale, size = all(mode in GRAYSCALE_MODES for mode, _ in headers), headers[0][1]
-
-    def read(files: ImageFiles) -> np.ndarray:
-        paths = tqdm(files.paths, desc="reading images", delay=2, disable=None)
-        return np.stack([_read_image(path, grayscale, size) for path in paths])
-
-    return read(train), read(test)
-
-
-def _list_files(folder: Path, classes: list[str]) -> ImageFiles:
-    examples = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).glob("**/*"))
-        if path.suffix.lower() in SUFFIXES
-    ]
+    folder = root / split
+    present = list_classes(folder)
+    if unknown := sorted({*present} - {*classes}):
+        raise UserError(f"config.data.dir: {folder / unknown[0]} is a class that {origin} does not have")
+    try:
+        left_out: collections.Counter[str] = collections.Counter(
+            "hidden names" if path.name.startswith(".") else "files outside the classes"
+            for path in folder.iterdir()
+            if path.name not in present
+        )
+        examples = [
+            (path, label)
+            for label, name in enumerate(classes)
+            if name in present
+            for path in sorted(_walk(folder / name, left_out, ()))
+        ]
+    except OSError as error:
+        raise UserError(f"config.data.dir: {error.filename} cannot be read ({error.strerror})") from None
+    if left_out:
+        counts = ", ".join(f"{count} {what}" for what, count in sorted(left_out.items()))
+        logging.warning("config.data.dir: %s: left out %s", folder, counts)
     if not examples:
         raise UserError(f"config.data.dir: {folder} holds no images ({', '.join(SUFFIXES)})")
     return ImageFiles(tuple(path for path, _ in examples), np.asarray([label for _, label in examples], np.int32))
 
 
-def _read_header(path: Path) -> tuple[str, tuple[int, int]]:
-    """Reads Pillow's mode and (width, height); decodes no pixel."""
-    try:
-        with Image.open(path) as image:
-            return image.mode, image.size
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"config.data.dir: {path} cannot be read as an image ({error})") from None
+def find_train(root: Path) -> tuple[ImageFiles, list[str]]:
+    """Lists the training images and the classes.
+
+    Raises:
+      UserError: naming the folder that is missing, or the class that has no image.
+    """
+    classes = list_classes(root / "train")
+    if not classes:
+        raise UserError(f"config.data.dir: {root / 'train'} holds no folders; make one for each class")
+    files = find_split(root, "train", classes, "itself")
+    if empty := np.flatnonzero(np.bincount(files.labels, minlength=len(classes)) == 0).tolist():
+        raise UserError(
+            f"config.data.dir: {root / 'train' / classes[empty[0]]} is a class without images "
+            f"({', '.join(SUFFIXES)}); add some or remove the folder"
+        )
+    return files, classes
 
 
-def _read_image(path: Path, grayscale: bool, size: tuple[int, int]) -> np.ndarray:
-    """Decodes one image to [height, width, 1 or 3] uint8; `size` is (width, height)."""
-    try:
-        with Image.open(path) as image:
-            if image.size != size:
+def find_test(root: Path, split: str, classes: list[str], *, required: bool) -> ImageFiles:
+    """Lists the images of the split that is reported.
+
+    Args:
+      root: folder of the data set.
+      split: name of its folder; '' for 'test'.
+      classes: the classes of train.
+      required: whether the folder must exist.
+
+    Returns:
+      The files; none if there is no such folder and nothing that stands in its place.
+
+    Raises:
+      UserError: naming the folder that is missing, empty or an unknown class.
+    """
+    name = split or "test"
+    if (root / name).is_dir():
+        return find_split(root, name, classes, str(root / "train"))
+    others = [other for other in VALIDATION_NAMES if (root / other).is_dir()]
+    if not (required or split or others):
+        return ImageFiles((), np.zeros(0, np.int32))
+    advice = (
+        f"{root / others[0]} exists: set config.data.test_split to {others[0]!r}, or rename that folder"
+        if others
+        else "it holds a folder for each class; without one, set config.data.validation_fraction"
+    )
+    raise UserError(f"config.data.dir: there is no folder {root / name}; {advice}")
+
+
+def read_splits(
+    splits: Sequence[ImageFiles], *, skip_bad: bool
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[str]]:
+    """Decodes splits.
+
+    Args:
+      splits: the files of each split.
+      skip_bad: whether images that cannot be decoded are left out.
+
+    Returns:
+      For each split images [n, height, width, channels] uint8, with one channel if all files are grayscale, else
+      three, and labels [n] int32. Then a message for each image that is left out.
+
+    Raises:
+      UserError: naming the file that is damaged or of another size.
+    """
+    decoded, skipped, size = [], list[str](), None
+    for files in splits:
+        examples = []
+        for index in tqdm(range(len(files)), desc="reading images", delay=2, disable=None):
+            try:
+                encoded, label = files[index]
+                pixels = to_pixels(decode(encoded, None, files.describe(index)))
+            except ImageError as error:
+                if not skip_bad:
+                    raise
+                skipped.append(str(error))
+                continue
+            height, width = size = size or pixels.shape[:2]
+            if pixels.shape[:2] != size:
                 raise UserError(
-                    f"{path} has {image.size[0]}x{image.size[1]} pixels, the first "
-                    f"{size[0]}x{size[1]}; resize them, or set config.data.pipeline to 'stream' "
-                    "and config.data.image_size"
+                    f"{files.paths[index]} has {pixels.shape[1]}x{pixels.shape[0]} pixels, the first "
+                    f"{width}x{height}; resize them, or set config.data.pipeline to 'stream' and config.data.image_size"
                 )
-            pixels = np.asarray(image.convert("L" if grayscale else "RGB"), np.uint8)
-    except OSError as error:
-        raise UserError(f"config.data.dir: {path} cannot be read as an image ({error})") from None
-    return pixels[..., None] if grayscale else pixels
+            examples.append((pixels, label))
+        if files.paths and not examples:
+            raise UserError(f"{skipped[-1]}; none of the {len(files)} images of this split can be used")
+        decoded.append(examples)
+    channels = max(pixels.shape[2] for examples in decoded for pixels, _ in examples)
+    arrays = [
+        (
+            np.stack([np.broadcast_to(pixels, (height, width, channels)) for pixels, _ in examples])
+            if examples
+            else np.zeros((0, height, width, channels), np.uint8),
+            np.asarray([label for _, label in examples], np.int32),
+        )
+        for examples in decoded
+    ]
+    return arrays, skipped
+
+
+def _walk(folder: Path, left_out: collections.Counter[str], above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Yields the image files below a folder, and counts what it leaves out.
+
+    Args:
+      folder: where to look.
+      left_out: counts by kind, added to.
+      above: device and inode of the folders above; a link back to one of them would have no end.
+    """
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        left_out["links in a circle"] += 1
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                left_out["hidden names"] += 1
+            elif entry.is_dir():
+                yield from _walk(path, left_out, (*above, here))
+            elif path.suffix.lower() not in SUFFIXES:
+                left_out[f"files that are no images ({path.suffix or 'no suffix'})"] += 1
+            elif entry.is_symlink() and not path.exists():
+                left_out["links to nothing"] += 1
+            else:
+                yield path

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
+from switokd_jax.data.decode import ImageError, decode, to_pixels
 from switokd_jax.data.transforms import centre_crop, random_resized_crop
 from switokd_jax.errors import UserError
 
@@ -58,11 +57,13 @@ class RecordSplit:
       records: examples of this split, perhaps among others.
       record_indices: [n] int64, the index of each example in `records`.
       labels: [n] int32, or None if a label is known only once its record is read.
+      num_classes: each label is checked to be below it when its record is read; None for no check.
     """
 
     records: Records
     record_indices: np.ndarray
     labels: np.ndarray | None
+    num_classes: int | None = None
 
     def __len__(self) -> int:
         return len(self.record_indices)
@@ -70,7 +71,7 @@ class RecordSplit:
     def take(self, selection: np.ndarray) -> RecordSplit:
         """Returns the split of the examples with these indices, or of this boolean mask."""
         labels = None if self.labels is None else self.labels[selection]
-        return RecordSplit(self.records, self.record_indices[selection], labels)
+        return dataclasses.replace(self, record_indices=self.record_indices[selection], labels=labels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,40 +103,39 @@ def load_example(
       [height, width, channels] uint8 pixels, and the label.
 
     Raises:
-      UserError: naming the image, if it cannot be decoded or has another size.
+      ImageError: naming the image, if it cannot be decoded.
+      UserError: naming the image, if it has another size, or its label is not one of a class.
     """
     record_index = int(split.record_indices[index])
+    name = split.records.describe(record_index)
     encoded, label = split.records[record_index]
+    if split.num_classes is not None and not 0 <= label < split.num_classes:
+        raise UserError(f"{name} has label {label}, and labels are 0 to {split.num_classes - 1}; correct or remove it")
     height, width, channels = image_spec.shape
-    try:
-        image = _open(encoded, channels)
-        if image_spec.resized:
-            image = centre_crop(image, height) if rng is None else random_resized_crop(image, height, rng)
-        pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
-    except OSError as error:
-        raise UserError(
-            f"{split.records.describe(record_index)} cannot be decoded ({error}); replace or remove it"
-        ) from None
+    image = decode(encoded, channels, name)
+    if image_spec.resized:
+        image = centre_crop(image, height) if rng is None else random_resized_crop(image, height, rng)
+    pixels = to_pixels(image)
     if pixels.shape != image_spec.shape:
         raise UserError(
-            f"{split.records.describe(record_index)} has {image.width}x{image.height} pixels, the first image "
-            f"{width}x{height}; set config.data.image_size to bring all to one size"
+            f"{name} has {image.width}x{image.height} pixels, the first image {width}x{height}; "
+            "set config.data.image_size to bring all to one size"
         )
     return pixels, label
 
 
-def image_size(encoded: bytes | np.ndarray) -> tuple[int, int]:
-    """Returns (height, width) of an image; of encoded bytes it reads the header only."""
-    if isinstance(encoded, np.ndarray):
-        return encoded.shape[0], encoded.shape[1]
-    with Image.open(io.BytesIO(encoded)) as image:
+def first_image_size(records: Records, *, skip_bad: bool) -> tuple[int, int]:
+    """Returns (height, width) of the first image that can be decoded.
+
+    Raises:
+      ImageError: if none can, or, without `skip_bad`, the first one cannot.
+    """
+    for index in range(len(records)):
+        try:
+            image = decode(records[index][0], None, records.describe(index))
+        except ImageError:
+            if not skip_bad or index == len(records) - 1:
+                raise
+            continue
         return image.height, image.width
-
-
-def _open(encoded: bytes | np.ndarray, channels: int) -> Image.Image:
-    """Opens an image with one channel or three."""
-    if isinstance(encoded, np.ndarray):
-        return Image.fromarray(encoded[..., 0] if channels == 1 else encoded)
-    image = Image.open(io.BytesIO(encoded))
-    mode = "L" if channels == 1 else "RGB"
-    return image if image.mode == mode else image.convert(mode)
+    raise UserError("the training split is empty")

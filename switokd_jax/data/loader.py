@@ -14,7 +14,7 @@ from switokd_jax.data.dataset import Split
 from switokd_jax.data.image_records import ImageSpec, RecordSplit
 from switokd_jax.data.normalization import Preprocess
 from switokd_jax.data.resident import DeviceDataset, gather_batch
-from switokd_jax.data.sampling import Batch, BatchIterator, ProcessShard
+from switokd_jax.data.sampling import Batch, BatchIterator, ProcessShard, steps_per_epoch
 from switokd_jax.data.transforms import apply_transforms, example_keys, get_transforms, normalize
 
 
@@ -30,6 +30,7 @@ class Loader:
       batch_size: size of the global batch.
       process_shard: rows of this process.
       device_data: the split for the device memory; None for a stream, whose batches bring their images along.
+      report_skipped: called with messages about examples of a stream that were skipped.
     """
 
     split: Split | RecordSplit
@@ -39,6 +40,7 @@ class Loader:
     batch_size: int
     process_shard: ProcessShard
     device_data: DeviceDataset | None
+    report_skipped: stream.ReportSkipped = stream.log_skipped
 
     @property
     def num_examples(self) -> int:
@@ -59,15 +61,27 @@ class Loader:
             batch_size=self.batch_size,
             process_shard=self.process_shard,
             total_steps=total_steps,
+            skip_bad=self._skip_bad,
         )
-        return stream.iterate_batches(source, self.spec.workers, first_step)
+        return stream.iterate_batches(source, self.spec.workers, first_step, self.report_skipped)
 
-    def eval_batches(self) -> BatchIterator:
-        """Returns padded and masked batches that cover the split once, without augmentation."""
+    @property
+    def eval_steps(self) -> int:
+        """Number of batches that cover the split once."""
+        return steps_per_epoch(len(self.split), self.batch_size)
+
+    def eval_batches(self, repeats: int = 1) -> BatchIterator:
+        """Returns padded and masked batches that cover the split so many times, without augmentation."""
         if isinstance(self.split, Split):
-            return resident.eval_batches(len(self.split), self.batch_size, self.process_shard)
-        source = stream.EvalBatchSource(self.split, self.image_spec, self.batch_size, self.process_shard)
-        return stream.iterate_batches(source, self.spec.workers)
+            return resident.eval_batches(len(self.split), self.batch_size, self.process_shard, repeats)
+        source = stream.EvalBatchSource(
+            self.split, self.image_spec, self.batch_size, self.process_shard, repeats, self._skip_bad
+        )
+        return stream.iterate_batches(source, self.spec.workers, report_skipped=self.report_skipped)
+
+    @property
+    def _skip_bad(self) -> bool:
+        return self.spec.on_bad_image == "skip"
 
 
 def make_loader(

@@ -34,11 +34,12 @@ def train_batches(
         yield len(indices), Batch(indices[process_shard.rows(len(indices))])
 
 
-def eval_batches(num_examples: int, batch_size: int, process_shard: ProcessShard) -> BatchIterator:
-    """Yields this process's rows of padded and masked batches that cover a split once."""
+def eval_batches(num_examples: int, batch_size: int, process_shard: ProcessShard, repeats: int = 1) -> BatchIterator:
+    """Yields this process's rows of padded and masked batches that cover a split, so many times."""
     rows = process_shard.rows(batch_size)
-    for step in range(sampling.steps_per_epoch(num_examples, batch_size)):
-        indices, mask = sampling.eval_indices(step, num_examples, batch_size)
+    steps = sampling.steps_per_epoch(num_examples, batch_size)
+    for step in range(repeats * steps):
+        indices, mask = sampling.eval_indices(step % steps, num_examples, batch_size)
         yield batch_size, Batch(indices[rows], mask[rows])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import logging
 import urllib.error
 import urllib.request
 import warnings
@@ -16,6 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
+from switokd_jax.data import decode as decoder
+from switokd_jax.data.decode import ImageError, decode, to_pixels
 from switokd_jax.data.decode_cache import Arrays, load_or_decode
 from switokd_jax.errors import UserError, did_you_mean, one_line
 
@@ -111,11 +112,26 @@ class TfdsDataset:
         label = self.builder.info.features["label"]
         return [label.int2str(number) for number in range(label.num_classes)]
 
-    @property
-    def test_split(self) -> str:
-        """'test', or 'validation' if there is no test split with labels."""
+    def find_test_split(self, name: str) -> str | None:
+        """Returns the split that is reported.
+
+        Args:
+          name: its name if the user chose one; '' for 'test', or 'validation' if there is no test split with labels.
+
+        Returns:
+          Its name; None if the data set has neither.
+
+        Raises:
+          UserError: if there is no split of this name.
+        """
+        splits = [*self.builder.info.splits]
+        if name:
+            if name not in splits:
+                raise UserError(f"config.data.test_split: {self.name!r} has no split {name!r}; it has {splits}")
+            return name
         unlabeled = self.name.partition(":")[0].partition("/")[0] in UNLABELED_TEST
-        return "test" if "test" in self.builder.info.splits and not unlabeled else "validation"
+        candidates = ["validation"] if unlabeled else ["test", "validation"]
+        return next((candidate for candidate in candidates if candidate in splits), None)
 
     def source(self, split: str, **options: Any) -> Any:
         """Opens a split for random access.
@@ -145,23 +161,33 @@ class TfdsDataset:
         info = self.builder.info.splits[split]
         return Shards(tuple(map(str, info.filepaths)), tuple(info.shard_lengths), self.prepare_command)
 
-    def arrays(self, split: str) -> Arrays:
+    def arrays(self, split: str, *, skip_bad: bool) -> tuple[Arrays, list[str]]:
         """Decodes a full split, or loads it from the cache.
 
+        Args:
+          split: its name in TFDS.
+          skip_bad: whether images that cannot be decoded are left out.
+
         Returns:
-          Images [n, height, width, channels] uint8 and labels [n] int32.
+          Images [n, height, width, channels] uint8 and labels [n] int32; then a message for each image that is left
+          out.
 
         Raises:
-          UserError: as `source`, or if the images have several sizes.
+          UserError: as `source`, or if the images have several sizes, or one cannot be decoded.
         """
         if None in self.shape:
             raise UserError(
                 f"config.data.name: the images of {self.name!r} have many sizes; set config.data.pipeline = 'stream' "
                 "and config.data.image_size (224, say)"
             )
-        source, shards = self.source(split), self.shards(split)
-        split_name = f"{self.name} {split}"
-        return load_or_decode(split_name, shards.paths, lambda: _decode(source, split_name, shards))
+        records, skipped = self.records(split), list[str]()
+        key = f"{records.name}, decoder {decoder.VERSION}"
+        try:
+            return load_or_decode(key, records.shards.paths, lambda: _decode(records, self.shape[2], None)), skipped
+        except ImageError:
+            if not skip_bad:
+                raise
+        return _decode(records, self.shape[2], skipped), skipped
 
     def records(self, split: str) -> TfdsRecords:
         """Opens a split as encoded images."""
@@ -224,10 +250,31 @@ def open_tfds(name: str, data_dir: str) -> TfdsDataset:
             f"config.data.name: no data set {name!r}; {did_you_mean(name, COMMON_NAMES)}, and all of TFDS"
         ) from None
     features = builder.info.features
-    if not (isinstance(features, tfds.features.FeaturesDict) and {"image", "label"} <= {*features.keys()}):
-        raise UserError(f"config.data.name: {name!r} is not an image-classification data set of TFDS")
+    _check_features(features, name)
     _prepare(builder, name, folder)
     return TfdsDataset(builder, name, _prepare_command(name, folder))
+
+
+def _check_features(features: Any, name: str) -> None:
+    """Checks that examples are an 8-bit 'image' and the number of its class, 'label'."""
+    import tensorflow_datasets as tfds
+
+    found = {*features.keys()} if isinstance(features, tfds.features.FeaturesDict) else {repr(features)}
+    if not {"image", "label"} <= found:
+        raise UserError(
+            f"config.data.name: {name!r} is not an image-classification data set of TFDS: its features are "
+            f"{sorted(found)}, and 'image' and 'label' are needed"
+        )
+    image, label = features["image"], features["label"]
+    if not isinstance(label, tfds.features.ClassLabel):
+        raise UserError(
+            f"config.data.name: the feature 'label' of {name!r} is {one_line(label)}; it must be ClassLabel"
+        )
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8 or image.shape[2] not in (1, 3):
+        raise UserError(
+            f"config.data.name: the feature 'image' of {name!r} is {one_line(image)}; it must be Image of uint8 with "
+            "1 or 3 channels"
+        )
 
 
 def _prepare(builder: Any, name: str, folder: str | None) -> None:
@@ -271,32 +318,23 @@ def _prepare_command(name: str, folder: str | None) -> str:
     return f"tfds build {name} --file_format=array_record{data_dir_flag}"
 
 
-def _decode(source: Any, split_name: str, shards: Shards) -> Arrays:
-    """Decodes all examples of a split; see `TfdsDataset.arrays`."""
+def _decode(records: TfdsRecords, channels: int, skipped: list[str] | None) -> Arrays:
+    """Decodes all examples of a split; adds a message to `skipped`, if given, for each that cannot be."""
     images, labels = [], []
-    progress = {"desc": f"reading {split_name}", "unit": " images", "leave": False, "delay": 2.0, "disable": None}
-    with _silence_opencv_warning():
-        for index in tqdm(range(len(source)), **progress):
-            with shards.reading(index):
-                example = source[index]
-            images.append(example["image"])
-            labels.append(example["label"])
+    progress = {"desc": f"reading {records.name}", "unit": " images", "leave": False, "delay": 2.0, "disable": None}
+    for index in tqdm(range(len(records)), **progress):
+        encoded, label = records[index]
+        try:
+            images.append(to_pixels(decode(encoded, channels, records.describe(index))))
+        except ImageError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            continue
+        labels.append(label)
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
-        raise UserError(f"{split_name}: the images have {len(shapes)} sizes; config.data.pipeline 'resident' needs one")
+        raise UserError(
+            f"{records.name}: the images have {len(shapes)} sizes; config.data.pipeline 'resident' needs one"
+        )
     return np.stack(images), np.asarray(labels, np.int32)
-
-
-@contextlib.contextmanager
-def _silence_opencv_warning() -> Iterator[None]:
-    """Drops TFDS's warning that OpenCV would decode faster: Pillow decodes all of CIFAR in seconds."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "OpenCV" not in record.getMessage()
-
-    logger = logging.getLogger("absl")
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from switokd_jax import cli
-from switokd_jax.analysis.runs import find_runs, group_by_settings
+from switokd_jax.analysis.runs import check_run, find_runs, group_by_settings
 from switokd_jax.figures import draw_all, style
 from switokd_jax.workdir.layout import Workdir
 
@@ -26,7 +26,7 @@ def main() -> None:
     args = parser.parse_args()
 
     def command() -> str:
-        runs = find_runs(args.workdirs)
+        runs = [*map(check_run, find_runs(args.workdirs))]
         heatmaps = draw_all.compute_heatmaps(group_by_settings(runs), args.examples)
         with style.theme(args.theme):
             pictures = draw_all.draw(runs, args.output or Workdir(Path(args.workdirs[0])).figures, heatmaps)

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from switokd_jax.analysis.runs import Run
+from switokd_jax.analysis.runs import Run, columns, is_number
 from switokd_jax.figures import style
 from switokd_jax.figures.curves import rows_by_epoch
 from switokd_jax.figures.style import Picture
@@ -53,7 +53,9 @@ class Measure:
 
 
 def draw_accuracy(groups: Groups, folder: Path) -> list[Picture]:
-    """Draws the test top-1 of every network over the epochs: the mean of the seeds, and a band of one std.
+    """Draws the top-1 of every network on the reported split over the epochs.
+
+    Lines are means of the seeds, with a band of one standard deviation.
 
     Args:
       groups: at least two runs; a single one has `curves`.
@@ -77,9 +79,10 @@ def draw_expert_shares(groups: Groups, folder: Path) -> list[Picture]:
 
 
 def draw_costs(groups: Groups, folder: Path) -> list[Picture]:
-    """Draws the test top-1 of every network against the floating-point operations of training up to then.
+    """Draws the top-1 of every network on the reported split against the cost of training up to then.
 
-    A step that pauses a network counts without that network's backward pass. Bands are those of `draw_accuracy`.
+    The cost is in floating-point operations; a step that pauses a network counts without its backward pass. Bands
+    are those of `draw_accuracy`.
     """
     runs = [run for run in _runs(groups) if "training_flops" in run.summary]
     if not runs:
@@ -87,10 +90,10 @@ def draw_costs(groups: Groups, folder: Path) -> list[Picture]:
     unit_name, unit_size = unit(max(run.summary["training_flops"] for run in runs))
 
     def curve(run: Run, name: str) -> Curve | None:
-        accuracy = _accuracy(run, name)
-        if accuracy is None or "training_flops" not in run.summary:
+        if name not in run.networks or "training_flops" not in run.summary:
             return None
-        return cumulative_flops(run) / unit_size, accuracy[1]
+        flops, top1 = cumulative_flops(run, f"{name}/top1")
+        return (flops / unit_size, top1) if len(flops) else None
 
     caption, xlabel = "Top-1 against the training that it cost", f"training cost ({unit_name})"
     measure = Measure("cost", caption, xlabel, "{} top-1 (%)", curve, mark_end=True)
@@ -99,7 +102,7 @@ def draw_costs(groups: Groups, folder: Path) -> list[Picture]:
 
 def expert_share_curve(run: Run, pair: str) -> Curve | None:
     """Returns the ends of the epochs and the percentage of expert steps in each; None if the run has no such pair."""
-    rows = [row for row in run.rows("train") if f"{pair}/expert" in row]
+    rows = [row for row in run.rows("train") if is_number(row.get(f"{pair}/expert")) and is_number(row.get("epoch"))]
     if pair not in run.pairs or not rows:
         return None
     by_epoch = rows_by_epoch(rows)
@@ -107,23 +110,24 @@ def expert_share_curve(run: Run, pair: str) -> Curve | None:
     return np.asarray([*by_epoch]), np.asarray(shares)
 
 
-def cumulative_flops(run: Run) -> np.ndarray:
-    """Returns the floating-point operations of training up to each evaluation of the test split, [evaluations]."""
+def cumulative_flops(run: Run, metric: str = "step") -> tuple[np.ndarray, np.ndarray]:
+    """Returns the floating-point operations of training up to each evaluation, and a metric, [evaluations] each."""
     examples_per_epoch = run.summary["examples"] / run.summary["epochs"]
+    keys = ("step", "epoch", metric, *(f"{name}/updates" for name in run.networks))
+    steps, epochs, values, *updates = columns(run.rows(run.reported_split), *keys)
     flops = []
-    for row in run.rows("test"):
+    for step, epoch, *counts in zip(steps, epochs, *updates, strict=True):
         networks = {
-            name: {**network, "updates": row[f"{name}/updates"]} for name, network in run.summary["networks"].items()
+            name: {**network, "updates": count}
+            for (name, network), count in zip(run.summary["networks"].items(), counts, strict=True)
         }
-        flops.append(training_flops(networks, row["step"], row["epoch"] * examples_per_epoch))
-    return np.asarray(flops)
+        flops.append(training_flops(networks, step, epoch * examples_per_epoch))
+    return np.asarray(flops), values
 
 
 def _accuracy(run: Run, name: str) -> Curve | None:
-    rows = run.rows("test")
-    if not rows or f"{name}/top1" not in rows[0]:
-        return None
-    return np.asarray([row["epoch"] for row in rows]), np.asarray([row[f"{name}/top1"] for row in rows])
+    epochs, top1 = columns(run.rows(run.reported_split), "epoch", f"{name}/top1")
+    return (epochs, top1) if len(epochs) else None
 
 
 def draw_measure(groups: Groups, names: Sequence[str], measure: Measure, folder: Path) -> list[Picture]:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from switokd_jax.analysis.runs import Run
+from switokd_jax.analysis.runs import Run, columns, is_number
 from switokd_jax.figures import style
 from switokd_jax.figures.style import Picture
 from switokd_jax.workdir.metric_writers import MetricsRow
@@ -20,7 +20,7 @@ MAX_MARKERS = 40  # evaluations; the markers of more would overlap
 def draw_curves(groups: Mapping[str, Sequence[Run]], folder: Path) -> list[Picture]:
     """Draws the loss on the left and the top-1 on the right.
 
-    The test split is solid, with markers; training, as the mean of each epoch, is dashed.
+    The reported split is solid, with markers; training, as the mean of each epoch, is dashed.
 
     Args:
       groups: runs by label; the figure is of a single run.
@@ -30,19 +30,29 @@ def draw_curves(groups: Mapping[str, Sequence[Run]], folder: Path) -> list[Pictu
       One picture; none for several runs, or for a run without steps or evaluations.
     """
     runs = [run for seeds in groups.values() for run in seeds]
-    test, train = (runs[0].rows(split) for split in ("test", "train")) if len(runs) == 1 else ([], [])
-    if not test or not train:
+    if len(runs) != 1:
         return []
-    names = [name for name in runs[0].networks if f"{name}/loss" in test[0]]
+    reported, train = runs[0].rows(runs[0].reported_split), runs[0].rows("train")
+    if not reported or not train:
+        return []
+    names = [name for name in runs[0].networks if len(columns(reported, f"{name}/loss", f"{name}/top1")[0])]
     figure = Figure(figsize=(8.0, 3.2), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, metric, label in zip(panels, ("loss", "top1"), ("cross-entropy", "top-1 (%)"), strict=True):
         for name, color in style.colors(names).items():
             key = f"{name}/{metric}"
-            x, y = np.asarray([(row["epoch"], row[key]) for row in test]).T
+            x, y = columns(reported, "epoch", key)
             marker = "o" if len(x) <= MAX_MARKERS else None
-            axes.plot(x, y, color=color, linewidth=1.6, marker=marker, markersize=2.5, label=f"{name}, test")
-            # The training loss contains the method's terms; the test loss does not.
+            axes.plot(
+                x,
+                y,
+                color=color,
+                linewidth=1.6,
+                marker=marker,
+                markersize=2.5,
+                label=f"{name}, {runs[0].reported_split}",
+            )
+            # The training loss contains the method's terms; the other does not.
             key = f"{name}/cross_entropy" if metric == "loss" else key
             x, y = epoch_means(train, key)
             axes.plot(x, y, color=color, linewidth=1.0, linestyle="--", alpha=0.8, label=f"{name}, train")
@@ -60,12 +70,12 @@ def epoch_means(train: Sequence[MetricsRow], key: str) -> tuple[np.ndarray, np.n
 
     Args:
       train: rows of the training split.
-      key: name of a metric that all of them have.
+      key: name of a metric; rows without it are left out.
 
     Returns:
       The ends of the epochs, and the means, both [epochs].
     """
-    by_epoch = rows_by_epoch(train)
+    by_epoch = rows_by_epoch([row for row in train if is_number(row.get(key)) and is_number(row.get("epoch"))])
     return np.asarray([*by_epoch]), np.asarray([np.mean([row[key] for row in rows]) for rows in by_epoch.values()])
 
 

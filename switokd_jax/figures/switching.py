@@ -11,12 +11,12 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from switokd_jax.analysis.runs import Run
+from switokd_jax.analysis.runs import Run, columns
 from switokd_jax.figures import style
 from switokd_jax.figures.style import Picture
-from switokd_jax.metrics import expert_share_of_rows
 from switokd_jax.workdir.metric_writers import MetricsRow
 
+DRAWN = ("expert", "gap", "threshold")  # metrics of a pair
 MAX_BANDS = 400  # about one for every three pixels of a column of a paper
 
 
@@ -35,7 +35,7 @@ def draw_switching(groups: Mapping[str, Sequence[Run]], folder: Path) -> list[Pi
     pictures = []
     for label, seeds in groups.items():
         train = seeds[0].rows("train")
-        pairs = [pair for pair in seeds[0].pairs if train and f"{pair}/gap" in train[0]]
+        pairs = [pair for pair in seeds[0].pairs if len(columns(train, *(f"{pair}/{key}" for key in DRAWN))[0])]
         if not pairs:
             continue
         name = "switching" if len(groups) == 1 else f"switching_{style.slug(label)}"
@@ -63,9 +63,7 @@ def _draw_pairs(train: Sequence[MetricsRow], pairs: Sequence[str], path: Path) -
 
 
 def _draw_panel(axes: Axes, train: Sequence[MetricsRow], pair: str) -> None:
-    step = np.asarray([row["step"] for row in train])
-    expert = np.asarray([row[f"{pair}/expert"] for row in train], float)
-    gap, threshold = (np.asarray([row[f"{pair}/{key}"] for row in train]) for key in ("gap", "threshold"))
+    step, expert, gap, threshold = columns(train, "step", *(f"{pair}/{key}" for key in DRAWN))
     for values, color, label in (
         (gap, style.themed(style.GAP), "gap G"),
         (threshold, style.text_color(), r"threshold $\delta$"),
@@ -90,8 +88,7 @@ def _draw_panel(axes: Axes, train: Sequence[MetricsRow], pair: str) -> None:
         interpolation="nearest",
         zorder=0,
     )
-    share = expert_share_of_rows(train, pair)
-    axes.set_title(f"{style.display_name(pair)}: {100 * share:.0f} % expert", fontsize=9)
+    axes.set_title(f"{style.display_name(pair)}: {100 * expert.mean():.0f} % expert", fontsize=9)
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import traverse_util
 
 from switokd_jax import models
@@ -32,16 +33,34 @@ _LEAVES = {
 CHANNELS = 3
 _NO_NUMPY = "contains a tensor whose dtype NumPy lacks (bfloat16, say); save it as dense float32"
 TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt", ".tar", ".ckpt")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")  # keys of a state_dict in a dict
+# Networks to compare a file with that fits none: those without numbers of their own in `MODELS`, and usual ones.
+USUAL_NETWORKS = (
+    *(name for name in models.MODELS if not re.search("_[A-Z]", name)),
+    *(f"wrn_{depth}_{width}" for depth in (10, 16, 22, 28, 40) for width in (1, 2, 4, 8, 10)),
+    *(f"mobilenetv2_{width}" for width in ("0.25", "0.5", "0.75", "1.0")),
+)
 
 
-def variables(model_name: str, state_dict: StateDict, num_classes: int) -> dict[str, Any]:
+def variables(
+    model_name: str,
+    state_dict: StateDict,
+    num_classes: int,
+    *,
+    network: str = "",
+    image_size: int = 32,
+    head: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Converts an official-layout state_dict to Flax variables.
 
     Args:
       model_name: a name of `models.MODELS`.
-      state_dict: torch names to arrays in torch's layouts. 'module.' prefixes of DataParallel and num_batches_tracked
-        are ignored.
+      state_dict: torch names to arrays in torch's layouts. A prefix that wrappers give to all names of a network
+        ('module.', '_orig_mod.', 'model.') and num_batches_tracked are ignored.
       num_classes: number of logits of the classifier.
+      network: name of the network in the config; it decides between several networks that fit.
+      image_size: height and width of the images, for networks with a table of positions.
+      head: variables of the model, from which the classifier is taken instead; None to convert that as well.
 
     Returns:
       {'params', 'batch_stats'} of NumPy arrays in the state_dict's dtypes.
@@ -49,12 +68,18 @@ def variables(model_name: str, state_dict: StateDict, num_classes: int) -> dict[
     Raises:
       ValueError: naming the first tensor that is missing, left over or of another shape.
     """
+    expected = variable_shapes(model_name, num_classes, image_size)
+    kept: dict[tuple[str, ...], Any] = {}
+    if head is not None:
+        flat = traverse_util.flatten_dict({key: head[key] for key in ("params", "batch_stats")})
+        kept = {path: flat[path] for path in head_paths(model_name, image_size)}
     tensors = {
-        name.removeprefix("module."): np.asarray(value)
-        for name, value in state_dict.items()
-        if not name.endswith("num_batches_tracked")
+        name: np.asarray(value) for name, value in state_dict.items() if not name.endswith("num_batches_tracked")
     }
-    expected = variable_shapes(model_name, num_classes)
+    tensors = _without_prefix(tensors, {torch_name(path) for path in expected.keys() - kept.keys()}, network)
+    for path in kept:
+        tensors.pop(torch_name(path), None)
+        del expected[path]
     # The number of image channels comes from the checkpoint: only the kernel of the stem depends on it.
     stem = next(path for path, shape in expected.items() if len(shape) == 4 and shape[2] == CHANNELS)
     stem_tensor = tensors.get(torch_name(stem))
@@ -64,7 +89,10 @@ def variables(model_name: str, state_dict: StateDict, num_classes: int) -> dict[
     for path, shape in expected.items():
         name = torch_name(path)
         if name not in tensors:
-            raise ValueError(f"{model_name}: the checkpoint has no tensor {name!r}")
+            first = ", ".join([*state_dict][:3])
+            raise ValueError(
+                f"{model_name}: the checkpoint has no tensor {name!r}; its first are {first}{_nearest(tensors)}"
+            )
         value = _to_flax(path, tensors.pop(name))
         if value.shape != shape:
             raise ValueError(
@@ -76,7 +104,65 @@ def variables(model_name: str, state_dict: StateDict, num_classes: int) -> dict[
         raise ValueError(
             f"{model_name} has no tensor {next(iter(tensors))!r} of the checkpoint ({len(tensors)} left over)"
         )
-    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(converted)
+    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(converted | kept)
+
+
+def head_paths(model_name: str, image_size: int = 32) -> list[tuple[str, ...]]:
+    """Returns the Flax paths of the variables whose shape depends on the number of classes."""
+    few, more = (variable_shapes(model_name, num_classes, image_size) for num_classes in (2, 3))
+    return [path for path, shape in few.items() if more[path] != shape]
+
+
+def _without_prefix(tensors: dict[str, np.ndarray], expected: set[str], network: str) -> dict[str, np.ndarray]:
+    """Removes the prefix below which all expected tensors are found, and says so.
+
+    Tensors outside of it belong to something else, such as another network of the same training.
+
+    Raises:
+      ValueError: if several prefixes fit, and none of them ends with the network's name.
+    """
+    if not expected or expected <= tensors.keys():
+        return tensors
+    anchor = min(expected)
+    prefixes = {name.removesuffix(anchor) for name in tensors if name.endswith(f".{anchor}")}
+    fitting = sorted(prefix for prefix in prefixes if all(prefix + name in tensors for name in expected))
+    if len(fitting) > 1:
+        named = [prefix for prefix in fitting if network and prefix.endswith(f"{network}.")]
+        if len(named) != 1:
+            raise ValueError(
+                f"several networks of the checkpoint fit, {' and '.join(map(repr, fitting))}; save one of them alone"
+            )
+        fitting = named
+    if not fitting:
+        return tensors
+    (prefix,) = fitting
+    outside = sum(not name.startswith(prefix) for name in tensors)
+    if prefix != "module.":  # DataParallel's is too common to be worth a word
+        logging.warning(
+            "weights of %s are those below %r in the file%s",
+            network or "the network",
+            prefix,
+            f"; {outside} other tensors are left out" if outside else "",
+        )
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _nearest(tensors: Mapping[str, np.ndarray]) -> str:
+    """Names the usual network that shares most tensors with a file, for a message; '' if none shares half of them."""
+    shapes = {name: value.shape for name, value in tensors.items()}
+
+    def overlap(model_name: str) -> float:
+        found = {torch_name(path): _torch_shape(path, shape) for path, shape in variable_shapes(model_name, 10).items()}
+        return sum(shapes.get(name) == shape for name, shape in found.items()) / max(len(found), len(shapes), 1)
+
+    best = max(USUAL_NETWORKS, key=overlap)
+    return f"; it looks like {best}" if overlap(best) > 0.5 else ""
+
+
+def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    if path[-1] != "kernel":
+        return shape
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
 
 
 def state_dict(flax_variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -85,10 +171,10 @@ def state_dict(flax_variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {torch_name(path): _to_torch(path, np.asarray(value)) for path, value in flat.items()}
 
 
-def variable_shapes(model_name: str, num_classes: int) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Returns the shape of every variable of a model for RGB images by its Flax path; computes nothing."""
+def variable_shapes(model_name: str, num_classes: int, image_size: int = 32) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Returns the shape of every variable of a model for square RGB images by its Flax path; computes nothing."""
     module = models.create(model_name, num_classes)
-    image = jax.ShapeDtypeStruct((1, 32, 32, CHANNELS), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, CHANNELS), jnp.float32)
     tree = jax.eval_shape(lambda x: module.init(jax.random.PRNGKey(0), x, train=False), image)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(dict(tree)).items()}
 
@@ -106,7 +192,7 @@ def torch_name(path: tuple[str, ...]) -> str:
 def read(path: str | Path) -> dict[str, np.ndarray]:
     """Reads the state_dict of a .safetensors file, or of a torch file (with weights_only=True).
 
-    A state_dict inside of a dict, under 'state_dict', 'model' or 'net', is unwrapped.
+    A state_dict inside of a dict, under one of `WRAPPERS`, is unwrapped. bfloat16 becomes float32.
 
     Raises:
       UserError: naming the file, if it cannot be read or contains anything but tensors.
@@ -146,16 +232,30 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and more
-        raise UserError(f"{path} was refused by torch.load(weights_only=True): {one_line(error)}") from None
-    for key in ("state_dict", "model", "net"):
+        raise UserError(f"{path} {_refusal(error)}") from None
+    for key in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
         raise UserError(f"{path} contains no state_dict (names to tensors)")
     try:
-        return {str(name): value.detach().numpy() for name, value in loaded.items()}
-    except (RuntimeError, TypeError):  # bfloat16, quantized, sparse, without storage
+        return {
+            str(name): (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
+            for name, value in loaded.items()
+        }
+    except (RuntimeError, TypeError):  # quantized, sparse, without storage
         raise UserError(f"{path} {_NO_NUMPY}") from None
+
+
+def _refusal(error: Exception) -> str:
+    """Says why torch.load refused a file, without its advice to run the code inside."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if wanted := re.search(r"GLOBAL (\S+)", text):
+        return (
+            f"holds a Python object, {wanted[1]}, and loading it could run code; save the weights alone: "
+            "torch.save(model.state_dict(), FILE)"
+        )
+    return f"was refused by torch.load(weights_only=True): {one_line(text)}"
 
 
 def _torch(path: Path) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+import numpy as np
 from jaxtyping import Array, Float
 
 from switokd_jax import config_fields
@@ -38,7 +38,7 @@ def at(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparamet
     """Computes L_i = CE + w * sum over edges from frozen j and stages of mean (a_i - a_j)^2.
 
     a is the mean over the channels of the squared features, flattened and scaled to length 1. The larger of two
-    feature maps is first averaged down to the size of the other.
+    feature maps is first pooled to the size of the other, as RepDistiller's code does.
     """
     del labels
     h = hyperparameters
@@ -68,5 +68,26 @@ def same_size(
     a: Float[Array, "batch h_a w_a c_a"], b: Float[Array, "batch h_b w_b c_b"]
 ) -> tuple[Float[Array, "batch h w c_a"], Float[Array, "batch h w c_b"]]:
     """Averages the larger of two feature maps down to the other's height and width."""
-    factor = a.shape[1] // b.shape[1], b.shape[1] // a.shape[1]
-    return tuple(nn.avg_pool(x, (f, f), (f, f)) if f > 1 else x for x, f in zip((a, b), factor, strict=True))  # type: ignore[return-value]
+    height, width = min(a.shape[1], b.shape[1]), min(a.shape[2], b.shape[2])
+    return adaptive_avg_pool(a, height, width), adaptive_avg_pool(b, height, width)
+
+
+def adaptive_avg_pool(
+    x: Float[Array, "batch h_in w_in channels"], height: int, width: int
+) -> Float[Array, "batch h w channels"]:
+    """Averages to a height and width, whether or not they divide the old ones; as torch's `adaptive_avg_pool2d`.
+
+    Row i of the result is the mean of the rows floor(i * h_in / h) to ceil((i + 1) * h_in / h) - 1.
+    """
+    if x.shape[1:3] == (height, width):
+        return x
+    rows, columns = (jnp.asarray(_pooling(*sizes), x.dtype) for sizes in ((x.shape[1], height), (x.shape[2], width)))
+    return jnp.einsum("hi,wj,bijc->bhwc", rows, columns, x)
+
+
+def _pooling(size: int, pooled: int) -> np.ndarray:
+    """Returns the weights [pooled, size] of the means."""
+    first = np.arange(pooled) * size // pooled
+    end = -(-(np.arange(1, pooled + 1) * size) // pooled)
+    member = (np.arange(size) >= first[:, None]) & (np.arange(size) < end[:, None])
+    return member / member.sum(axis=1, keepdims=True)

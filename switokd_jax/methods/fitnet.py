@@ -52,38 +52,54 @@ def fitnet(
 
 
 class Regressor(nn.Module):
-    """1x1 convolution to the teacher's channels, BatchNorm and ReLU.
+    """Convolution to the teacher's channels and size, BatchNorm and ReLU.
 
     Attributes:
       features: number of the teacher's channels.
-      stride: stride of the convolution, above 1 if the student's feature map is larger than the teacher's.
+      size: height and width of the teacher's features.
       dtype: computation dtype.
       param_dtype: parameter dtype.
     """
 
     features: int
-    stride: int
+    size: tuple[int, int]
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, source: jax.Array, *, train: bool) -> jax.Array:
-        """Maps [batch, height, width, channels] to [batch, height / stride, width / stride, features]."""
+        """Maps [batch, height, width, channels] to [batch, *size, features]."""
         del source  # `regressor` has used its shape already
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        # A 1x1 convolution is a linear layer on every pixel.
-        x = nn.Dense(self.features, name="conv", **dtypes)(x[:, :: self.stride, :: self.stride])
+        height, width = x.shape[1:3]
+        if (height, width) == self.size:
+            layer: Any = nn.Dense(self.features, name="conv", **dtypes)  # a 1x1 convolution
+        elif (height, width) == (2 * self.size[0], 2 * self.size[1]):
+            layer = nn.Conv(self.features, (3, 3), 2, padding=1, name="conv", **dtypes)
+        elif (2 * height, 2 * width) == self.size:
+            layer = nn.ConvTranspose(self.features, (4, 4), (2, 2), name="conv", **dtypes)
+        else:
+            kernel = (1 + height - self.size[0], 1 + width - self.size[1])
+            layer = nn.Conv(self.features, kernel, padding="VALID", name="conv", **dtypes)
+        x = layer(x)
         return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="bn", **dtypes)(x))
 
 
 def regressor(student: tuple[int, ...], teacher: tuple[int, ...], **dtypes: Any) -> Regressor:
     """Creates the regressor between features of these shapes [batch, height, width, channels].
 
+    Its convolution is that of RepDistiller's ConvReg: 1x1 for equal sizes; 3x3 with stride 2 if the student's are twice
+    as large; a transposed 4x4 with stride 2 if they are half as large; else one whose kernel covers the difference.
+
     Raises:
-      ValueError: if the student's height and width are not multiples of the teacher's.
+      ValueError: if the student's features are smaller than the teacher's, and not half as large.
     """
-    if len(student) != 4 or len(teacher) != 4 or student[1] % teacher[1] or student[2] % teacher[2]:
-        raise ValueError(
-            f"the student's features {student[1:]} are not the size of the teacher's {teacher[1:]} or a multiple of it"
-        )
-    return Regressor(teacher[-1], student[1] // teacher[1], **dtypes)
+    if len(student) == len(teacher) == 4:
+        size, wanted = student[1:3], teacher[1:3]
+        is_half = (2 * size[0], 2 * size[1]) == wanted
+        if is_half or (size[0] >= wanted[0] and size[1] >= wanted[1]):
+            return Regressor(teacher[-1], wanted, **dtypes)
+    raise ValueError(
+        f"the student's features {student[1:]} are smaller than the teacher's {teacher[1:]}, and not half as large; "
+        "name features of other stages in fitnet.student and fitnet.teacher"
+    )

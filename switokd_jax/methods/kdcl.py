@@ -1,12 +1,13 @@
 """KDCL: all networks learn from one soft target that combines the logits of all.
 
 Source: Guo et al., "Online Knowledge Distillation via Collaborative Learning", CVPR 2020, section 3. With
-logits z_i of N networks and the true class y, the target of each example is:
+logits z_i of N networks, p_i = softmax(z_i / tau) and the true class y, the target of each example is:
 
     naive     the logits of the network with the lowest cross-entropy
     linear    sum of a_i z_i, where a on the simplex minimizes the cross-entropy
     minlogit  min over i of (z_i,c - z_i,y), for every class c
-    general   sum of w_i z_i, w proportional to C^-1 1, C the correlation of the networks' errors on held-out data
+    general   sum of w_i p_i, where w on the simplex minimizes w' C w, and C is the correlation of the networks' errors
+              1 - p_i(y) on held-out data, at tau = 1
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+import scipy.optimize
 from jaxtyping import Array, Float, Int
 
 from switokd_jax import config_fields
@@ -52,7 +55,7 @@ def kdcl(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparam
     elif hyperparameters.target == "minlogit":
         target = minlogit(z, labels)
     else:
-        target = jnp.einsum("n,nbc->bc", inputs.memory.astype(z.dtype), z)
+        target = general(z, inputs.memory, tau)
     terms = [(node, tau**2 * jnp.mean(kl_divergence(target, inputs.logits[node], tau))) for node in topology.nodes]
     return add_distillation(inputs.cross_entropy, terms)
 
@@ -101,6 +104,15 @@ def linear(
     return jax.vmap(solve)(u)
 
 
+def general(
+    z: Float[Array, "networks batch classes"], weights: Float[Array, " networks"], temperature: float
+) -> Float[Array, "batch classes"]:
+    """Computes logits whose softmax at the temperature is the weighted mean of the networks' probabilities there."""
+    log_p = jax.nn.log_softmax(z / temperature, axis=-1)
+    mean = jax.scipy.special.logsumexp(log_p, axis=0, b=weights.astype(z.dtype)[:, None, None])
+    return temperature * mean
+
+
 def init_memory(hyperparameters: Hyperparameters, inputs: MemoryInputs) -> Float[Array, " networks"] | None:
     """Returns equal float32 weights for 'general', used until the first evaluation; None for the other targets."""
     count = len(inputs.nodes)
@@ -113,17 +125,19 @@ def update_memory_at_eval(hyperparameters: Hyperparameters) -> Callable[[jax.Arr
 
 
 def general_weights(correlation: Float[Array, "networks networks"]) -> Float[Array, " networks"]:
-    """Computes w = C^-1 1 / (1' C^-1 1), the combination with the least squared error; float32.
+    """Computes the weights in [0, 1], of sum 1, with the least w' C w; float32. Runs on the host.
 
-    A thousandth of the mean variance is added to the diagonal, because networks with equal outputs make C singular.
+    w is v / sum(v) for the v >= 0 that minimizes v' C v / 2 - sum(v), a problem of non-negative least squares. A
+    thousandth of the mean variance is added to the diagonal, because networks with equal outputs make C singular.
 
     Args:
       correlation: C, the correlation of the networks' errors.
     """
-    size = correlation.shape[0]
-    ridge = 1e-3 * jnp.trace(correlation) / size + jnp.finfo(correlation.dtype).tiny
-    w = jnp.linalg.solve(correlation + ridge * jnp.eye(size, dtype=correlation.dtype), jnp.ones(size))
-    return (w / jnp.sum(w)).astype(jnp.float32)
+    c = np.asarray(correlation, np.float64)
+    ridge = 1e-3 * np.trace(c) / len(c) + np.finfo(np.float32).tiny
+    lower = np.linalg.cholesky(c + ridge * np.eye(len(c)))
+    v, _ = scipy.optimize.nnls(lower.T, np.linalg.solve(lower, np.ones(len(c))))
+    return jnp.asarray(v / v.sum(), jnp.float32)
 
 
 def _relative(z: jax.Array, labels: jax.Array) -> jax.Array:

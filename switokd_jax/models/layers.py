@@ -55,6 +55,8 @@ class Layers:
       convolution: function with the arguments of `lax.conv_general_dilated`, see `ops.convolution`.
       remat: keeps only the inputs of blocks and computes them again in the backward pass: memory of one block at a
         time for about a third more work. None where a model has no blocks, so that asking for it is an error.
+      unbiased_variance: whether BatchNorm's running variance averages unbiased variances, as torch's does, or biased
+        ones, as Flax's.
       train: BatchNorm uses and updates batch statistics. Set by the model for each forward pass.
       conv_init: initializer of the kernels of `conv`. Set by the model.
     """
@@ -64,6 +66,7 @@ class Layers:
     axis_name: str | None = None
     convolution: Callable[..., jax.Array] = convolution
     remat: bool | None = False
+    unbiased_variance: bool = True
     train: bool = False
     conv_init: Initializer = torch_default_kernel
 
@@ -112,7 +115,13 @@ class Layers:
         Flax's momentum is 1 - torch's: 0.9 is torch's default of 0.1.
         """
         layer = BatchNorm(
-            train=self.train, momentum=momentum, epsilon=1e-5, axis_name=self.axis_name, name=name, **self.dtypes
+            train=self.train,
+            momentum=momentum,
+            epsilon=1e-5,
+            axis_name=self.axis_name,
+            unbiased_variance=self.unbiased_variance,
+            name=name,
+            **self.dtypes,
         )
         return layer(x)
 
@@ -178,7 +187,7 @@ class Layers:
 
 
 # What callers may set on any network; `train` and `conv_init` are the model's own.
-OPTIONS = ("dtype", "param_dtype", "axis_name", "convolution", "remat")
+OPTIONS = ("dtype", "param_dtype", "axis_name", "convolution", "remat", "unbiased_variance")
 
 
 def layers_of(module: Any) -> Layers:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import NoReturn
 import jax
 from orbax.checkpoint import multihost as orbax_multihost
 
-from switokd_jax.errors import UserError
+from switokd_jax.errors import UserError, one_line
 
 HEARTBEAT_TIMEOUT_S = 30
+CONNECT_TIMEOUT_S = 50
 BARRIER_TIMEOUT_S = 3600  # another process may still be compiling
 
 
@@ -98,18 +100,56 @@ def initialize(cluster: Cluster) -> None:
     Raises:
       UserError: if the processes cannot connect.
     """
+    if cluster.process_id == 0 and cluster.coordinator:
+        _check_port(cluster.coordinator)
     try:
         jax.distributed.initialize(
             cluster.coordinator,
             cluster.num_processes,
             cluster.process_id,
             cluster_detection_method="deactivate" if cluster.launcher == "flags" else None,
+            initialization_timeout=CONNECT_TIMEOUT_S,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"the processes of this run ({cluster.launcher}) cannot connect to each other: {error}"
         ) from error
+
+
+def start_backend() -> None:
+    """Starts JAX's backend; in a run of several processes after `initialize`.
+
+    Raises:
+      UserError: if there is none of the kind that JAX_PLATFORMS names.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        reason = one_line(error) if str(error) else "this installation has no such backend"
+        raise UserError(
+            f"JAX cannot use JAX_PLATFORMS={platforms!r} here ({reason}); unset it, or install JAX for that device"
+        ) from None
+
+
+def _check_port(coordinator: str) -> None:
+    """Checks that process 0 can listen on its port: JAX's service ends the process if it cannot.
+
+    Raises:
+      UserError: if something else listens there.
+    """
+    port = int(coordinator.rpartition(":")[2])
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "ports end at 65535"
+            raise UserError(
+                f"--coordinator {coordinator}: process 0 cannot listen on port {port} ({reason}); give another port to "
+                "all processes, and each process an id of its own"
+            ) from None
 
 
 def barrier(key: str) -> None:
@@ -125,6 +165,11 @@ def barrier(key: str) -> None:
 def is_main_process() -> bool:
     """Returns whether this process writes metrics, figures and summaries."""
     return jax.process_index() == 0
+
+
+def process_index() -> int:
+    """Returns the index of this process, from 0."""
+    return jax.process_index()
 
 
 def exit_without_barrier(status: int) -> NoReturn:

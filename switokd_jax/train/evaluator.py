@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,12 +19,14 @@ from switokd_jax.data.image_records import ImageSpec, RecordSplit
 from switokd_jax.data.loader import Loader, make_loader
 from switokd_jax.data.normalization import Preprocess
 from switokd_jax.data.resident import DeviceDataset, gather_batch
-from switokd_jax.data.sampling import Batch, stack_batches
+from switokd_jax.data.sampling import Batch, BatchIterator, stack_batches
+from switokd_jax.errors import UserError
 from switokd_jax.metrics import classification_metrics, classification_sums
 from switokd_jax.parallel import mesh
 from switokd_jax.parallel.collectives import Collectives
 from switokd_jax.parallel.compile import CompiledStep
 
+MAX_EVALUATIONS = 10**6  # of a run
 EvalStepFn = Callable[[Collectives, Mapping[str, Any], DeviceDataset | None, Batch], dict[str, Any]]
 
 
@@ -32,7 +36,7 @@ def make_eval_step(modules: Mapping[str, Any], preprocess: Preprocess, dtype: An
     The step takes (collectives, variables by name, data, batch). It returns sums over the global batch:
       networks: by name, `metrics.classification_sums`;
       agreement: [networks, networks], examples that both put into the same class;
-      error_correlation: [networks, networks], e_i . e_j with the errors e_i = softmax(z_i) - onehot(y).
+      error_correlation: [networks, networks], e_i e_j with the errors e_i = 1 - softmax(z_i)[y] of the true class.
     """
 
     def step(
@@ -47,13 +51,13 @@ def make_eval_step(modules: Mapping[str, Any], preprocess: Preprocess, dtype: An
         classes = jnp.stack([jnp.argmax(z, axis=-1) for z in logits.values()])
         same_class = (classes[:, None] == classes[None, :]).astype(mask.dtype)
         errors = jnp.stack(
-            [jax.nn.softmax(z) - jax.nn.one_hot(labels, z.shape[-1], dtype=z.dtype) for z in logits.values()]
+            [1.0 - jnp.take_along_axis(jax.nn.softmax(z), labels[:, None], axis=-1)[:, 0] for z in logits.values()]
         )
         return collectives.psum(
             {
                 "networks": {name: classification_sums(z, labels, mask) for name, z in logits.items()},
                 "agreement": same_class @ mask,
-                "error_correlation": jnp.einsum("ibc,jbc,b->ij", errors, errors, mask.astype(errors.dtype)),
+                "error_correlation": (errors * mask.astype(errors.dtype)) @ errors.T,
             }
         )
 
@@ -65,19 +69,25 @@ class Evaluation:
     """Result of evaluating some networks on one split.
 
     Attributes:
+      examples: number of examples, each counted once.
       networks: by name, `metrics.classification_metrics`.
       agreement: [networks, networks] float64, share of the examples that both put into the same class.
-      error_correlation: [networks, networks] float64, mean over the split of e_i . e_j, e = softmax(z) - onehot(y).
+      error_correlation: [networks, networks] float64, mean over the split of e_i e_j, e = 1 - softmax(z)[y].
     """
 
+    examples: int
     networks: Mapping[str, Mapping[str, Any]]
     agreement: np.ndarray
     error_correlation: np.ndarray
 
 
+class Interrupted(Exception):
+    """An evaluation was stopped before its end."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """Evaluates networks on one split.
+    """Evaluates networks on one split. Has to be closed: a stream keeps its worker processes between evaluations.
 
     Attributes:
       step: the compiled `make_eval_step`.
@@ -91,24 +101,41 @@ class Evaluator:
     distribution: mesh.Distribution
     max_steps: int
 
-    def run(self, variables: Mapping[str, Any]) -> Evaluation:
+    def run(self, variables: Mapping[str, Any], is_interrupted: Callable[[], bool] = lambda: False) -> Evaluation:
         """Evaluates every example once.
 
         Args:
           variables: by network, on the devices.
+          is_interrupted: asked before every call of the devices.
+
+        Raises:
+          Interrupted: as soon as `is_interrupted` returns True. The evaluator cannot be used any more.
         """
-        stacks = stack_batches(self.loader.eval_batches(), self.max_steps)
-        sums = _total(
-            [
-                self.distribution.unreplicate(self.step.call(variables, self.loader.device_data, batches))
-                for batches in self.distribution.prefetch_to_device(stacks)
-            ]
-        )
+        stacks = stack_batches(itertools.islice(self._batches, self.loader.eval_steps), self.max_steps)
+        outputs = []
+        for batches in self.distribution.prefetch_to_device(stacks):
+            if is_interrupted():
+                raise Interrupted
+            outputs.append(self.distribution.unreplicate(self.step.call(variables, self.loader.device_data, batches)))
+        sums = _total(outputs)
+        networks = {name: classification_metrics(network) for name, network in sums["networks"].items()}
+        examples = next(iter(networks.values()))["count"]  # without those that could not be decoded
+        if not examples:
+            raise UserError(f"none of the {self.loader.num_examples} images to evaluate can be used")
         return Evaluation(
-            networks={name: classification_metrics(network) for name, network in sums["networks"].items()},
-            agreement=sums["agreement"] / self.loader.num_examples,
-            error_correlation=sums["error_correlation"] / self.loader.num_examples,
+            examples=examples,
+            networks=networks,
+            agreement=sums["agreement"] / examples,
+            error_correlation=sums["error_correlation"] / examples,
         )
+
+    def close(self) -> None:
+        """Ends the worker processes of a stream."""
+        self._batches.close()
+
+    @functools.cached_property
+    def _batches(self) -> BatchIterator:
+        return self.loader.eval_batches(MAX_EVALUATIONS)
 
 
 def open_device_loader(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from switokd_jax.train.run_spec import RunSpec
@@ -21,24 +23,51 @@ class Event(NamedTuple):
     save: bool
 
 
-def make_events(run: RunSpec, first_step: int) -> dict[int, Event]:
-    """The events after `first_step` by global step, in order; the last step evaluates and saves."""
-    steps_per_epoch, total_steps = run.steps_per_epoch, run.total_steps
-    evaluations = multiples_of(run.config.eval_every * steps_per_epoch, total_steps)
-    saves = multiples_of(run.config.checkpoint.every * steps_per_epoch, total_steps)
-    teachers = run.teacher_schedule
-    return {
-        step: Event(step in evaluations, teachers.get(step), step in saves)
-        for step in sorted(evaluations | saves | teachers.keys())
-        if step > first_step
-    }
+@dataclasses.dataclass(frozen=True)
+class Events:
+    """The events of a run. They are computed when they are asked for, so a run of any length has them at once.
+
+    Attributes:
+      evaluate_every: steps between two evaluations, perhaps with a fraction.
+      save_every: steps between two saves, likewise; 0 for one at the end.
+      teachers: checkpoints that the frozen networks load, by global step.
+      total_steps: of the run; the last step evaluates and saves.
+    """
+
+    evaluate_every: float
+    save_every: float
+    teachers: Mapping[int, str]
+    total_steps: int
+
+    def get(self, step: int) -> Event | None:
+        """Returns what happens after a global step; None for nothing."""
+        event = Event(
+            evaluate=is_due(step, self.evaluate_every, self.total_steps),
+            teacher=self.teachers.get(step),
+            save=is_due(step, self.save_every, self.total_steps),
+        )
+        return event if any(event) else None
 
 
-def multiples_of(interval: float, total_steps: int) -> set[int]:
-    """The whole steps nearest to the multiples of an interval, and the last step; 0 gives the last step alone.
+def make_events(run: RunSpec) -> Events:
+    """Makes the events of a run from its config."""
+    return Events(
+        evaluate_every=run.config.eval_every * run.steps_per_epoch,
+        save_every=run.config.checkpoint.every * run.steps_per_epoch,
+        teachers=run.teacher_schedule,
+        total_steps=run.total_steps,
+    )
 
-    >>> sorted(multiples_of(2.5, 10))
+
+def is_due(step: int, interval: float, total_steps: int) -> bool:
+    """Returns whether a step, from 1, is the whole step nearest to a multiple of an interval, or the last step.
+
+    >>> [step for step in range(1, 11) if is_due(step, 2.5, 10)]
     [2, 5, 8, 10]
     """
-    multiples = range(1, int(total_steps / interval) + 1) if interval > 0 else range(0)
-    return {min(max(round(i * interval), 1), total_steps) for i in multiples} | {total_steps}
+    if step == total_steps:
+        return True
+    if interval <= 1.0:
+        return interval > 0.0  # every step
+    below = int(step / interval)
+    return any(round(multiple * interval) == step for multiple in (below, below + 1))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from switokd_jax.errors import UserError
 from switokd_jax.forward import NetworkSpec
@@ -159,21 +160,52 @@ def load_network(run: RunSpec, name: str, source: str, target: Mapping[str, Any]
       UserError: naming the field and the file, if it cannot be used.
     """
     try:
-        return _load(source, run.config.networks[name].model, run.dataset_info.num_classes, target)
+        return _load(run, name, source, target)
     except ValueError as error:
         raise UserError(f"{field}: {error}") from None
 
 
-def _load(source: str, model: str, num_classes: int, target: Mapping[str, Any]) -> dict[str, Any]:
+def _load(run: RunSpec, name: str, source: str, target: Mapping[str, Any]) -> dict[str, Any]:
+    config, info = run.config.networks[name], run.dataset_info
+    model, has_new_head = config.model, config.head == "new"
     if source.endswith((*pytorch.TORCH_SUFFIXES, ".safetensors")):
-        loaded = pytorch.variables(model, pytorch.read(source), num_classes)
+        tensors = pytorch.read(source)
+        try:
+            loaded = pytorch.variables(
+                model,
+                tensors,
+                info.num_classes,
+                network=name,
+                image_size=info.image_shape[0],
+                head=target if has_new_head else None,
+            )
+        except ValueError as error:
+            raise ValueError(f"{source!r}: {error}") from None
     else:
         loaded = restore.load_variables(*restore.parse_checkpoint_uri(source))
+        if has_new_head:
+            loaded = _with_head(loaded, target, pytorch.head_paths(model, info.image_shape[0]))
     if str(jax.tree.structure(loaded)) != str(jax.tree.structure(target)):
         raise ValueError(f"{source!r} holds another network than {model}")
     for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(target), jax.tree.leaves(loaded), strict=True):
         if old.shape != new.shape:
             where = jax.tree_util.keystr(path)
             raise ValueError(f"{source!r} has shape {new.shape} at {where}, and {model} here has {old.shape}")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(loaded):
+        if not np.isfinite(np.asarray(leaf, np.float64)).all():
+            raise ValueError(
+                f"{source!r} has NaN or infinite numbers at {jax.tree_util.keystr(path)}; take another file"
+            )
     cast: dict[str, Any] = jax.tree.map(lambda old, new: np.asarray(new, old.dtype), target, loaded)
     return cast
+
+
+def _with_head(
+    loaded: Mapping[str, Any], target: Mapping[str, Any], paths: Sequence[tuple[str, ...]]
+) -> dict[str, Any]:
+    """Returns `loaded` with the variables at these paths taken from `target`."""
+    flat, wanted = (
+        traverse_util.flatten_dict({key: tree[key] for key in ("params", "batch_stats")}, keep_empty_nodes=True)
+        for tree in (loaded, target)
+    )
+    return dict(traverse_util.unflatten_dict(flat | {path: wanted[path] for path in paths}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,24 +21,34 @@ from switokd_jax.data.dataset import Dataset, Split, load_dataset
 from switokd_jax.data.image_records import RecordSplit
 from switokd_jax.data.loader import Loader
 from switokd_jax.data.sampling import stack_batches
+from switokd_jax.data.stream import ReportSkipped, log_skipped
 from switokd_jax.errors import NonFiniteError, SaveError, Stopped
 from switokd_jax.files import write_json
 from switokd_jax.metrics import expert_share, expert_share_of_rows
-from switokd_jax.parallel.multihost import is_main_process
+from switokd_jax.parallel.multihost import is_main_process, process_index
 from switokd_jax.precision import DTYPES, precision_context
 from switokd_jax.state import TrainState, pair_name
 from switokd_jax.train import init_state, summary
-from switokd_jax.train.evaluator import Evaluation, Evaluator, make_eval_step, metrics_row, open_device_loader
+from switokd_jax.train.evaluator import (
+    Evaluation,
+    Evaluator,
+    Interrupted,
+    make_eval_step,
+    metrics_row,
+    open_device_loader,
+)
 from switokd_jax.train.events import make_events
 from switokd_jax.train.metric_rows import fetch_rows, row_prefix
-from switokd_jax.train.preemption import handle_stop_signals
+from switokd_jax.train.preemption import StopSignal, handle_stop_signals
+from switokd_jax.train.process_checks import check_processes, check_workdir_is_shared, own_code
 from switokd_jax.train.progress import Progress, ProgressStats
 from switokd_jax.train.run_spec import RunSpec, make, make_topology, make_train_step
 from switokd_jax.train.timer import TrainingClock
 from switokd_jax.workdir import metric_writers, provenance
 from switokd_jax.workdir.checkpointer import Checkpointer, open_checkpointer
 from switokd_jax.workdir.layout import Workdir
-from switokd_jax.workdir.resume import check_workdir, open_workdir
+from switokd_jax.workdir.resume import check_workdir, open_workdir, to_json
+from switokd_jax.workdir.skipped_images import SkippedImages
 
 # Of each network at its best evaluation: score (top-1 on the selection split), top1 (on the test split), step.
 BestScores = dict[str, dict[str, float]]
@@ -69,12 +80,13 @@ def train_and_evaluate(
         check_workdir(layout, config)
         dataset, run = prepare(parsed, devices)
         state = init_state.init_state(run)
-        record = provenance.collect(run.distribution.device_info, parsed.seed, dataset)
+        record = provenance.collect(run.distribution.device_info, parsed.seed, dataset, own_code(run))
+        check_processes(to_json(config), record)
         provenance.check(layout, record)
         # Nothing has been written so far: all that a user can correct has been checked.
-        if is_main_process():
-            open_workdir(layout, config)
-        return train(run, dataset, state, layout, record)
+        with open_workdir(layout, config) if is_main_process() else contextlib.nullcontext():
+            check_workdir_is_shared(layout)
+            return train(run, dataset, state, layout, record)
 
 
 def dry_run(config: ConfigDict) -> str:
@@ -106,21 +118,24 @@ def train(
     """
     # ---------- Loaders with their data on the devices, compiled steps, evaluators, outputs.
     config, distribution = run.config, run.distribution
-    train_loader = open_loader(run, dataset, dataset.train)
+    skipped_images = SkippedImages(workdir.skipped_images(process_index()))
+    skipped_images.add(dataset.skipped)
+    train_loader = open_loader(run, dataset, dataset.train, skipped_images.add)
     train_step = distribution.compile(make_train_step(run), has_state=True)
-    evaluators = open_evaluators(run, dataset)
+    evaluators = open_evaluators(run, dataset, skipped_images.add)
     distribution.barrier()  # opening an Orbax folder is the first collective operation
     checkpointer = open_checkpointer(workdir, run.topology.nodes, config.checkpoint, run.steps_per_epoch)
     writer = open_writer(workdir, config)
     with handle_stop_signals() as stop_signal:
         # ---------- Resume from the latest checkpoint, if there is one.
-        clock, best = TrainingClock(), BestScores()
+        clock, best, event_is_due = TrainingClock(), BestScores(), False
         if restored := checkpointer.restore(state, distribution.abstract_state(serialization.to_state_dict(state))):
             state, saved = restored
             clock, best = TrainingClock(saved["seconds"], saved["examples"]), saved["best"]
+            event_is_due = saved.get("event_is_due", False)  # a stop interrupted the evaluation after that step
         first_step = step = int(state.step)
         if is_main_process():
-            metric_writers.truncate_after(workdir.metrics, step)
+            metric_writers.truncate_after(workdir.metrics, step, keep_evaluation=not event_is_due)
             provenance.append_start(workdir, record, step)
         progress = Progress(run.total_steps, step, run.topology.nodes, shown=config.log.progress and is_main_process())
         progress.print(summary.describe_plan(run, dataset, state))
@@ -129,32 +144,41 @@ def train(
         progress.print_header()
 
         # ---------- Train: calls of several steps each, none of them across an event or a log interval.
-        events = make_events(run, step)
-        boundaries = events.keys() | ({step + PROFILE_STEPS} if config.log.profile else set())
+        events = make_events(run)
+        profiled = step + PROFILE_STEPS if config.log.profile else None
         state = distribution.device_put(state)
         batches = train_loader.train_batches(step, run.total_steps)
         stacks = stack_batches(
-            batches, run.max_steps_per_call, step, lambda step: step % config.log.every == 0 or step in boundaries
+            batches,
+            run.max_steps_per_call,
+            step,
+            lambda step: step % config.log.every == 0 or step == profiled or events.get(step) is not None,
         )
         pending: list[tuple[range, Mapping[str, jax.Array]]] = []
         with contextlib.ExitStack() as on_exit, _advice_if_nonfinite(checkpointer):
             for close in (progress.close, writer.close, checkpointer.close, batches.close):
                 on_exit.callback(close)
-            for stack in distribution.prefetch_to_device(stacks):
-                if not train_step.is_compiled(train_loader.device_data, stack):
-                    jax.block_until_ready(state)
-                    clock.stop()  # compilation is not training time
-                    train_step.executable(state, train_loader.device_data, stack)
-                clock.start()
-                clock.examples += stack.size * stack.count
-                with _profile(workdir.profile, enabled=config.log.profile and step == first_step) as finish:
-                    state, metrics = finish(train_step.call(state, train_loader.device_data, stack))
-                pending.append((range(step + 1, step + stack.count + 1), distribution.unreplicate(metrics)))
-                step += stack.count
-                if len(pending) > MAX_PENDING_CALLS:
-                    # A stop waits for every call that has been dispatched, so dispatch no further ahead.
-                    jax.block_until_ready(pending[-1 - MAX_PENDING_CALLS][1])
-                stop, event = stop_signal.should_stop(pending[-1][0]), events.get(step)
+            for evaluator in evaluators.values():
+                on_exit.callback(evaluator.close)
+            due = [None] if event_is_due else []  # no steps before the event
+            for stack in itertools.chain(due, distribution.prefetch_to_device(stacks)):
+                stop = False
+                if stack is not None:
+                    if not train_step.is_compiled(train_loader.device_data, stack):
+                        jax.block_until_ready(state)
+                        clock.stop()  # compilation is not training time
+                        train_step.executable(state, train_loader.device_data, stack)
+                    clock.start()
+                    clock.examples += stack.size * stack.count
+                    with _profile(workdir.profile, enabled=config.log.profile and step == first_step) as finish:
+                        state, metrics = finish(train_step.call(state, train_loader.device_data, stack))
+                    pending.append((range(step + 1, step + stack.count + 1), distribution.unreplicate(metrics)))
+                    step += stack.count
+                    if len(pending) > MAX_PENDING_CALLS:
+                        # A stop waits for every call that has been dispatched, so dispatch no further ahead.
+                        jax.block_until_ready(pending[-1 - MAX_PENDING_CALLS][1])
+                    stop = stop_signal.should_stop(pending[-1][0])
+                event, event_is_due = events.get(step), False
                 if not (stop or event or step % config.log.every == 0):
                     continue
 
@@ -170,7 +194,13 @@ def train(
 
                 clock.stop()
                 if event and event.evaluate:
-                    evaluations = evaluate(run, state, evaluators)
+                    try:
+                        evaluations = evaluate(run, state, evaluators, stop_signal)
+                    except Interrupted:  # the resumed run begins with this event
+                        stop_signal.accept()
+                        save_latest(run, state, step, best, clock, writer, checkpointer, event_is_due=True)
+                        event_is_due = True
+                        break
                     rows = eval_rows(run, state, step, evaluations)
                     write_rows(writer, rows)
                     counts = jax.device_get(distribution.unreplicate(state.expert_steps))
@@ -185,40 +215,53 @@ def train(
                     save_latest(run, state, step, best, clock, writer, checkpointer)
                 if stop:
                     break
-        if stop_signal.stop_requested and step < run.total_steps:
+        if stop_signal.stop_requested and (step < run.total_steps or event_is_due):
             raise Stopped(stop_signal.stop_requested, step, run.total_steps, workdir.root)
 
-        # ---------- Summary and figures.
-        if unsaved := [name for name in run.topology.nodes if name not in best]:
-            raise SaveError(f"network {unsaved[0]!r} was never saved; start the same command in another --workdir")
-        final = distribution.unreplicate(state)
-        result = summary.make_summary(run, final, selection_split(evaluators), best, clock, workdir)
-        result["record"] = dict(record)
-        if is_main_process():
-            try:
-                write_json(workdir.summary, result)
-                pictures = figures.draw_run(workdir.root)
-            except OSError as error:
-                raise SaveError(f"{workdir.root}: {error.strerror}; make room and repeat the same command") from error
-            progress.print(summary.format_summary(result, workdir, pictures))
-        return result
+    # ---------- Summary and figures: all is saved, and a signal ends the process at once.
+    if unsaved := [name for name in run.topology.nodes if name not in best]:
+        raise SaveError(f"network {unsaved[0]!r} was never saved; start the same command in another --workdir")
+    final = distribution.unreplicate(state)
+    splits = [*evaluators]
+    result = summary.make_summary(run, final, splits[0], splits[-1], best, clock, workdir)
+    result |= {"skipped_images": len(skipped_images), "record": dict(record)}
+    if is_main_process():
+        try:
+            write_json(workdir.summary, result)
+            pictures = figures.draw_run(workdir.root)
+        except OSError as error:
+            raise SaveError(f"{workdir.root}: {error.strerror}; make room and repeat the same command") from error
+        progress.print(summary.format_summary(result, workdir, pictures))
+    return result
 
 
-def open_loader(run: RunSpec, dataset: Dataset, split: Split | RecordSplit) -> Loader:
+def open_loader(
+    run: RunSpec, dataset: Dataset, split: Split | RecordSplit, report_skipped: ReportSkipped = log_skipped
+) -> Loader:
     """The loader of a split, with its data on the devices."""
     config = run.config
-    return open_device_loader(split, dataset.image_spec, config.data, config.seed, config.batch_size, run.distribution)
+    loader = open_device_loader(
+        split, dataset.image_spec, config.data, config.seed, config.batch_size, run.distribution
+    )
+    return dataclasses.replace(loader, report_skipped=report_skipped)
 
 
-def open_evaluators(run: RunSpec, dataset: Dataset) -> dict[str, Evaluator]:
-    """An evaluator for each split that is not empty, by its name; the first one selects the best epoch."""
+def open_evaluators(
+    run: RunSpec, dataset: Dataset, report_skipped: ReportSkipped = log_skipped
+) -> dict[str, Evaluator]:
+    """An evaluator for each split that is not empty, by its name.
+
+    The first one selects the best epoch, and the last one is reported.
+    """
     modules = {name: network.module for name, network in run.networks.items()}
     eval_step = run.distribution.compile(
         make_eval_step(modules, dataset.preprocess, DTYPES[run.config.dtype]), has_state=False
     )
     splits = {"validation": dataset.validation, "test": dataset.test}
     return {
-        name: Evaluator(eval_step, open_loader(run, dataset, split), run.distribution, run.max_steps_per_call)
+        name: Evaluator(
+            eval_step, open_loader(run, dataset, split, report_skipped), run.distribution, run.max_steps_per_call
+        )
         for name, split in splits.items()
         if len(split)
     }
@@ -231,15 +274,19 @@ def open_writer(workdir: Workdir, config: configs.Config) -> metric_writers.Writ
     return metric_writers.open_writer(workdir, main and config.log.tensorboard, config.log.wandb if main else "", shown)
 
 
-def selection_split(evaluators: Mapping[str, Evaluator]) -> str:
-    """The split on which the best epoch is selected: validation where there is one, else test."""
-    return next(iter(evaluators))
+def evaluate(
+    run: RunSpec, state: TrainState, evaluators: Mapping[str, Evaluator], stop_signal: StopSignal
+) -> dict[str, Evaluation]:
+    """Evaluates all networks on every split.
 
-
-def evaluate(run: RunSpec, state: TrainState, evaluators: Mapping[str, Evaluator]) -> dict[str, Evaluation]:
-    """Evaluates all networks on every split."""
+    Raises:
+      Interrupted: if a signal comes meanwhile.
+    """
     variables = {name: state.networks[name].eval_variables for name in run.topology.nodes}
-    return {split: evaluator.run(variables) for split, evaluator in evaluators.items()}
+    return {
+        split: evaluator.run(variables, lambda: stop_signal.interrupts_evaluation)
+        for split, evaluator in evaluators.items()
+    }
 
 
 def eval_rows(
@@ -263,14 +310,14 @@ def save_best(
     checkpointer: Checkpointer,
 ) -> BestScores:
     """Saves each network that is better than ever before; returns the best scores of those that are saved."""
-    scores = next(iter(evaluations.values())).networks
+    selection, reported = (list(evaluations.values())[i].networks for i in (0, -1))
     saved = dict(best)
     for name in run.topology.nodes:
-        score = scores[name]["top1"]
+        score = selection[name]["top1"]
         if name in best and score <= best[name]["score"]:
             continue
         if checkpointer.save_best(name, step, run.distribution.unreplicate(state.networks[name].eval_variables)):
-            saved[name] = {"score": score, "step": step, "top1": evaluations["test"].networks[name]["top1"]}
+            saved[name] = {"score": score, "step": step, "top1": reported[name]["top1"]}
     return saved
 
 
@@ -282,13 +329,17 @@ def save_latest(
     clock: TrainingClock,
     writer: metric_writers.Writer,
     checkpointer: Checkpointer,
+    *,
+    event_is_due: bool = False,
 ) -> None:
     """Saves the whole state, once metrics.jsonl has its rows: a checkpoint must not be ahead of its metrics."""
     # Of several processes all save, or none: they do not know whether the first one has written its rows.
     if not write_rows(writer, []) and run.distribution.process_shard.shard_count == 1:
         checkpointer.report_failed_save("rows of metrics.jsonl wait for disk space")
         return
-    progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best}
+    if step == checkpointer.latest_step:
+        return  # saved when a stop interrupted the evaluation after this step
+    progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best, "event_is_due": event_is_due}
     checkpointer.save_latest(step, run.distribution.unreplicate(state), progress)
 
 

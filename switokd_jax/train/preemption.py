@@ -1,4 +1,4 @@
-"""Stopping early: on SIGTERM, on Ctrl-C, or, among several processes, on JAX's preemption notice.
+"""Stopping early: on SIGTERM, SIGHUP or Ctrl-C, or, among several processes, on JAX's preemption notice.
 
 A run that is asked to stop saves after the current call of the devices and ends with a status that says why. A second
 Ctrl-C stops at once.
@@ -15,6 +15,8 @@ from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
+
+from switokd_jax.stop_signals import STOP_SIGNALS
 
 
 class StopSignal:
@@ -44,23 +46,36 @@ class StopSignal:
             self.stop_requested = self._received or signal.SIGTERM
         return self.stop_requested is not None
 
+    @property
+    def interrupts_evaluation(self) -> bool:
+        """Whether a signal has come to a process on its own, which need not agree with others before it stops."""
+        return self._received is not None and jax.process_count() == 1
+
+    def accept(self) -> None:
+        """Stops at once for the signal that has come."""
+        self.stop_requested = self._received
+
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal."""
         self._received = signal.Signals(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            if jax.process_count() > 1:
-                os.kill(os.getpid(), signal.SIGTERM)  # JAX forwards SIGTERM to the other processes
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX forwards SIGTERM to the other processes
 
 
 @contextlib.contextmanager
 def handle_stop_signals() -> Iterator[StopSignal]:
-    """Handles SIGINT and SIGTERM inside the context; does nothing outside of the main thread.
+    """Handles SIGINT, SIGTERM and SIGHUP inside the context; does nothing outside of the main thread.
+
+    A signal that is ignored stays ignored, as under `nohup`.
 
     Among several processes SIGTERM stays with JAX, whose handler tells the other processes.
     """
     stop_signal = StopSignal()
-    handled_signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+    handled_signals = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    if jax.process_count() > 1:
+        handled_signals = [number for number in handled_signals if number != signal.SIGTERM]
     if threading.current_thread() is not threading.main_thread():
         handled_signals = []
     previous = {number: signal.signal(number, stop_signal.handle) for number in handled_signals}

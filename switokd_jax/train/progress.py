@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
+from absl import logging
 from tqdm import tqdm
 
+from switokd_jax.errors import one_line
 from switokd_jax.workdir.metric_writers import MetricsRow
 
 SPLIT_LABELS = {"train": "now", "validation": "val", "test": "test"}
@@ -65,6 +69,47 @@ COLUMNS_AFTER = (
 )
 
 
+class Console:
+    """A text stream whose failures do not matter: training goes on when the disk is full or the reader has ended.
+
+    Args:
+      file: the stream; None for a process without one.
+    """
+
+    def __init__(self, file: TextIO | None):
+        self._file = file or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+    def write(self, text: str) -> int:
+        """Writes text, or nothing if the stream has failed."""
+        try:
+            return self._file.write(text)
+        except (OSError, ValueError) as error:
+            self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes the stream."""
+        try:
+            self._file.flush()
+        except (OSError, ValueError) as error:
+            self._give_up(error)
+
+    def fileno(self) -> int:
+        """Returns the file descriptor, of which the width of a terminal is asked."""
+        return self._file.fileno()
+
+    def isatty(self) -> bool:
+        """Returns whether the stream is a terminal."""
+        return not self._file.closed and self._file.isatty()
+
+    def _give_up(self, error: Exception) -> None:
+        logging.warning("progress cannot be printed any more (%s); training continues", one_line(error))
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        with contextlib.suppress(OSError, ValueError):  # a stream without a file descriptor
+            os.dup2(nowhere, self._file.fileno())  # or what it holds back fails once more when Python ends
+        self._file = os.fdopen(nowhere, "w")
+
+
 class Progress:
     """Prints a row of the table for each evaluation; on a terminal also a live row for the current step and a bar.
 
@@ -75,7 +120,7 @@ class Progress:
     def __init__(
         self, total_steps: int, first_step: int, networks: Sequence[str], *, shown: bool, file: TextIO | None = None
     ):
-        self._file = file or sys.stdout
+        self._file: Any = Console(file or sys.stdout)
         self._shown = shown
         network_columns = (Column(name[:11], 11, _loss_and_top1(name)) for name in networks)
         self._columns = (*COLUMNS_BEFORE, *network_columns, *COLUMNS_AFTER)

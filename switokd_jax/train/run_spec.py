@@ -133,11 +133,23 @@ def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device
     transforms.check_transforms(config.data.transforms, info.image_shape, info.preprocess)
     steps_per_epoch = sampling.steps_per_epoch(info.train_examples, config.batch_size)
     total_steps = config.steps or max(round(config.epochs * steps_per_epoch), 1)
+    for name, steps in {"epochs": total_steps, **_warmup_steps(config, steps_per_epoch)}.items():
+        if steps > config_fields.MAX_INT32:
+            raise UserError(
+                f"config.{name} is {steps:,} steps, and steps are counted up to {config_fields.MAX_INT32:,}"
+            )
+    if config.batch_size > max(info.train_examples, distribution.device_count):
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, and there are {info.train_examples} training images; lower it"
+        )
+    # A user's own network may lack the option; torch's way is the default of ours.
+    options: dict[str, Any] = {} if config.running_variance == "unbiased" else {"unbiased_variance": False}
     create = functools.partial(
         models.create,
         num_classes=info.num_classes,
         axis_name=distribution.batch_norm_axis_name,
         convolution=convolution.for_devices(distribution.platform, single_device=distribution.single_device_program),
+        **options,
         **module_dtypes(config.dtype),
     )
     networks = {name: _network(config, name, create, steps_per_epoch, total_steps) for name in graph.nodes}
@@ -220,6 +232,13 @@ def check_microbatches(config: Config, num_examples: int, num_devices: int) -> N
                 f"config.gradient_accumulation is {num_microbatches}, which does not divide {batch}, {size} examples "
                 f"on {num_devices} device(s); change it or config.batch_size"
             )
+
+
+def _warmup_steps(config: Config, steps_per_epoch: int) -> dict[str, int]:
+    return {
+        f"networks.{name}.warmup_epochs": round(network.warmup_epochs * steps_per_epoch)
+        for name, network in config.networks.items()
+    }
 
 
 def _frozen(config: Config, graph: Topology) -> frozenset[str]:

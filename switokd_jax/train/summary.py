@@ -10,13 +10,14 @@ import jax
 from clu import parameter_overview
 
 from switokd_jax.data.dataset import Dataset, Split
+from switokd_jax.errors import UserError
 from switokd_jax.metrics import expert_share
 from switokd_jax.models import flops
 from switokd_jax.state import TrainState, pair_name
 from switokd_jax.train.run_spec import RunSpec
 from switokd_jax.train.timer import TrainingClock
 from switokd_jax.workdir.layout import Workdir
-from switokd_jax.workdir.metric_writers import read_metrics
+from switokd_jax.workdir.metric_writers import last_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,13 @@ def _parameters(name: str, run: RunSpec, params: Any) -> str:
 
 
 def make_summary(
-    run: RunSpec, final: TrainState, selection_split: str, best: dict[str, Any], clock: TrainingClock, workdir: Workdir
+    run: RunSpec,
+    final: TrainState,
+    selection_split: str,
+    reported_split: str,
+    best: dict[str, Any],
+    clock: TrainingClock,
+    workdir: Workdir,
 ) -> dict[str, Any]:
     """Collects what summary.json holds.
 
@@ -76,11 +83,14 @@ def make_summary(
       run: all that is static in the run.
       final: the last state, single values.
       selection_split: on which the best epoch was selected.
+      reported_split: 'test', or 'validation' if the data set has no test split.
       best: by network, score, step and top1 at its best evaluation.
       clock: training time and examples.
       workdir: of the run.
     """
-    last = [row for row in read_metrics(workdir.metrics) if row["split"] == "test"][-1]
+    last = last_row(workdir.metrics, reported_split)
+    if last is None:
+        raise UserError(f"{workdir.metrics} lacks the last evaluation; start the same command in another --workdir")
     steps = int(final.step)
     shares = expert_share(final.expert_steps, steps)
     networks = {name: _network(name, run, final, last, best[name]) for name in run.topology.nodes}
@@ -92,6 +102,7 @@ def make_summary(
         "examples_per_second": round(clock.examples_per_second, 1),
         "peak_bytes_per_device": run.distribution.peak_bytes,
         "best_selected_on": selection_split,
+        "reported_on": reported_split,
         "examples": round(examples),
         "training_flops": flops.training_flops(networks, steps, examples),
         "networks": networks,
@@ -122,6 +133,10 @@ def format_summary(result: dict[str, Any], workdir: Workdir, pictures: list[Path
         for name, scores in result["networks"].items()
     ]
     lines += [f"{pair}: {100 * s['expert_fraction']:.1f} % expert steps" for pair, s in result["switch"].items()]
+    if result["reported_on"] != "test":
+        lines.append(f"the data set has no test split: these are results on the {result['reported_on']} split")
+    if result["skipped_images"]:
+        lines.append(f"{result['skipped_images']} images could not be decoded: {workdir.skipped_images(0)}")
     lines.append(f"{result['examples_per_second']:.0f} images/s over {result['seconds']:.1f} s of training")
     lines += [f"wrote {path}" for path in (workdir.summary, *pictures)]
     return "\n".join(lines)

@@ -45,6 +45,7 @@ class Checkpointer:
       reopen_best: makes a new manager for a network.
       on_corrupt: 'fallback' to an older checkpoint if the latest one is damaged, or 'stop'.
       failures: messages of the failed saves since the last `save_latest`.
+      is_read_back: whether a save of this start has been read back.
     """
 
     root: Path
@@ -54,6 +55,7 @@ class Checkpointer:
     reopen_best: Callable[[str], ocp.CheckpointManager]
     on_corrupt: str
     failures: list[str] = dataclasses.field(default_factory=list)
+    is_read_back: bool = False
 
     @property
     def latest_step(self) -> int:
@@ -80,6 +82,8 @@ class Checkpointer:
             self.latest.save(step, args=items)
         except IO_ERRORS as error:
             self._recover_latest(error)
+        if not self.is_read_back:
+            self._read_back(step, tree)
 
     def save_best(self, network: str, step: int, variables: Tree) -> bool:
         """Saves the variables of a network and waits until they are safe, because the next train state refers to them.
@@ -122,10 +126,13 @@ class Checkpointer:
                     )
                 logging.warning("%s; resuming from an older checkpoint", problem)
                 continue
-            for manager in (self.latest, *self.best.values()):
-                for later in [s for s in manager.all_steps() if s > step]:
+            progress = restored["progress"]
+            # An event that was interrupted is repeated, and saves its best networks again.
+            first_best = step if progress.get("event_is_due") else step + 1
+            for manager, first in [(self.latest, step + 1), *((best, first_best) for best in self.best.values())]:
+                for later in [s for s in manager.all_steps() if s >= first]:
                     manager.delete(later)
-            return serialization.from_state_dict(state, restored["state"]), restored["progress"]
+            return serialization.from_state_dict(state, restored["state"]), progress
         return None
 
     def close(self) -> None:
@@ -166,6 +173,24 @@ class Checkpointer:
             return "", self.latest.restore(step, args=items)
         except IO_ERRORS as error:
             return f"the checkpoint {folder} cannot be read ({one_line(error)})", None
+
+    def _read_back(self, step: int, tree: Tree) -> None:
+        """Reads the first save of a start: a file system or folder that loses saves shows now, not after days.
+
+        Raises:
+          SaveError: if it was written and cannot be read.
+        """
+        if jax.process_count() > 1:  # others would have to read at the same moment
+            self.is_read_back = True
+            return
+        self._wait_until_finished()
+        if self.latest_step != step:
+            return  # it failed, which is reported; the next one is read back
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+        problem, restored = self._read(step, abstract)
+        if restored is None:
+            raise SaveError(f"{problem}, though it has just been written; choose another --workdir")
+        self.is_read_back = True
 
     def _step_folder(self, step: int) -> Path:
         return Path(self.latest.directory) / str(step)
@@ -211,7 +236,10 @@ class Checkpointer:
         latest = self.latest.latest_step() or 0
         for manager in self.best.values():
             for older in sorted(step for step in manager.all_steps() if step <= latest)[:-1]:
-                manager.delete(older)
+                try:
+                    manager.delete(older)
+                except IO_ERRORS as error:  # a folder that has become read-only: nothing is lost
+                    logging.warning("an old checkpoint cannot be deleted (%s)", one_line(error))
 
 
 def open_checkpointer(

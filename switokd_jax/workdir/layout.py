@@ -11,13 +11,17 @@ class Workdir:
     """Paths of one run's files. Does not touch the file system.
 
     Attributes:
-      root: the folder itself.
+      root: the folder itself; '~' at its beginning is the home folder, as in a shell.
 
     >>> Workdir(Path("runs/digits")).best_checkpoints("student").as_posix()
     'runs/digits/checkpoints/best/student'
     """
 
     root: Path
+
+    def __post_init__(self) -> None:
+        if self.root.parts[:1] and self.root.parts[0].startswith("~"):
+            object.__setattr__(self, "root", self.root.expanduser())
 
     @property
     def config(self) -> Path:
@@ -40,6 +44,11 @@ class Workdir:
         return self.root / "record.json"
 
     @property
+    def lock(self) -> Path:
+        """Lock of the training that runs, and who holds it (JSON)."""
+        return self.root / ".lock"
+
+    @property
     def checkpoints(self) -> Path:
         """All checkpoints."""
         return self.root / "checkpoints"
@@ -52,6 +61,10 @@ class Workdir:
     def best_checkpoints(self, network: str) -> Path:
         """Variables of one network at its best evaluations, a folder per step."""
         return self.checkpoints / "best" / network
+
+    def skipped_images(self, process: int) -> Path:
+        """Images that could not be decoded and were skipped by a process, one per line."""
+        return self.root / ("skipped_images.txt" if process == 0 else f"skipped_images_{process}.txt")
 
     @property
     def figures(self) -> Path:

@@ -7,8 +7,9 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,26 +17,104 @@ from typing import Any, Protocol
 from absl import logging
 
 from switokd_jax.errors import UserError, one_line
-from switokd_jax.files import atomic_write
+from switokd_jax.files import atomic_write, to_json
 from switokd_jax.workdir.layout import Workdir
 
+ROW_START = re.compile(rb'\{"split": "(\w+)", "epoch": [-+.\w]+, "step": (\d+)[,}]')  # as `append_metrics` writes it
+TAIL_BYTES = 2**16
+TRAINING_SPLITS = ("train", "skipped")  # of rows for a step; all others are of an evaluation
 MetricsRow = dict[str, Any]
 """One line of metrics.jsonl: 'split', 'epoch', 'step', then metrics of any name as JSON values."""
 
 
 def read_metrics(path: Path) -> list[MetricsRow]:
-    """Reads the rows of a metrics.jsonl. A last line that was cut off when the process was killed is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    """Reads the rows of a metrics.jsonl. A last line that was cut off when the process was killed is left out.
+
+    Lines that are no rows are left out as well, and a warning tells their number.
+    """
+    rows, bad = list[MetricsRow](), list[int]()
+    for number, line in enumerate(_lines(path), 1):
+        if row := _parse(line):
+            rows.append(row)
+        elif line.endswith(b"\n"):
+            bad.append(number)
+    _warn_about(path, bad)
+    return rows
 
 
-def truncate_after(path: Path, step: int) -> None:
-    """Removes the rows after a global step: a resumed run writes them again."""
+def last_row(path: Path, split: str) -> MetricsRow | None:
+    """Returns the last row of a split, without reading all of the file; None if there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        end, rest = file.seek(0, os.SEEK_END), b""
+        while end > 0:
+            start = max(end - TAIL_BYTES, 0)
+            file.seek(start)
+            lines = (file.read(end - start) + rest).splitlines(keepends=True)
+            # The first line may begin before this part of the file.
+            rest = lines.pop(0) if start else b""
+            for line in reversed(lines):
+                if (row := _parse(line)) and row.get("split") == split:
+                    return row
+            end = start
+    return None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if path.exists():
+        try:
+            with path.open("rb") as file:
+                yield from file
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def _parse(line: bytes) -> MetricsRow | None:
+    """Parses one line; None if it is no row, or not complete."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return row if isinstance(step, int | float) and not isinstance(step, bool) else None
+
+
+def _warn_about(path: Path, bad: Sequence[int]) -> None:
+    if bad:
+        logging.warning("%s: line %d is no row of metrics; %d such lines are left out", path, bad[0], len(bad))
+
+
+def truncate_after(path: Path, step: int, *, keep_evaluation: bool = True) -> None:
+    """Removes the rows after a global step: a resumed run writes them again.
+
+    Args:
+      path: the metrics.jsonl.
+      step: global step that the run resumes at.
+      keep_evaluation: whether to keep the rows of an evaluation after that very step.
+    """
     if not path.exists():
         return
-    text = "".join(json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= step)
-    atomic_write(path, lambda p: p.write_text(text))
+
+    def is_kept(row: MetricsRow) -> bool:
+        return row["step"] < step or (row["step"] == step and (keep_evaluation or row.get("split") in TRAINING_SPLITS))
+
+    def write(target: Path) -> None:
+        bad = list[int]()
+        with target.open("wb") as file:
+            for number, line in enumerate(_lines(path), 1):
+                # The beginning of a row tells all that is needed here. To parse a long run's metrics takes minutes.
+                start = ROW_START.match(line) if line.endswith(b"}\n") and b"\0" not in line else None
+                row = {"split": start[1].decode(), "step": int(start[2])} if start else _parse(line)
+                if row and is_kept(row):
+                    file.write(line)
+                elif row is None and line.endswith(b"\n"):
+                    bad.append(number)
+        _warn_about(path, bad)
+
+    atomic_write(path, write)
 
 
 def append_metrics(path: Path, rows: Sequence[MetricsRow]) -> None:
@@ -44,7 +123,7 @@ def append_metrics(path: Path, rows: Sequence[MetricsRow]) -> None:
     Raises:
       OSError: if they cannot be written.
     """
-    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    text = "".join(to_json(row) + "\n" for row in rows).encode()
     with path.open("ab", buffering=0) as file:  # a buffer would write its rest once more when it is closed
         end = file.tell()
         try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
-import json
+import inspect
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +16,36 @@ import numpy as np
 
 import switokd_jax
 from switokd_jax.data.dataset import Dataset, Split
+from switokd_jax.data.decode import ImageError
 from switokd_jax.data.image_records import RecordSplit
 from switokd_jax.errors import UserError
-from switokd_jax.files import write_json
+from switokd_jax.files import read_json, write_json
 from switokd_jax.workdir.layout import Workdir
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "grain")
 NUM_FINGERPRINT_RECORDS = 32  # of a split that stays on disk, whose fingerprint reads a sample
 
 
-def collect(device_info: Mapping[str, Any], seed: int, dataset: Dataset) -> dict[str, Any]:
+def collect(device_info: Mapping[str, Any], seed: int, dataset: Dataset, code: Iterable[Any] = ()) -> dict[str, Any]:
     """Collects the provenance of one start.
 
     Args:
       device_info: `Distribution.device_info`.
       seed: of the run.
       dataset: of the run.
+      code: functions and classes that the run uses and that may be a user's own.
 
     Returns:
-      JSON values: 'versions' by package (None if pip knows none), 'python', 'devices', 'commit' (see `commit`), 'seed',
-      and 'data': name and fingerprint of the data set, and all that its trained networks need to know of it.
+      JSON values: 'versions' by package (None if pip knows none), 'python', 'devices', 'commit' (see `commit`), 'code'
+      (see `code_fingerprint`), 'seed', and 'data': name and fingerprint of the data set, and all that its trained
+      networks need to know of it.
     """
     return {
         "versions": {"switokd_jax": switokd_jax.__version__, **{name: version(name) for name in PACKAGES}},
         "python": platform.python_version(),
         "devices": device_info,
         "commit": commit(),
+        "code": code_fingerprint(code),
         "seed": seed,
         "data": {
             "name": dataset.name,
@@ -92,15 +97,22 @@ def read_dataset_info(workdir: Workdir) -> dict[str, Any]:
 
 def _read_starts(workdir: Workdir) -> list[dict[str, Any]]:
     """Reads the starts so far; none if the run is new, or older than the record."""
-    try:
-        starts: list[dict[str, Any]] = (
-            json.loads(workdir.record.read_text())["starts"] if workdir.record.exists() else []
-        )
-    except (ValueError, KeyError) as error:
-        raise UserError(
-            f"{workdir.record} is not a record of this program; remove it, or choose another --workdir"
-        ) from error
+    if not workdir.record.exists():
+        return []
+    starts = read_json(workdir.record).get("starts")
+    if not isinstance(starts, list) or not all(map(_is_start, starts)):
+        raise UserError(f"{workdir.record} is not a record of this program; remove it, or choose another --workdir")
     return starts
+
+
+def _is_start(start: Any) -> bool:
+    """Returns whether a JSON value is the provenance of a start, of this version or an early one."""
+    if not isinstance(start, dict) or not isinstance(data := start.get("data"), dict):
+        return False
+    kinds = {"fingerprint": str, "name": str, "classes": list, "image_shape": list, "preprocess": dict}
+    return (
+        all(isinstance(data[field], kind) for field, kind in kinds.items() if field in data) and "fingerprint" in data
+    )
 
 
 def version(package: str) -> str | None:
@@ -128,6 +140,20 @@ def commit() -> str | None:
     return described.stdout.strip() if tracked.returncode == 0 else None
 
 
+def code_fingerprint(code: Iterable[Any]) -> str:
+    """Returns the SHA-256 of this package's source files and of those that define some functions and classes."""
+    files = {*Path(switokd_jax.__file__).parent.rglob("*.py")}
+    for each in code:
+        with contextlib.suppress(TypeError):  # partial functions and builtins
+            if source := inspect.getsourcefile(getattr(each, "func", each)):
+                files.add(Path(source))
+    digest = hashlib.sha256()
+    for path in sorted(files, key=lambda path: (path.name, str(path))):
+        with contextlib.suppress(OSError):  # a notebook's code has no file
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
 def fingerprint(dataset: Dataset) -> str:
     """Returns the SHA-256 of all images and labels or, for splits that stay on disk, of a sample of them."""
     digest = hashlib.sha256()
@@ -142,6 +168,9 @@ def _arrays(split: Split | RecordSplit) -> list[Any]:
     if isinstance(split, Split):
         return [split.images, split.labels]
     sample = np.linspace(0, len(split) - 1, min(NUM_FINGERPRINT_RECORDS, len(split)), dtype=int)
-    records = [split.records[int(index)] for index in split.record_indices[sample]]
+    records = []
+    for index in split.record_indices[sample]:
+        with contextlib.suppress(ImageError):  # `config.data.on_bad_image` decides about it
+            records.append(split.records[int(index)])
     images = [np.frombuffer(image, np.uint8) if isinstance(image, bytes) else image for image, _ in records]
     return [split.record_indices, *images, np.array([label for _, label in records], np.int32)]

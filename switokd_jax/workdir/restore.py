@@ -33,12 +33,31 @@ class CheckpointUri(NamedTuple):
 def parse_checkpoint_uri(uri: str) -> CheckpointUri:
     """Parses 'WORKDIR:NAME@best', 'WORKDIR:NAME@latest', 'WORKDIR:NAME@STEP' or 'WORKDIR:NAME', which is the best.
 
+    Raises:
+      UserError: if there is no ':', saying what the path is instead.
+
     >>> parse_checkpoint_uri("runs/digits:student@latest")
     CheckpointUri(workdir='runs/digits', network='student', version='latest')
     """
-    workdir, _, rest = uri.rpartition(":")
+    workdir, colon, rest = uri.rpartition(":")
+    if not colon:
+        raise UserError(f"{uri!r} {_what_it_is(Path(uri).expanduser())}")
     network, _, version = rest.partition("@")
     return CheckpointUri(workdir, network, version or "best")
+
+
+def _what_it_is(path: Path) -> str:
+    if path.is_file():
+        return (
+            f"has the suffix {path.suffix!r}; weights are read from .pth, .pt, .tar, .ckpt and .safetensors: rename it"
+        )
+    if path.is_dir():
+        best = Workdir(path).checkpoints / "best"
+        names = sorted(folder.name for folder in best.iterdir() if folder.is_dir()) if best.is_dir() else []
+        return f"names no network; write {path}:{names[0] if names else 'NAME'}@best" + (
+            f" (there are {', '.join(names)})" if len(names) > 1 else ""
+        )
+    return "is no file and names no run; give a file of weights, or WORKDIR:NAME@best"
 
 
 def load_variables(workdir: str | Path, network: str, version: str = "best") -> dict[str, Tree]:

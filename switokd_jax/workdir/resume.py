@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,16 +13,19 @@ from ml_collections import ConfigDict
 from switokd_jax import config as configs
 from switokd_jax.config_fields import ADAPTIVE
 from switokd_jax.errors import UserError
-from switokd_jax.files import write_json
+from switokd_jax.files import read_json, write_json
 from switokd_jax.methods import METHODS
 from switokd_jax.workdir.layout import Workdir
+from switokd_jax.workdir.lock import check_unlocked, lock
 
+PATTERN_CHARACTERS = frozenset("*?[]\\")
 # Fields that may have another value when a run resumes; any other difference would make it another run.
 OVERRIDABLE_ON_RESUME = (
     "log",
     "checkpoint",
     "data.dir",
     "data.workers",
+    "data.on_bad_image",
     "steps_per_call",
     "parallelism",
     "sharding",
@@ -34,40 +38,68 @@ def check_workdir(workdir: Workdir, config: ConfigDict) -> None:
     """Checks, without writing, that a folder is free or holds a run of the same config.
 
     Raises:
-      UserError: if it holds a run of another config, or something else.
+      UserError: if another process trains in it, if it holds a run of another config or something else, or if its name
+        makes Orbax lose checkpoints.
     """
+    # Orbax looks for checkpoints by pattern. A folder 'run[1]' would match 'run1' only, and no checkpoint be found.
+    if special := PATTERN_CHARACTERS & {*str(workdir.root.resolve())}:
+        raise UserError(
+            f"--workdir {workdir.root.resolve()} contains {min(special)!r}, with which no checkpoint is found again; "
+            "choose a folder without it"
+        )
+    check_unlocked(workdir.lock)
+    _check_content(workdir, config)
+
+
+def _check_content(workdir: Workdir, config: ConfigDict) -> None:
     try:
         if workdir.root.exists() and not workdir.root.is_dir():
             raise UserError(f"--workdir {workdir.root} is a file; choose a folder")
-        old = json.loads(workdir.config.read_text()) if workdir.config.exists() else None
+        old = _read_config(workdir) if workdir.config.exists() else None
         if old is None and workdir.checkpoints.exists():
             raise UserError(
                 f"--workdir {workdir.root} holds checkpoints and no {workdir.config.name}, so their run is unknown; "
                 "choose another folder"
             )
-    except json.JSONDecodeError:
-        raise UserError(f"{workdir.config} is not JSON; choose another --workdir or remove that file") from None
+        for folder in (workdir.checkpoints, workdir.latest_checkpoints):
+            if folder.exists() and not folder.is_dir():
+                raise UserError(
+                    f"{folder} is a file, and holds a run's checkpoints; remove it or choose another --workdir"
+                )
+        for path in (workdir.metrics, workdir.record, workdir.summary):
+            if path.exists() and not path.is_file():
+                raise UserError(f"{path} is no file; remove it or choose another --workdir")
     except OSError as error:
         raise UserError(f"--workdir {workdir.root} cannot be read ({error.strerror}); choose another folder") from None
-    if old is not None and not isinstance(old, dict):
-        raise UserError(f"{workdir.config} holds no config; choose another --workdir or remove that file")
     if old is not None:
         _check_same(old, to_json(config), workdir)
 
 
-def open_workdir(workdir: Workdir, config: ConfigDict) -> None:
-    """Creates the folder and writes its config.json, after `check_workdir`.
+def _read_config(workdir: Workdir) -> dict[str, Any]:
+    try:
+        return read_json(workdir.config)
+    except UserError as error:
+        raise UserError(f"{error}; choose another --workdir or remove that file") from None
+
+
+@contextlib.contextmanager
+def open_workdir(workdir: Workdir, config: ConfigDict) -> Iterator[None]:
+    """Creates the folder and writes its config.json, after `check_workdir`; locks it within the context.
 
     Raises:
-      UserError: if it cannot be written.
+      UserError: if it cannot be written, or another process trains in it.
     """
-    try:
-        workdir.root.mkdir(parents=True, exist_ok=True)
-        write_json(workdir.config, to_json(config))
-    except OSError as error:
-        raise UserError(
-            f"--workdir {workdir.root} cannot be written ({error.strerror}); choose another folder"
-        ) from None
+    with contextlib.ExitStack() as on_exit:
+        try:
+            workdir.root.mkdir(parents=True, exist_ok=True)
+            on_exit.enter_context(lock(workdir.lock))
+            _check_content(workdir, config)  # again: another run may have begun and ended since
+            write_json(workdir.config, to_json(config))
+        except OSError as error:
+            raise UserError(
+                f"--workdir {workdir.root} cannot be written ({error.strerror}); choose another folder"
+            ) from None
+        yield
 
 
 def to_json(config: ConfigDict) -> Any:

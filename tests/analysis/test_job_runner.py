@@ -336,3 +336,37 @@ def test_a_smoke_table_trains_once(tmp_path: Path) -> None:
     assert [row.split(" | ")[1] for row in rows] == ["vanilla", "kd"]
     assert (tmp_path / "table.tex").exists()
     assert (tmp_path / "results" / "digits_kd_seed0.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seeds", "0", "--over", "seed=1,2"], "--over seed=... has no effect beside --seeds"),
+        (["--seeds", "0", "0"], "two runs have the name seed=0; give each seed and each value once"),
+        (["--over", "batch_size=32,32"], "--over batch_size=32,32 names a value twice"),
+        (["--over", "batch_size=32", "--over", "batch_size=64"], "--over names a field twice"),
+        (
+            ["--over", "batch_size=32", "--", "--config.batch_size=64"],
+            "--config.batch_size after -- is set by the sweep",
+        ),
+        (["--", "--workdir=elsewhere"], "--workdir after -- is set by the sweep itself"),
+        (["--", "--config.seed=3"], "--config.seed after -- is set by the sweep itself"),
+        (["--jobs=0"], "--jobs is 0; at least one run has to go on at a time"),
+    ],
+)
+def test_a_sweep_refuses_what_would_win_in_silence(
+    flags: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ["sweep", "--config=configs/digits.py", f"--workdir={tmp_path / 'sweep'}", *flags]
+    monkeypatch.setattr(sys, "argv", base)
+    with pytest.raises(SystemExit) as raised:
+        sweep.main()
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_sweep_into_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["sweep", "--config=configs/digits.py", f"--workdir={tmp_path / 'file'}"])
+    with pytest.raises(SystemExit, match="is no folder for runs"):
+        sweep.main()

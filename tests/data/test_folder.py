@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,8 +83,25 @@ def rename_test(root: Path) -> None:
     (root / "test").rename(root / "val")
 
 
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no test": (rename_test, r"there is no folder \S+test; it holds a folder for each class"),
+    "val": (rename_test, r"there is no folder \S+test; \S+val exists: set config.data.test_split to 'val'"),
+    "no test": (
+        lambda root: shutil.rmtree(root / "test"),
+        r"there is no folder \S+test; it holds a folder for each class; without one, set config.data.validation_fr",
+    ),
+    "no train": (lambda root: shutil.rmtree(root / "train"), r"there is no folder \S+train \(No such file"),
+    "empty class": (
+        lambda root: (root / "train" / "cow").mkdir(),
+        r"train/cow is a class without images .*; add some or remove the folder",
+    ),
+    "pipe": (
+        lambda root: make_pipe(root / "train" / "ant" / "x.png"),
+        r"ant/x\.png is no file but a pipe or device",
+    ),
     "other class": (
         lambda root: write_image(root / "test" / "cat" / "0.png", 1),
         r"test/cat is a class that \S+train does",
@@ -90,8 +110,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: write_image(root / "train" / "bee" / "9.png", 1, size=(9, 9)),
         r"bee/9.png has 9x9 pixels, the first 10x12; resize them, or set config.data.pipeline",
     ),
-    "no image": (write_garbage, r"ant/9.png cannot be read as an image"),
-    "truncated": (truncate_image, r"bee/0.png cannot be read as an image"),
+    "no image": (write_garbage, r"ant/9.png cannot be decoded"),
+    "truncated": (truncate_image, r"bee/0.png cannot be decoded"),
 }
 
 
@@ -107,3 +127,46 @@ def test_a_folder_that_cannot_be_used_is_refused_by_name(
 def test_a_config_that_names_no_folder_is_refused() -> None:
     with pytest.raises(UserError, match=r"config.data.dir is empty; data.name 'folder' reads DIR/train/CLASS"):
         dataset.load_dataset(config.DataConfig(name="folder"), 0)
+
+
+def test_hidden_names_are_no_classes_and_no_images(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_image(root / "train" / ".ipynb_checkpoints" / "0.png", 9)
+    write_image(root / "train" / "ant" / ".cache" / "0.png", 9)
+    write_image(root / "train" / "ant" / "._0.png", 9)
+    (root / "train" / "list.csv").write_text("")
+    with caplog.at_level("WARNING", logger="absl"):
+        data = dataset.load_dataset(folder_config(root), 0)
+    assert data.classes == ("ant", "bee")
+    assert len(data.train) == 6
+    (line,) = caplog.messages
+    assert line.endswith(
+        "train: left out 1 files outside the classes, 1 files that are no images (.txt), 3 hidden names"
+    )
+
+
+def test_links_are_followed_but_not_in_a_circle(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_image(root / "elsewhere" / "deep" / "7.png", 7)
+    (root / "train" / "ant" / "more").symlink_to(root / "elsewhere", target_is_directory=True)
+    (root / "elsewhere" / "deep" / "up").symlink_to(root / "elsewhere", target_is_directory=True)
+    (root / "train" / "cow").symlink_to(root / "train" / "bee", target_is_directory=True)
+    (root / "train" / "ant" / "lost.png").symlink_to(root / "nothing.png")
+    with caplog.at_level("WARNING", logger="absl"):
+        data = dataset.load_dataset(folder_config(root), 0)
+    assert data.classes == ("ant", "bee", "cow")
+    assert data.train.labels is not None
+    assert np.bincount(data.train.labels).tolist() == [4, 3, 3]
+    assert "1 links in a circle, 1 links to nothing" in caplog.messages[0]
+
+
+def test_another_folder_can_be_the_test_split(root: Path) -> None:
+    rename_test(root)
+    spec = config.DataConfig(name="folder", dir=str(root), test_split="val")
+    assert len(dataset.load_dataset(spec, 0).test) == 4
+
+
+def test_a_folder_with_train_only_holds_images_out(root: Path) -> None:
+    shutil.rmtree(root / "test")
+    spec = config.DataConfig(name="folder", dir=str(root), validation_fraction=0.34)
+    for pipeline in ("resident", "stream"):
+        data = dataset.load_dataset(dataclasses.replace(spec, pipeline=pipeline), 0)
+        assert (len(data.train), len(data.validation), len(data.test)) == (4, 2, 0)

@@ -19,6 +19,7 @@ from switokd_jax.methods import (
     MethodInputs,
     MethodOutput,
     add_distillation,
+    at,
     crd,
     dkd,
     fitnet,
@@ -245,8 +246,8 @@ def test_uniokd(name: str) -> None:
     assert modes == ({True, False} if graph.pairs else set())
 
 
-def target_of(kind: str, z: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """KDCL's target [batch, classes] of logits [n, batch, classes], example by example."""
+def target_of(kind: str, z: np.ndarray, weights: np.ndarray, tau: float) -> np.ndarray:
+    """KDCL's target [batch, classes], as logits, of logits [n, batch, classes], example by example."""
     out = np.empty(z.shape[1:])
     for b, y in enumerate(LABELS):
         own = z[:, b]
@@ -255,7 +256,7 @@ def target_of(kind: str, z: np.ndarray, weights: np.ndarray) -> np.ndarray:
         elif kind == "minlogit":
             out[b] = [min(own[i, c] - own[i, y] for i in range(len(z))) for c in range(CLASSES)]
         elif kind == "general":
-            out[b] = sum(w * row for w, row in zip(weights, own, strict=True))
+            out[b] = tau * np.log(sum(w * softmax(row / tau) for w, row in zip(weights, own, strict=True)))
         else:  # the best point of the simplex, by SciPy
 
             def loss(a: np.ndarray, own: np.ndarray = own, y: int = y) -> float:
@@ -276,12 +277,12 @@ def target_of(kind: str, z: np.ndarray, weights: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("kind", ["naive", "linear", "minlogit", "general"])
 def test_kdcl(kind: str) -> None:
     graph = TOPOLOGIES["complete"]
-    weights = np.asarray([0.5, 0.8, -0.3])
+    weights = np.asarray([0.3, 0.7, 0.0])
     tau = 2.0
     with jax.enable_x64(True):
         for seed in range(3):
             z = random_logits(graph, seed)
-            target = target_of(kind, np.stack([z[node] for node in graph.nodes]), weights)
+            target = target_of(kind, np.stack([z[node] for node in graph.nodes]), weights, tau)
             memory = jnp.asarray(weights) if kind == "general" else None
             decision = decide("kdcl", graph, z, memory=memory, target=kind, steps=2000)
             gradient = jax.grad(
@@ -306,9 +307,28 @@ def test_kdcl_linear_is_nowhere_worse_than_any_network_or_their_mean() -> None:
         assert (ce(mixed) <= ce(other) + 5e-3).all()
 
 
+def test_kdcl_general_averages_probabilities() -> None:
+    """By hand: half of softmax(4, 0) = 0.98201 and half of softmax(0, 0) = 0.5."""
+    z = jnp.asarray([[[4.0, 0.0]], [[0.0, 0.0]]])
+    target = jax.nn.softmax(kdcl.general(z, jnp.asarray([0.5, 0.5]), 1.0))
+    np.testing.assert_allclose(target, [[0.741007, 0.258993]], atol=1e-6)
+
+
 def test_kdcl_general_weights() -> None:
     """Uncorrelated errors weigh by their inverse variance; the ridge keeps copies apart from a singular matrix."""
     with jax.enable_x64(True):
+        # Without bounds the weights would be 4/3 and -1/3.
+        beyond = kdcl.general_weights(jnp.asarray([[0.04, 0.05], [0.05, 0.09]]))
+        np.testing.assert_allclose(beyond, [1.0, 0.0], atol=1e-12)
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            errors = rng.random((4, 9)) ** 2
+            c = errors @ errors.T / 9
+            w = np.asarray(kdcl.general_weights(jnp.asarray(c)), np.float64)
+            assert (w >= 0.0).all()
+            assert w.sum() == pytest.approx(1.0, abs=1e-6)
+            least = min(float(v @ c @ v) for v in rng.dirichlet(np.ones(4) / 2, 5000))
+            assert w @ c @ w <= least * 1.002  # the ridge costs a thousandth
         np.testing.assert_allclose(kdcl.general_weights(jnp.diag(jnp.asarray([1.0, 0.5]))), [1 / 3, 2 / 3], atol=1e-3)
         np.testing.assert_allclose(kdcl.general_weights(jnp.full((3, 3), 0.7)), np.full(3, 1 / 3), atol=1e-6)
 
@@ -393,21 +413,64 @@ def test_fitnet() -> None:
     assert [*decision.adapter_stats] == ["b <- a"]
 
 
-def test_fitnets_regressor() -> None:
-    """1x1 convolution with the larger map's stride, norm over the batch, relu."""
+def windows(x: np.ndarray, kernel: np.ndarray, stride: int, padding: int) -> np.ndarray:
+    """A convolution by loops: [batch, height, width, channels] by [k_h, k_w, channels, features]."""
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height, width = ((x.shape[i] - kernel.shape[i - 1]) // stride + 1 for i in (1, 2))
+    out = np.zeros((len(x), height, width, kernel.shape[3]))
+    for i, j in itertools.product(range(height), range(width)):
+        part = x[:, i * stride :, j * stride :][:, : kernel.shape[0], : kernel.shape[1]]
+        out[:, i, j] = np.einsum("bhwc,hwcf->bf", part, kernel)
+    return out
+
+
+def spread(x: np.ndarray) -> np.ndarray:
+    """Puts a zero between any two pixels and at the end, as a transposed convolution of stride 2 reads them."""
+    out = np.zeros((len(x), 2 * x.shape[1], 2 * x.shape[2], x.shape[3]))
+    out[:, ::2, ::2] = x
+    return out[:, :-1, :-1]
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size"), [((4, 4), (1, 1)), ((2, 2), (3, 3)), ((8, 8), (4, 4)), ((3, 3), (2, 2)), ((3, 4), (2, 1))]
+)
+def test_fitnets_regressor(size: tuple[int, int], kernel_size: tuple[int, int]) -> None:
+    """The convolution of RepDistiller's ConvReg for that difference of sizes, norm over the batch, relu."""
     x = np.random.default_rng(0).normal(size=(BATCH, 4, 4, 3))
     with jax.enable_x64(True):
-        module = fitnet.regressor((1, 4, 4, 3), (1, 2, 2, 5), dtype=np.float64, param_dtype=np.float64)
+        module = fitnet.regressor((1, 4, 4, 3), (1, *size, 5), dtype=np.float64, param_dtype=np.float64)
         variables = module.init(jax.random.PRNGKey(0), jnp.asarray(x), jnp.asarray(x), train=False)
         got, _ = module.apply(variables, jnp.asarray(x), jnp.asarray(x), train=True, mutable=["batch_stats"])
     conv = jax.tree.map(np.asarray, variables["params"]["conv"])
-    y = x[:, ::2, ::2] @ conv["kernel"] + conv["bias"]
+    kernel = conv["kernel"].reshape(*kernel_size, 3, 5)
+    if size == (8, 8):
+        y = windows(spread(x), kernel, stride=1, padding=2)
+    elif size == (2, 2):
+        y = windows(x, kernel, stride=2, padding=1)
+    else:
+        y = windows(x, kernel, stride=1, padding=0)
+    y += conv["bias"]
+    assert y.shape == (BATCH, *size, 5)
     expected = np.maximum((y - y.mean((0, 1, 2))) / np.sqrt(y.var((0, 1, 2)) + 1e-5), 0)
     np.testing.assert_allclose(got, expected, atol=1e-10)
-    with pytest.raises(
-        ValueError, match=r"the student's features \(4, 4, 3\) are not the size of the teacher's \(8, 8, 3\)"
-    ):
-        fitnet.regressor((1, 4, 4, 3), (1, 8, 8, 3))
+
+
+def test_fitnet_refuses_features_that_are_too_small() -> None:
+    with pytest.raises(ValueError, match=r"\(4, 4, 3\) are smaller than the teacher's \(12, 12, 3\), and not half"):
+        fitnet.regressor((1, 4, 4, 3), (1, 12, 12, 3))
+
+
+@pytest.mark.parametrize(("size", "pooled"), [((7, 7), (4, 4)), ((4, 6), (3, 4)), ((5, 5), (1, 5)), ((8, 8), (2, 4))])
+def test_at_pools_sizes_that_do_not_divide(size: tuple[int, int], pooled: tuple[int, int]) -> None:
+    """Row i is the mean of the rows floor(i n / m) to ceil((i + 1) n / m), as in torch's adaptive_avg_pool2d."""
+    x = np.random.default_rng(0).normal(size=(2, *size, 3))
+    expected = np.empty((2, *pooled, 3))
+    for i, j in itertools.product(range(pooled[0]), range(pooled[1])):
+        rows = slice(i * size[0] // pooled[0], -(-(i + 1) * size[0] // pooled[0]))
+        columns = slice(j * size[1] // pooled[1], -(-(j + 1) * size[1] // pooled[1]))
+        expected[:, i, j] = x[:, rows, columns].mean((1, 2))
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(at.adaptive_avg_pool(jnp.asarray(x), *pooled), expected, rtol=1e-12)
 
 
 def contrast(view: np.ndarray, bank: np.ndarray, negatives: np.ndarray, scale: float) -> tuple[float, float]:

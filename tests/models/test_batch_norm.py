@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from switokd_jax.errors import UserError
 from switokd_jax.models.ops import batch_norm
 from switokd_jax.models.ops.batch_norm import BatchNorm
 from switokd_jax.precision import float32_or_wider, promote_to_float32
@@ -22,7 +23,7 @@ TOLERANCE: dict[Any, float] = {jnp.float64: 1e-12, jnp.float32: 2e-5, jnp.bfloat
 
 
 def ours_and_flax_s(*, train: bool, **dtypes: Any) -> tuple[nn.Module, nn.Module]:
-    ours = BatchNorm(train=train, **OPTIONS, **dtypes)
+    ours = BatchNorm(train=train, unbiased_variance=False, **OPTIONS, **dtypes)
     return ours, nn.BatchNorm(use_running_average=not train, **OPTIONS, **dtypes)
 
 
@@ -108,3 +109,39 @@ def test_gpus_compute_a_pair_of_sums_in_one_reduction(platform: str, reductions:
 def test_one_reduction_computes_the_same_sums_as_two() -> None:
     x, weight, _ = random_inputs(SHAPES[0], jnp.float32)
     assert_close(batch_norm._sum_stacked(x, weight), batch_norm._sum_separately(x, weight), TOLERANCE[jnp.float32])
+
+
+def test_the_running_variance_averages_unbiased_variances_as_torch_does() -> None:
+    x = np.random.default_rng(0).normal(3.0, 2.0, (4, 3, 2, 5))
+    with jax.enable_x64(True):
+        for unbiased, n in ((True, 24 / 23), (False, 1.0)):
+            module = BatchNorm(train=True, momentum=0.7, unbiased_variance=unbiased, dtype=jnp.float64)
+            variables = module.init(jax.random.PRNGKey(0), jnp.asarray(x))
+            variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
+            y, changed = module.apply(variables, jnp.asarray(x), mutable=["batch_stats"])
+            stats = changed["batch_stats"]
+            np.testing.assert_allclose(stats["mean"], 0.3 * x.mean((0, 1, 2)), rtol=1e-12)
+            np.testing.assert_allclose(stats["var"], 0.7 + 0.3 * n * x.var((0, 1, 2)), rtol=1e-12)
+            # The batch itself is normalized by the biased variance in both.
+            np.testing.assert_allclose(
+                y, (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5), rtol=1e-10, atol=1e-10
+            )
+
+
+def test_numbers_of_all_devices_of_an_axis_count() -> None:
+    """Eight devices with two numbers per channel each are one batch of sixteen."""
+    x = np.random.default_rng(0).normal(size=(8, 2, 3)).astype(np.float32)
+    module = BatchNorm(train=True, axis_name="devices")
+    variables = module.init(jax.random.PRNGKey(0), jnp.asarray(x[0]))
+    _, changed = jax.pmap(lambda part: module.apply(variables, part, mutable=["batch_stats"]), axis_name="devices")(x)
+    expected = 0.9 + 0.1 * 16 / 15 * x.reshape(16, 3).var(0)
+    np.testing.assert_allclose(changed["batch_stats"]["var"][5], expected, rtol=1e-5)
+
+
+def test_one_number_per_channel_is_refused_as_torch_refuses_it() -> None:
+    module = BatchNorm(train=True)
+    x = jnp.ones((1, 1, 1, 4))
+    variables = module.init(jax.random.PRNGKey(0), x)
+    with pytest.raises(UserError, match="would see one number per channel"):
+        module.apply(variables, x, mutable=["batch_stats"])
+    module.clone(train=False).apply(variables, x)

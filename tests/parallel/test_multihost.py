@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -147,6 +149,89 @@ def test_a_preemption_of_one_process_saves_and_stops_all(single_process: Path, t
     assert metric_writers.read_metrics(Workdir(workdir).metrics)[-1]["step"] == stopped
     stderr_of(start(MAIN, workdir, *FLOAT64, pmap))
     assert_same_run(single_process, workdir)
+
+
+def pair(one: tuple[str, ...], other: tuple[str, ...], **other_environment: str) -> list[tuple[int, str]]:
+    """Starts a run of two processes with flags of their own; returns the status and the stderr of each."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        cluster = (f"--coordinator=localhost:{probe.getsockname()[1]}", "--num_processes=2")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *MAIN, *FLAGS, "--config.epochs=1", *cluster, f"--process_id={index}", *flags],
+            cwd=ROOT,
+            env={**tiny_runs.environment(), **(other_environment if index else {})},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index, flags in enumerate((one, other))
+    ]
+    return [(process.wait(60), process.communicate()[1]) for process in processes]
+
+
+def folder_flags(root: Path, seed: int) -> tuple[str, ...]:
+    """A data set of noise, and the flags that name it."""
+    for i in range(12):
+        path = root / ("test" if i % 3 == 2 else "train") / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tiny_runs.photograph(8, 8, seed + i).save(path)
+    for name in "ab":
+        (root / "test" / name).mkdir(parents=True, exist_ok=True)
+    data = ("name=folder", f"dir={root}", "train_examples=0")
+    return (*(f"--config.data.{each}" for each in data), "--config.batch_size=4")
+
+
+def package_with_a_comment(folder: Path) -> str:
+    """A copy of the package that says the same in other words."""
+    shutil.copytree(ROOT / "switokd_jax", folder / "switokd_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    with (folder / "switokd_jax" / "losses.py").open("a") as file:
+        file.write("# no difference\n")
+    return str(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["setting", "data", "code", "workdir"])
+def test_processes_that_do_not_agree_end_before_they_train(what: str, tmp_path: Path) -> None:
+    """With one line that names the difference, in both of them."""
+    one: tuple[str, ...] = (f"--workdir={tmp_path / 'run'}",)
+    other = one
+    environment: dict[str, str] = {}
+    if what == "setting":
+        other = (*other, "--config.networks.student.learning_rate=0.05")
+        named = (
+            "process 1 has config.networks.student.learning_rate = 0.05, and process 0 has 0.02; start all processes"
+        )
+    elif what == "data":
+        one, other = ((*one, *folder_flags(tmp_path / str(seed), seed)) for seed in (0, 100))
+        named = "process 1 has fingerprint of the data = '"
+    elif what == "code":
+        environment["PYTHONPATH"] = package_with_a_comment(tmp_path / "copy")
+        named = "process 1 has fingerprint of the code = '"
+    else:
+        other = (f"--workdir={tmp_path / 'elsewhere'}",)
+        named = "elsewhere/.lock = None"
+    begin = time.monotonic()
+    ends = pair(one, other, **environment)
+    assert time.monotonic() - begin < 60
+    for status, err in ends:
+        assert status == 1, err
+        assert named in err or (what == "workdir" and "--workdir has to be one folder" in err), err
+        assert len([line for line in err.splitlines() if line.startswith("switokd_jax: ")]) == 1
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_ends_process_0_with_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        cluster = (f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=0")
+        process = start(MAIN, tmp_path / "run", *FLAGS, *cluster)
+        err = stderr_of(process, 1)
+    assert f"process 0 cannot listen on port {port} (Address already in use); give another port" in err
 
 
 def children(pid: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 
 import tiny_runs
 from switokd_jax.data import resident, sampling, transforms
-from switokd_jax.data.dataset import Dataset
+from switokd_jax.data.dataset import Dataset, Split
 from switokd_jax.data.image_records import ImageSpec
 from switokd_jax.models.layers import with_options
-from switokd_jax.train import init_state, loop
+from switokd_jax.train import init_state, loop, run_spec
 from switokd_jax.train.evaluator import metrics_row
 
 
@@ -22,6 +23,14 @@ def test_padding_covers_once() -> None:
     indices, mask = (np.stack([getattr(examples, field) for examples in seen]) for field in ("index", "mask"))
     assert indices.shape == mask.shape == (3, 3)
     np.testing.assert_array_equal(indices[mask > 0], np.arange(7))
+
+
+def p_of_the_true_class(run: run_spec.RunSpec, variables: Any, name: str, split: Split) -> np.ndarray:
+    images = transforms.normalize(split.images, run.dataset_info.preprocess, np.float32)
+    module = with_options(run.networks[name].module, axis_name=None)
+    logits = np.asarray(jax.jit(functools.partial(module.apply, train=False))(variables, images), np.float64)
+    e = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray((e / e.sum(1, keepdims=True))[np.arange(len(split)), split.labels])
 
 
 @pytest.mark.parametrize("parallelism", ["jit", "pmap"])
@@ -51,6 +60,10 @@ def test_counts_are_numpys(parallelism: str, devices: int) -> None:
         assert got["loss"] == pytest.approx(-log_p[np.arange(49), split.labels].mean(), rel=1e-5)
         per_class = [100 * right[split.labels == k].mean() if (split.labels == k).any() else np.nan for k in range(10)]
         np.testing.assert_allclose(got["class_top1"], per_class, atol=1e-4)
+    p = {name: p_of_the_true_class(run, variables[name], name, split) for name in run.networks}
+    errors = np.stack([1.0 - each for each in p.values()])
+    np.testing.assert_allclose(evaluation.error_correlation, errors @ errors.T / 49, rtol=1e-5)
+    assert evaluation.examples == 49
     line = metrics_row(evaluation, run.topology.nodes)
     assert [*line][:3] == ["teacher/loss", "teacher/top1", "teacher/top5"]
     assert jax.tree.leaves(line)

@@ -22,7 +22,8 @@ from switokd_jax.workdir.layout import Workdir
 def workdir(tmp_path: Path) -> Workdir:
     """A workdir with the config.json of `tiny_config()`."""
     workdir = Workdir(tmp_path / "run")
-    resume.open_workdir(workdir, tiny_runs.tiny_config())
+    with resume.open_workdir(workdir, tiny_runs.tiny_config()):
+        pass
     return workdir
 
 
@@ -46,7 +47,8 @@ def test_custom_edges_are_compared_as_json(tmp_path: Path) -> None:
     c = tiny_runs.tiny_config(**{"topology.kind": "custom"})
     c.topology.edges = (("student", "teacher", None, 1.0),)
     workdir = Workdir(tmp_path / "run")
-    resume.open_workdir(workdir, c)
+    with resume.open_workdir(workdir, c):
+        pass
     resume.check_workdir(workdir, c)
 
 
@@ -129,7 +131,7 @@ def test_checkpoints_without_a_config_are_refused(tmp_path: Path) -> None:
         resume.check_workdir(Workdir(tmp_path), tiny_runs.tiny_config())
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "holds no config")])
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "holds no JSON object")])
 def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=rf"config\.json {message}; choose another --workdir or remove that file"):
@@ -154,7 +156,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
 def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--workdir \S+/file/run cannot be written \(Not a directory\)"):
-        resume.open_workdir(Workdir(tmp_path / "file" / "run"), tiny_runs.tiny_config())
+        resume.open_workdir(Workdir(tmp_path / "file" / "run"), tiny_runs.tiny_config()).__enter__()
 
 
 def test_config_json_holds_the_config_as_given(workdir: Workdir) -> None:
@@ -186,7 +188,8 @@ def test_a_user_s_method_is_compared_by_its_own_fields(tmp_path: Path) -> None:
     c: ConfigDict = config.default()
     c.method = "own"
     workdir = Workdir(tmp_path / "run")
-    resume.open_workdir(workdir, c)
+    with resume.open_workdir(workdir, c):
+        pass
     c.own.sharpness = 2.0
     with pytest.raises(UserError, match=r"config\.own\.sharpness = 1\.0, not 2\.0"):
         resume.check_workdir(workdir, c)

@@ -1,4 +1,7 @@
-"""BatchNorm with its own backward pass; parameters, statistics and numbers are those of `flax.linen.BatchNorm`.
+"""BatchNorm with its own backward pass; parameters and numbers are those of `flax.linen.BatchNorm`.
+
+The running variance averages the unbiased variance of the batches, as torch.nn.BatchNorm2d's does, or the biased one as
+Flax's.
 
 Forward, over all axes but the channels, with n elements per channel:
 
@@ -25,6 +28,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from switokd_jax.errors import UserError
 from switokd_jax.precision import promote_to_float32
 
 
@@ -100,6 +104,8 @@ class BatchNorm(nn.Module):
 
     Attributes:
       train: normalizes by the batch and updates the running statistics; else normalizes by these.
+      unbiased_variance: whether the running variance averages n / (n - 1) times the variance of each batch, with n
+        numbers per channel, as torch's does. Batches are normalized by the biased variance in any case.
       momentum: weight of the old running statistics: new = momentum * old + (1 - momentum) * batch.
       epsilon: added to the variance.
       axis_name: mapped device axis over which statistics are averaged; None for this batch alone.
@@ -113,10 +119,15 @@ class BatchNorm(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    unbiased_variance: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [..., channels] to the same shape, in `dtype`."""
+        """Maps [..., channels] to the same shape, in `dtype`.
+
+        Raises:
+          UserError: in training, for one number per channel: it has no variance. torch refuses it likewise.
+        """
         channels = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
@@ -129,6 +140,15 @@ class BatchNorm(nn.Module):
         axis_name = None if self.is_initializing() else self.axis_name
         y, batch_mean, batch_variance = normalize(x, scale, bias, self.epsilon, axis_name)
         if not self.is_initializing():
+            # JAX counts the devices of an axis without communication.
+            n = x.size // x.shape[-1] * (1 if axis_name is None else lax.psum(1, axis_name))
+            if n == 1:
+                raise UserError(
+                    f"BatchNorm {'/'.join(self.path)} would see one number per channel, which has no variance; change "
+                    "config.batch_size so that every batch of an epoch has two images at least"
+                )
+            if self.unbiased_variance:
+                batch_variance = batch_variance * (n / (n - 1))
             mean.value = self.momentum * mean.value + (1.0 - self.momentum) * batch_mean
             variance.value = self.momentum * variance.value + (1.0 - self.momentum) * batch_variance
         return y
