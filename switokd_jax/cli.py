@@ -48,6 +48,7 @@ def configure_logging() -> None:
     """Prints warnings and errors only, through absl."""
     logging.set_verbosity(logging.WARNING)
     logging.use_absl_handler()
+    py_logging.getLogger("PIL").setLevel(py_logging.CRITICAL)  # the decoder reports what cannot be decoded
     # Orbax abandons the tasks of a failed save and asyncio prints a traceback of each; the checkpointer reports it.
     py_logging.getLogger("asyncio").setLevel(py_logging.CRITICAL)
 

@@ -39,9 +39,13 @@ def raise_stop_requested(number: int, frame: FrameType | None = None) -> NoRetur
     raise StopRequested(number)
 
 
-def exit_at_once(number: int, frame: FrameType | None = None) -> NoReturn:
-    """Ends the process with one line and the status of `EXIT_STATUS`. A signal handler."""
-    del frame
+def leave_to_watcher(number: int, frame: FrameType | None = None) -> None:
+    """Does nothing: the thread of `exit_on_stop_signals` ends the process. A signal handler."""
+    del number, frame
+
+
+def exit_at_once(number: int) -> NoReturn:
+    """Ends the process with one line and the status of `EXIT_STATUS`."""
     name = signal.Signals(number).name
     with contextlib.suppress(OSError):  # the terminal may be gone
         os.write(2, f"switokd_jax: stopped by {name}; nothing was lost: repeat the command to go on\n".encode())
@@ -49,21 +53,21 @@ def exit_at_once(number: int, frame: FrameType | None = None) -> NoReturn:
 
 
 def exit_on_stop_signals() -> None:
-    """Installs `exit_at_once` for all stop signals, except for those that are ignored, as `nohup` does.
+    """Ends the process at any stop signal, until other handlers are installed; leaves signals that are ignored alone.
 
     Call it first of all in a process: imports and compilation take long. Python runs a handler only once its main
-    thread is back from native code, so a thread that is woken by the signal itself takes its place meanwhile.
+    thread is back from native code, so a thread that the signal itself wakes ends the process.
     """
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, exit_at_once)
+            signal.signal(number, leave_to_watcher)
 
     def watch() -> None:
         while number := os.read(woken, 1):
-            if signal.getsignal(number[0]) is exit_at_once:
+            if signal.getsignal(number[0]) is leave_to_watcher:
                 exit_at_once(number[0])
 
     threading.Thread(target=watch, name="stop-signals", daemon=True).start()

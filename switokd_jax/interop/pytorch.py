@@ -34,11 +34,11 @@ CHANNELS = 3
 _NO_NUMPY = "contains a tensor whose dtype NumPy lacks (bfloat16, say); save it as dense float32"
 TORCH_SUFFIXES = (".pth", ".pth.tar", ".pt", ".tar", ".ckpt")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")  # keys of a state_dict in a dict
-# Networks to compare a file with that fits none: those without numbers of their own in `MODELS`, and usual ones.
+# Networks that a file which does not fit is compared with.
 USUAL_NETWORKS = (
-    *(name for name in models.MODELS if not re.search("_[A-Z]", name)),
-    *(f"wrn_{depth}_{width}" for depth in (10, 16, 22, 28, 40) for width in (1, 2, 4, 8, 10)),
-    *(f"mobilenetv2_{width}" for width in ("0.25", "0.5", "0.75", "1.0")),
+    *(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110, 18, 34, 50)),
+    *(f"wrn_{depth}_{width}" for depth in (10, 16, 28, 40) for width in (1, 2, 4)),
+    *("mobilenetv2_0.5", "mobilenetv2_1.0", "mobilenet", "vgg8", "vgg13", "vgg16", "vit_small", "swin_tiny"),
 )
 
 

@@ -31,7 +31,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **{
         "_".join(filter(None, (f"resnet{depth}", name))): functools.partial(ImageNetResNet, depth, variant)
         for name, variant in VARIANTS.items()
-        for depth in DEPTHS
+        for depth, (_, has_bottlenecks) in DEPTHS.items()
+        if not has_bottlenecks or len(variant.convs) == 3
     },
     "mobilenetv2_W": MobileNetV2,
     "mobilenetv2_tiny_W": MobileNetV2Tiny,

@@ -46,7 +46,7 @@ class Workdir:
     @property
     def lock(self) -> Path:
         """Lock of the training that runs, and who holds it (JSON)."""
-        return self.root / ".lock"
+        return self.root / "lock.json"
 
     @property
     def checkpoints(self) -> Path:

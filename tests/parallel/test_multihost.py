@@ -158,7 +158,8 @@ def pair(one: tuple[str, ...], other: tuple[str, ...], **other_environment: str)
         cluster = (f"--coordinator=localhost:{probe.getsockname()[1]}", "--num_processes=2")
     processes = [
         subprocess.Popen(
-            [sys.executable, *MAIN, *FLAGS, "--config.epochs=1", *cluster, f"--process_id={index}", *flags],
+            # -P: the current folder does not come before PYTHONPATH.
+            [sys.executable, "-P", *MAIN, *FLAGS, "--config.epochs=1", *cluster, f"--process_id={index}", *flags],
             cwd=ROOT,
             env={**tiny_runs.environment(), **(other_environment if index else {})},
             stdout=subprocess.DEVNULL,
@@ -210,7 +211,7 @@ def test_processes_that_do_not_agree_end_before_they_train(what: str, tmp_path: 
         named = "process 1 has fingerprint of the code = '"
     else:
         other = (f"--workdir={tmp_path / 'elsewhere'}",)
-        named = "elsewhere/.lock = None"
+        named = "elsewhere/lock.json = None"
     begin = time.monotonic()
     ends = pair(one, other, **environment)
     assert time.monotonic() - begin < 60
