@@ -98,7 +98,7 @@ def parse_flags(argv: Sequence[str], config_flag: flags.FlagHolder[ConfigDict]) 
 
 def _missing_block(argv: Sequence[str], error: BaseException) -> str:
     """Explains an error about a block that the config does not have; '' for all others."""
-    name = str(error.args[0]) if isinstance(error, KeyError) and error.args else ""
+    name = str(error.args[0]).strip("'\"") if isinstance(error, KeyError) and error.args else ""
     flag = next((arg for arg in argv if name and arg.startswith("--config.") and f".{name}." in arg), "")
     if not flag:
         return ""

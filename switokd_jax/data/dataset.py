@@ -314,6 +314,11 @@ def _tfds(spec: DataConfig) -> SourceData:
     """Opens an image-classification set of TFDS; it is prepared first if it has to be."""
     tfds_dataset = open_tfds(spec.name, spec.dir)
     test_name = tfds_dataset.find_test_split(spec.test_split)
+    if test_name is None and not spec.validation_fraction:
+        raise UserError(
+            f"config.data.name: {spec.name!r} has no test split with labels, only {tfds_dataset.splits}; set "
+            "config.data.test_split to one of them, or config.data.validation_fraction to hold out a part of train"
+        )
     if spec.pipeline == "stream":
         train_records = all_records(tfds_dataset.records("train"), None)
         test_records = all_records(tfds_dataset.records(test_name), None) if test_name else train_records.take(NONE)

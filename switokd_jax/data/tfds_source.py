@@ -112,6 +112,11 @@ class TfdsDataset:
         label = self.builder.info.features["label"]
         return [label.int2str(number) for number in range(label.num_classes)]
 
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits."""
+        return [*self.builder.info.splits]
+
     def find_test_split(self, name: str) -> str | None:
         """Returns the split that is reported.
 
@@ -124,14 +129,13 @@ class TfdsDataset:
         Raises:
           UserError: if there is no split of this name.
         """
-        splits = [*self.builder.info.splits]
         if name:
-            if name not in splits:
-                raise UserError(f"config.data.test_split: {self.name!r} has no split {name!r}; it has {splits}")
+            if name not in self.splits:
+                raise UserError(f"config.data.test_split: {self.name!r} has no split {name!r}; it has {self.splits}")
             return name
         unlabeled = self.name.partition(":")[0].partition("/")[0] in UNLABELED_TEST
         candidates = ["validation"] if unlabeled else ["test", "validation"]
-        return next((candidate for candidate in candidates if candidate in splits), None)
+        return next((candidate for candidate in candidates if candidate in self.splits), None)
 
     def source(self, split: str, **options: Any) -> Any:
         """Opens a split for random access.
@@ -248,6 +252,11 @@ def open_tfds(name: str, data_dir: str) -> TfdsDataset:
     except tfds.core.DatasetNotFoundError:
         raise UserError(
             f"config.data.name: no data set {name!r}; {did_you_mean(name, COMMON_NAMES)}, and all of TFDS"
+        ) from None
+    except (ValueError, AssertionError, KeyError, RuntimeError) as error:  # raised by TFDS for names it cannot parse
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"config.data.name {name!r} is no name of TFDS ({one_line(first)}); write NAME, NAME/CONFIG or NAME:1.0.0"
         ) from None
     features = builder.info.features
     _check_features(features, name)

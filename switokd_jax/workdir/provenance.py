@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import inspect
@@ -18,6 +19,7 @@ import switokd_jax
 from switokd_jax.data.dataset import Dataset, Split
 from switokd_jax.data.decode import ImageError
 from switokd_jax.data.image_records import RecordSplit
+from switokd_jax.data.normalization import Preprocess
 from switokd_jax.errors import UserError
 from switokd_jax.files import read_json, write_json
 from switokd_jax.workdir.layout import Workdir
@@ -87,12 +89,30 @@ def read_dataset_info(workdir: Workdir) -> dict[str, Any]:
       UserError: if there is no record, or only one of an early version.
     """
     starts = _read_starts(workdir)
-    if not starts or "classes" not in starts[-1]["data"]:
+    if not starts or not _is_dataset_info(starts[-1]["data"]):
         raise UserError(
-            f"{workdir.record} lacks the classes and image shape of its run; repeat the run's command, which adds them"
+            f"{workdir.record} lacks the classes, image shape or normalization of its run; repeat the run's command, "
+            "which adds them"
         )
     info: dict[str, Any] = starts[-1]["data"]
     return info
+
+
+def _is_dataset_info(data: Mapping[str, Any]) -> bool:
+    """Returns whether an entry has all that trained networks need to know, of the right types."""
+    shape, classes, preprocess = (data.get(field) for field in ("image_shape", "classes", "preprocess"))
+    if not isinstance(shape, list) or not isinstance(classes, list) or not isinstance(preprocess, dict):
+        return False
+    numbers = [*shape, preprocess.get("scale", 255.0)]
+    for field in ("mean", "std"):
+        numbers += preprocess[field] if isinstance(preprocess.get(field), list) else [None]
+    known = {field.name for field in dataclasses.fields(Preprocess)}
+    return (
+        len(shape) == 3
+        and all(isinstance(name, str) for name in classes)
+        and all(isinstance(x, int | float) and not isinstance(x, bool) and x >= 0 for x in numbers)
+        and preprocess.keys() <= known
+    )
 
 
 def _read_starts(workdir: Workdir) -> list[dict[str, Any]]:

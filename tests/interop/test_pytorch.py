@@ -17,6 +17,7 @@ from switokd_jax import models
 from switokd_jax.errors import UserError
 from switokd_jax.interop import pytorch
 from switokd_jax.train import init_state
+from switokd_jax.workdir import restore
 
 NETWORKS = [
     *("wrn_16_2", "wrn_10_1", "resnet20", "mobilenetv2_0.5", "mobilenet", "mobilenetv2_tiny_1.4"),
@@ -205,3 +206,77 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2, 3], tmp_path / "list.pth")
     with pytest.raises(UserError, match="contains no state_dict"):
         pytorch.read(tmp_path / "list.pth")
+
+
+def prefixed(prefix: str, classes: int = 10) -> dict[str, np.ndarray]:
+    return {prefix + name: value for name, value in random_state_dict("resnet8", classes).items()}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module.student.", "backbone.net."])
+def test_a_prefix_of_all_names_is_removed(prefix: str, caplog: pytest.LogCaptureFixture) -> None:
+    expected = pytorch.variables("resnet8", prefixed(""), 10)
+    with caplog.at_level("WARNING", logger="absl"):
+        others = {"criterion.weight": np.zeros(3)} if prefix else {}
+        found = pytorch.variables("resnet8", {**prefixed(prefix), **others}, 10)
+    tiny_runs.assert_same_bits(found, expected)
+    told = f"those below '{prefix}' in the file; 1 other tensors are left out"
+    assert (told in caplog.text) == (prefix not in ("", "module."))
+
+
+def test_the_name_of_the_network_decides_between_several_that_fit() -> None:
+    teacher = {name: value + 1 for name, value in prefixed("module.teacher.").items()}
+    both = {**prefixed("module.student."), **teacher}
+    with pytest.raises(
+        ValueError, match=r"several networks .* fit, 'module\.student\.' and 'module\.teacher\.'; save one"
+    ):
+        pytorch.variables("resnet8", both, 10)
+    for name, tensors in (("student", prefixed("")), ("teacher", {n: v + 1 for n, v in prefixed("").items()})):
+        found = pytorch.variables("resnet8", both, 10, network=name)
+        tiny_runs.assert_same_bits(found, pytorch.variables("resnet8", tensors, 10))
+
+
+def test_a_file_that_does_not_fit_is_compared_with_usual_networks() -> None:
+    with pytest.raises(ValueError, match=r"resnet14: .* its first are \S+, \S+, \S+; it looks like resnet8$"):
+        pytorch.variables("resnet14", prefixed(""), 10)
+
+
+def test_a_new_head_replaces_one_of_another_number_of_classes(tmp_path: Path) -> None:
+    official = for_gray_images(prefixed("", classes=100))
+    save_file({name: np.ascontiguousarray(value) for name, value in official.items()}, tmp_path / "net.safetensors")
+    c = tiny_runs.tiny_config("resnet8")
+    c.networks.teacher.init_from = str(tmp_path / "net.safetensors")
+    with pytest.raises(
+        UserError, match=r"net\.safetensors': resnet8: tensor 'linear\.\w+' has shape .*10 classes were asked"
+    ):
+        init_state.init_state(tiny_runs.tiny_plan(c, 64))
+    c.networks.teacher.head = "new"
+    loaded = init_state.init_state(tiny_runs.tiny_plan(c, 64)).networks["teacher"].params
+    fresh = init_state.init_state(tiny_runs.tiny_plan(tiny_runs.tiny_config("resnet8"), 64)).networks["teacher"].params
+    tiny_runs.assert_same_bits(loaded["linear"], fresh["linear"])
+    body = pytorch.variables("resnet8", official, 100)["params"]
+    tiny_runs.assert_same_bits({**loaded, "linear": 0}, {**body, "linear": 0})
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    official = for_gray_images(prefixed(""))
+    official["bn1.weight"] = official["bn1.weight"].copy()
+    official["bn1.weight"][3] = np.nan
+    save_file({name: np.ascontiguousarray(value) for name, value in official.items()}, tmp_path / "net.safetensors")
+    c = tiny_runs.tiny_config("resnet8")
+    c.networks.teacher.init_from = str(tmp_path / "net.safetensors")
+    with pytest.raises(
+        UserError, match=r"net\.safetensors' has NaN or infinite numbers at \['params'\]\['bn1'\]\['scale'\]"
+    ):
+        init_state.init_state(tiny_runs.tiny_plan(c, 64))
+
+
+def test_a_source_that_is_neither_file_nor_run_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").touch()
+    (tmp_path / "run" / "checkpoints" / "best" / "student").mkdir(parents=True)
+    for source, message in (
+        (tmp_path / "weights.bin", r"weights\.bin' has the suffix '\.bin'; weights are read from \.pth"),
+        (tmp_path / "run", r"run' names no network; write \S+run:student@best"),
+        (tmp_path / "nothing", r"nothing' is no file and names no run"),
+    ):
+        with pytest.raises(UserError, match=message):
+            restore.parse_checkpoint_uri(str(source))
