@@ -1,6 +1,7 @@
 """CIFAR-100, wrn_16_10 teaches wrn_16_2 and mobilenet: the paper's 1T2S star, with the public code's recipe.
 
 Published (table 7): mobilenet 64.62 %, wrn_16_2 75.02 %, wrn_16_10 77.33 %.
+A teacher that both pairs pause stands still here; in the public script its momentum and weight decay move it on.
 
 python -m switokd_jax.main --config=configs/cifar100_1t2s.py --workdir=runs/cifar100_1t2s
 """

@@ -153,6 +153,7 @@ def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device
         **module_dtypes(config.dtype),
     )
     networks = {name: _network(config, name, create, steps_per_epoch, total_steps) for name in graph.nodes}
+    _check_single_images(config, networks, info, distribution)
     method = METHODS[config.method]
     _check_method(config, method, graph)
     features = method.features(config.hyperparameters)
@@ -239,6 +240,35 @@ def _warmup_steps(config: Config, steps_per_epoch: int) -> dict[str, int]:
         f"networks.{name}.warmup_epochs": round(network.warmup_epochs * steps_per_epoch)
         for name, network in config.networks.items()
     }
+
+
+def _check_single_images(
+    config: Config, networks: Mapping[str, NetworkSpec], info: dataset.DatasetInfo, distribution: mesh.Distribution
+) -> None:
+    """Checks networks on a batch of one image, if BatchNorm sees such batches: some layers may have one pixel left.
+
+    Raises:
+      UserError: naming the network and the layer whose statistics would be of one number.
+    """
+    parts = config.gradient_accumulation * (distribution.device_count if config.batch_norm == "local" else 1)
+    last = info.train_examples % config.batch_size
+    if 1 not in (config.batch_size // parts, last // parts if last % parts == 0 else last):
+        return
+    image = jax.ShapeDtypeStruct((1, *info.image_shape), DTYPES[config.dtype])
+    for name, network in networks.items():
+        module = with_options(network.module, axis_name=None)
+        try:
+            variables = jax.eval_shape(lambda x, m=module: m.init(jax.random.PRNGKey(0), x, train=False), image)
+            jax.eval_shape(
+                lambda v, x, m=module: m.apply(
+                    v, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.PRNGKey(0)}
+                ),
+                variables,
+                image,
+            )
+        except ValueError as error:  # images of a size that the model cannot take are reported when it is initialized
+            if isinstance(error, UserError) and not network.frozen:
+                raise UserError(f"config.networks.{name}: {error}") from None
 
 
 def _frozen(config: Config, graph: Topology) -> frozenset[str]:

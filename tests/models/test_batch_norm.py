@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import tiny_runs
 from switokd_jax.errors import UserError
 from switokd_jax.models.ops import batch_norm
 from switokd_jax.models.ops.batch_norm import BatchNorm
@@ -145,3 +146,12 @@ def test_one_number_per_channel_is_refused_as_torch_refuses_it() -> None:
     with pytest.raises(UserError, match="would see one number per channel"):
         module.apply(variables, x, mutable=["batch_stats"])
     module.clone(train=False).apply(variables, x)
+
+
+def test_a_last_batch_of_one_image_is_refused_before_the_run() -> None:
+    """Of 33 images in batches of 16 one is left; its last feature map has one pixel."""
+    c = tiny_runs.tiny_config("mobilenetv2_0.25", "one_layer", batch_size=16)
+    with pytest.raises(UserError, match=r"config\.networks\.teacher: BatchNorm \S+ would see one number per channel"):
+        tiny_runs.tiny_plan(c, 33)
+    tiny_runs.tiny_plan(c, 34)
+    tiny_runs.tiny_plan(tiny_runs.tiny_config(batch_size=16), 33)  # four pixels are left
