@@ -20,6 +20,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,8 @@ def iterate_batches(
             atexit.register(_release_shared_memory)
         iterator = iter(dataset)
         try:
+            with _signals_blocked():
+                resource_tracker.ensure_running()  # to start its process, it unblocks signals in this thread
             with _signals_blocked():  # the workers start with the first batch
                 batch = next(iterator, None)
             while batch is not None:
@@ -270,6 +273,8 @@ def _signals_blocked() -> Iterator[None]:
 def _start_worker(parent: int, worker: int, workers: int) -> None:
     """Prepares a worker process: it ends within a second of its parent, for which it would else wait forever."""
     del worker, workers
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     watch_parent(parent, lambda: os._exit(1))
 
 
