@@ -41,6 +41,19 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "no such flag": ((DIGITS, "--workdri=x"), "Unknown command line flag 'workdri'. Did you mean: workdir ?"),
     "not a number": ((DIGITS, "--config.seed=x"), "flag --config.seed=x: invalid literal for int()"),
     "not a flag": ((DIGITS, "digits"), "'digits' is not a flag"),
+    "no such block": (
+        (DIGITS, "--config.networks.assistant.model=resnet8"),
+        "there is no config.networks.assistant; add it to the config file",
+    ),
+    "pattern in the workdir": (
+        (DIGITS, "--workdir={another}/run[lr=0.1]"),
+        "contains '[', with which no checkpoint",
+    ),
+    "seed beyond 32 bits": (
+        (DIGITS, "--config.seed=9223372036854775808"),
+        "config.seed is 9223372036854775808; it",
+    ),
+    "huge batch": ((DIGITS, "--config.batch_size=1000000000000000000"), "config.batch_size is 1000000000000000000; it"),
     "folder that is a file": ((DIGITS, "--workdir=setup.cfg"), "--workdir setup.cfg is a file; choose a folder"),
 }
 
@@ -117,3 +130,30 @@ def test_trains_from_prepared_tfds_without_tensorflow(tmp_path: Path) -> None:
     modules = (tmp_path / "run" / "modules").read_text().splitlines()
     assert "tensorflow_datasets" in modules
     assert not [name for name in modules if name.split(".")[0] in ("tensorflow", "torch")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["cuda", "gpu", "nonsense"])
+def test_a_backend_that_is_not_there_is_named(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    process = command(DIGITS, "--dry_run")
+    assert process.returncode == 1
+    (line,) = process.stderr.strip().splitlines()
+    assert line.startswith(f"switokd_jax: JAX cannot use JAX_PLATFORMS='{platform}' here (")
+
+
+@pytest.mark.slow
+def test_a_user_without_home_and_entry_can_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under docker run --user."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    script = (
+        "import pwd, sys\n"
+        "def nobody(uid): raise KeyError(f'getpwuid(): uid not found: {uid}')\n"
+        "pwd.getpwuid = nobody\n"
+        "from switokd_jax import main\n"
+        "main.cli()\n"
+    )
+    process = command(DIGITS, "--dry_run", start=("-c", script))
+    assert process.returncode == 0, process.stderr
+    assert "student: wrn_10_1" in process.stdout

@@ -118,3 +118,10 @@ def test_a_table_without_numbers_has_one_block() -> None:
 
 def test_brackets_in_names_are_no_markup() -> None:
     assert tables.align_columns([("run", "time"), ("[bold]a", "3 s")]) == "run      time\n[bold]a   3 s"
+
+
+def test_cells_of_other_formats_meaning_are_escaped() -> None:
+    """A bar would begin another cell of Markdown, and a spreadsheet would compute a formula."""
+    table = tables.Table("t", ("arm", "x"), (("a|b", 1.0), ("=1+1", 2.0)), "")
+    assert r"| a\|b | 1.00 |" in tables.to_markdown(table)
+    assert [row[0] for row in csv.reader(tables.to_csv(table).splitlines())] == ["arm", "a|b", "'=1+1"]

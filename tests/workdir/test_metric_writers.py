@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,45 @@ def test_wandb_that_does_not_start_is_named(tmp_path: Path, wandb: Wandb) -> Non
     wandb.broken = True
     with pytest.raises(UserError, match=r"'distillation' does not start \(api_key not configured\); log in"):
         open_wandb(tmp_path)
+
+
+def spoilt(path: Path) -> None:
+    metric_writers.append_metrics(path, [{"split": "train", "epoch": 0.5 * i, "step": i, "x": 0.1} for i in (1, 2, 3)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(
+        b"".join([lines[0], b"\n", b"\0" * 9 + b"\n", b"garbage\n", lines[1], b"[1]\n", b'{"x": 1}\n', lines[2]])
+    )
+
+
+def test_lines_that_are_no_rows_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    spoilt(path)
+    with caplog.at_level("WARNING", logger="absl"):
+        assert [row["step"] for row in metric_writers.read_metrics(path)] == [1, 2, 3]
+    assert caplog.messages == [f"{path}: line 2 is no row of metrics; 5 such lines are left out"]
+
+
+def test_a_run_resumes_beside_lines_that_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    spoilt(path)
+    metric_writers.truncate_after(path, 2)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_an_evaluation_that_is_repeated_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"split": split, "epoch": 1.0, "step": step} for step in (1, 2) for split in ("train", "test")]
+    metric_writers.append_metrics(path, rows)
+    metric_writers.truncate_after(path, 2, keep_evaluation=False)
+    assert metric_writers.read_metrics(path) == rows[:3]
+
+
+def test_the_last_row_of_a_split_is_found_from_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"split": ("train", "test")[i % 5 == 0], "epoch": 1.0, "step": i, "x": "y" * (i % 7)} for i in range(64)]
+    metric_writers.append_metrics(path, rows)
+    for size in (1, 7, 50, 10_000):
+        monkeypatch.setattr(metric_writers, "TAIL_BYTES", size)
+        assert metric_writers.last_row(path, "test") == rows[60]
+        assert metric_writers.last_row(path, "train") == rows[63]
+        assert metric_writers.last_row(path, "validation") is None
