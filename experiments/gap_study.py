@@ -72,8 +72,9 @@ def read_points(folder: Path) -> list[Point]:
         if arm not in ARMS:  # a run of something else
             continue
         teacher, student = (run.summary["networks"][name] for name in ("teacher", "student"))
-        last_epoch = [row for row in run.rows("train") if row["epoch"] > run.summary["epochs"] - 1]
-        gaps = [row[f"{pair}/gap"] for row in last_epoch for pair in run.pairs]
+        begin = run.summary["epochs"] - 1
+        columns = [runs.columns(run.rows("train"), "epoch", f"{pair}/gap") for pair in run.pairs]
+        gaps = [float(gap) for epochs, pair_gaps in columns for gap in pair_gaps[epochs > begin]]
         key = (arm, teacher["parameters"], teacher["model"])
         results.setdefault(key, []).append((student["final_top1"], statistics.fmean(gaps) if gaps else None))
     arms = [*ARMS]

@@ -63,10 +63,11 @@ def read_config(workdir: Path) -> configs.Config:
     Raises:
       UserError: naming the file, if it cannot be read.
     """
+    path = Workdir(workdir).config
     try:
-        return configs.parse(read_json(Workdir(workdir).config))
+        return configs.parse(read_json(path))
     except UserError as error:
-        raise UserError(f"--workdir {workdir} is no run's folder: {error}; name one") from None
+        raise UserError(f"--workdir {workdir}: {path.name} cannot be read ({error}); name a run's folder") from None
 
 
 def read(workdir: str | Path, network: str, version: str = "best") -> TrainedNetwork:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import math
 import os
 import re
 import uuid
@@ -78,7 +79,9 @@ def _parse(line: bytes) -> MetricsRow | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    step = row.get("step") if isinstance(row, dict) else None
+    if not isinstance(row, dict) or not {"split", "step"} & row.keys():
+        return None
+    step = row.get("step", 0)
     return row if isinstance(step, int | float) and not isinstance(step, bool) else None
 
 
@@ -99,7 +102,8 @@ def truncate_after(path: Path, step: int, *, keep_evaluation: bool = True) -> No
         return
 
     def is_kept(row: MetricsRow) -> bool:
-        return row["step"] < step or (row["step"] == step and (keep_evaluation or row.get("split") in TRAINING_SPLITS))
+        row_step = row.get("step", math.inf)
+        return row_step < step or (row_step == step and (keep_evaluation or row.get("split") in TRAINING_SPLITS))
 
     def write(target: Path) -> None:
         bad = list[int]()
