@@ -14,7 +14,7 @@ import numpy as np
 from switokd_jax.config import DataConfig
 from switokd_jax.data import dataset, folder
 from switokd_jax.data.dataset import Split
-from switokd_jax.data.image_records import ArrayRecords, ImageSpec, Records, RecordSplit
+from switokd_jax.data.image_records import ArrayRecords, ImageSpec, Records, RecordSplit, check_label
 from switokd_jax.data.normalization import PUBLISHED
 from switokd_jax.data.tfds_source import open_tfds
 from switokd_jax.errors import UserError
@@ -37,10 +37,7 @@ class RelabeledRecords:
 
     def __getitem__(self, index: int) -> tuple[bytes | np.ndarray, int]:
         encoded, label = self.records[index]
-        if not 0 <= label < len(self.labels_of_run):
-            raise UserError(
-                f"{self.describe(index)} has label {label}, and labels are 0 to {len(self.labels_of_run) - 1}"
-            )
+        check_label(label, len(self.labels_of_run), self.describe(index))
         return encoded, int(self.labels_of_run[label])
 
     def describe(self, index: int) -> str:
@@ -68,9 +65,7 @@ def load_evaluation_split(
         examples = _relabel(examples, own_classes, classes, f"--data {spec.name!r}")
     if isinstance(examples, Split) and examples.images.shape[1:] != image_spec.shape:
         # Encoded images are brought to the run's channels as they are decoded; arrays as well.
-        examples = RecordSplit(
-            ArrayRecords(examples.images, examples.labels), np.arange(len(examples)), examples.labels, len(classes)
-        )
+        examples = dataset.all_records(ArrayRecords(examples.images, examples.labels), examples.labels)
     return examples
 
 

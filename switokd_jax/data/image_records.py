@@ -109,8 +109,8 @@ def load_example(
     record_index = int(split.record_indices[index])
     name = split.records.describe(record_index)
     encoded, label = split.records[record_index]
-    if split.num_classes is not None and not 0 <= label < split.num_classes:
-        raise UserError(f"{name} has label {label}, and labels are 0 to {split.num_classes - 1}; correct or remove it")
+    if split.num_classes is not None:
+        check_label(label, split.num_classes, name)
     height, width, channels = image_spec.shape
     image = decode(encoded, channels, name)
     if image_spec.resized:
@@ -122,6 +122,16 @@ def load_example(
             "set config.data.image_size to bring all to one size"
         )
     return pixels, label
+
+
+def check_label(label: int, num_classes: int, name: str) -> None:
+    """Checks the label of an example.
+
+    Raises:
+      UserError: naming the example, if its label is not one of a class.
+    """
+    if not 0 <= label < num_classes:
+        raise UserError(f"{name} has label {label}, and labels are 0 to {num_classes - 1}; correct or remove it")
 
 
 def first_image_size(records: Records, *, skip_bad: bool) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from switokd_jax import config
 from switokd_jax.data import dataset, decode
 from switokd_jax.data.decode import ImageError
 from switokd_jax.data.image_records import RecordSplit, load_example
-from switokd_jax.data.loader import make_loader
+from switokd_jax.data.loader import Loader, make_loader
 from switokd_jax.data.sampling import ProcessShard, steps_per_epoch
 from switokd_jax.errors import UserError
 
@@ -163,41 +163,33 @@ def test_the_orientation_is_applied_in_both_pipelines(tmp_path: Path, orientatio
     np.testing.assert_array_equal(load_example(streamed.test, 1, streamed.image_spec, None)[0], expected)
 
 
-def with_bad_images(root: Path) -> None:
+def stream_that_skips(root: Path, split: str, batch_size: int) -> tuple[Loader, list[str]]:
+    """A stream of photographs, of which three cannot be decoded, and the list that their messages come to."""
     tiny_runs.photographs(root, 24)
     (root / "train" / "a" / "000.png").write_bytes(b"")
     (root / "train" / "a" / "002.png").write_bytes(b"no image")
     (root / "test" / "b" / "007.png").write_bytes(png_with_a_spoilt_chunk())
+    spec = config.DataConfig(
+        name="folder", dir=str(root), pipeline="stream", image_size=16, workers=0, on_bad_image="skip"
+    )
+    data, skipped = dataset.load_dataset(spec, 0), list[str]()
+    loader = make_loader(getattr(data, split), data.image_spec, spec, 0, batch_size, ProcessShard())
+    return dataclasses.replace(loader, report_skipped=skipped.extend), skipped
 
 
 def test_a_stream_replaces_training_images_that_it_skips(tmp_path: Path) -> None:
-    with_bad_images(tmp_path)
-    spec = config.DataConfig(
-        name="folder", dir=str(tmp_path), pipeline="stream", image_size=16, workers=0, on_bad_image="skip"
-    )
-    data = dataset.load_dataset(spec, 0)
-    skipped: list[str] = []
-    loader = make_loader(data.train, data.image_spec, spec, 0, 7, ProcessShard())
-    loader = dataclasses.replace(loader, report_skipped=skipped.extend)
-    batches = [batch for _, batch in loader.train_batches(0, steps_per_epoch(len(data.train), 7))]
+    loader, skipped = stream_that_skips(tmp_path, "train", batch_size=7)
+    batches = [batch for _, batch in loader.train_batches(0, steps_per_epoch(loader.num_examples, 7))]
     indices = np.concatenate([batch.index for batch in batches])
     # Images 0 and 1 of class a are the bad ones; image 2 stands in for both.
-    assert sorted(indices.tolist()) == sorted([2, 2, *range(2, len(data.train))])
+    assert sorted(indices.tolist()) == sorted([2, 2, *range(2, loader.num_examples)])
     assert len(skipped) == 3  # the first is tried for itself, the second for both
     assert all(("000.png" in line) or ("002.png" in line) for line in skipped)
     assert all(batch.images.any(axis=(1, 2, 3)).all() for batch in batches)
 
 
 def test_a_stream_masks_images_to_evaluate_that_it_skips(tmp_path: Path) -> None:
-    with_bad_images(tmp_path)
-    spec = config.DataConfig(
-        name="folder", dir=str(tmp_path), pipeline="stream", image_size=16, workers=0, on_bad_image="skip"
-    )
-    data = dataset.load_dataset(spec, 0)
-    skipped: list[str] = []
-    loader = dataclasses.replace(
-        make_loader(data.test, data.image_spec, spec, 0, 4, ProcessShard()), report_skipped=skipped.extend
-    )
+    loader, skipped = stream_that_skips(tmp_path, "test", batch_size=4)
     (batch,) = [batch for _, batch in loader.eval_batches()]
     assert batch.mask.tolist() == [0.0, 1.0, 1.0, 0.0]  # the bad image, two good ones, padding
     assert [Path(line.split()[1]).name for line in skipped] == ["007.png"]

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 import tiny_runs
@@ -41,6 +42,14 @@ def random_state_dict(name: str, classes: int = 7) -> dict[str, np.ndarray]:
 def for_gray_images(official: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Keeps the first input channel of the stem."""
     return {**official, "conv1.weight": official["conv1.weight"][:, :1]}
+
+
+def config_that_starts_from(official: dict[str, np.ndarray], folder: Path) -> ConfigDict:
+    """A config whose teacher, a resnet8, starts from a file of these tensors."""
+    save_file({name: np.ascontiguousarray(value) for name, value in official.items()}, folder / "net.safetensors")
+    c = tiny_runs.tiny_config("resnet8")
+    c.networks.teacher.init_from = str(folder / "net.safetensors")
+    return c
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -117,9 +126,7 @@ def test_a_missing_file_is_named() -> None:
 def test_a_network_starts_from_a_file(tmp_path: Path) -> None:
     """A file of another network is refused, and the message names the field."""
     official = for_gray_images(random_state_dict("resnet8", classes=10))
-    save_file({k: np.ascontiguousarray(v) for k, v in official.items()}, tmp_path / "net.safetensors")
-    c = tiny_runs.tiny_config("resnet8")
-    c.networks.teacher.init_from = str(tmp_path / "net.safetensors")
+    c = config_that_starts_from(official, tmp_path)
     state = init_state.init_state(tiny_runs.tiny_plan(c, 64)).networks["teacher"]
     tiny_runs.assert_same_bits(state.params, pytorch.variables("resnet8", official, 10)["params"])
     c.networks.teacher.model = "resnet14"
@@ -242,9 +249,7 @@ def test_a_file_that_does_not_fit_is_compared_with_usual_networks() -> None:
 
 def test_a_new_head_replaces_one_of_another_number_of_classes(tmp_path: Path) -> None:
     official = for_gray_images(prefixed("", classes=100))
-    save_file({name: np.ascontiguousarray(value) for name, value in official.items()}, tmp_path / "net.safetensors")
-    c = tiny_runs.tiny_config("resnet8")
-    c.networks.teacher.init_from = str(tmp_path / "net.safetensors")
+    c = config_that_starts_from(official, tmp_path)
     with pytest.raises(
         UserError, match=r"net\.safetensors': resnet8: tensor 'linear\.\w+' has shape .*10 classes were asked"
     ):
@@ -261,9 +266,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     official = for_gray_images(prefixed(""))
     official["bn1.weight"] = official["bn1.weight"].copy()
     official["bn1.weight"][3] = np.nan
-    save_file({name: np.ascontiguousarray(value) for name, value in official.items()}, tmp_path / "net.safetensors")
-    c = tiny_runs.tiny_config("resnet8")
-    c.networks.teacher.init_from = str(tmp_path / "net.safetensors")
+    c = config_that_starts_from(official, tmp_path)
     with pytest.raises(
         UserError, match=r"net\.safetensors' has NaN or infinite numbers at \['params'\]\['bn1'\]\['scale'\]"
     ):
