@@ -43,13 +43,14 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
 
 def test_data_set_info_is_that_of_the_last_start(tmp_path: Path) -> None:
     provenance.append_start(Workdir(tmp_path), start(), 0)
-    provenance.append_start(Workdir(tmp_path), start(classes=["a", "b"]), 5)
+    info = {"image_shape": [8, 8, 1], "preprocess": {"mean": [0.5], "std": [0.25]}}
+    provenance.append_start(Workdir(tmp_path), start(classes=["a", "b"], **info), 5)
     assert provenance.read_dataset_info(Workdir(tmp_path))["classes"] == ["a", "b"]
 
 
 def test_a_record_without_data_set_info_is_named(tmp_path: Path) -> None:
     provenance.append_start(Workdir(tmp_path), start(), 0)
-    with pytest.raises(UserError, match=r"record.json lacks the classes and image shape of its run; repeat"):
+    with pytest.raises(UserError, match=r"record.json lacks the classes, image shape or normalization of its run"):
         provenance.read_dataset_info(Workdir(tmp_path))
 
 
