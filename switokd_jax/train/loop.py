@@ -24,24 +24,22 @@ from switokd_jax.data.sampling import stack_batches
 from switokd_jax.data.stream import ReportSkipped, log_skipped
 from switokd_jax.errors import NonFiniteError, SaveError, Stopped
 from switokd_jax.files import write_json
-from switokd_jax.metrics import expert_share, expert_share_of_rows
 from switokd_jax.parallel.multihost import is_main_process, process_index
 from switokd_jax.precision import DTYPES, precision_context
-from switokd_jax.state import TrainState, pair_name
+from switokd_jax.state import TrainState
 from switokd_jax.train import init_state, summary
 from switokd_jax.train.evaluator import (
     Evaluation,
     Evaluator,
     Interrupted,
     make_eval_step,
-    metrics_row,
     open_device_loader,
 )
-from switokd_jax.train.events import make_events
-from switokd_jax.train.metric_rows import fetch_rows, row_prefix
+from switokd_jax.train.events import Event, make_events
+from switokd_jax.train.outputs import BestScores, Outputs, log_evaluations, log_train_steps, save_best, save_latest
 from switokd_jax.train.preemption import StopSignal, handle_stop_signals
 from switokd_jax.train.process_checks import check_processes, check_workdir_is_shared, own_code
-from switokd_jax.train.progress import Progress, ProgressStats
+from switokd_jax.train.progress import Progress
 from switokd_jax.train.run_spec import RunSpec, make, make_topology, make_train_step
 from switokd_jax.train.timer import TrainingClock
 from switokd_jax.workdir import metric_writers, provenance
@@ -50,8 +48,6 @@ from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.resume import check_workdir, open_workdir, to_json
 from switokd_jax.workdir.skipped_images import SkippedImages
 
-# Of each network at its best evaluation: score (top-1 on the selection split), top1 (on the test split), step.
-BestScores = dict[str, dict[str, float]]
 PROFILE_STEPS = 3
 MAX_PENDING_CALLS = 1  # calls that are queued behind the one that runs
 
@@ -142,6 +138,7 @@ def train(
         if step:
             progress.print(f"resuming {workdir.root} at step {step} of {run.total_steps}")
         progress.print_header()
+        outputs = Outputs(writer, checkpointer, progress, clock)
 
         # ---------- Train: calls of several steps each, none of them across an event or a log interval.
         events = make_events(run)
@@ -182,37 +179,20 @@ def train(
                 if not (stop or event or step % config.log.every == 0):
                     continue
 
-                rows, pending = fetch_rows(run, pending), []
-                clock.update()
-                write_rows(writer, rows)
-                if train_rows := [row for row in rows if row["split"] == "train"]:
-                    shares = [expert_share_of_rows(train_rows, pair_name(pair)) for pair in run.pairs]
-                    stats = progress_stats(run, clock, train_rows[-1]["step"], shares)
-                    progress.update(train_rows[-1], stats)
+                log_train_steps(run, pending, outputs)
+                pending = []
                 if not (stop or event):
                     continue
 
                 clock.stop()
-                if event and event.evaluate:
+                if event:
                     try:
-                        evaluations = evaluate(run, state, evaluators, stop_signal)
-                    except Interrupted:  # the resumed run begins with this event
+                        state, best = handle_event(run, event, state, step, evaluators, best, outputs, stop_signal)
+                    except Interrupted:
                         stop_signal.accept()
-                        save_latest(run, state, step, best, clock, writer, checkpointer, event_is_due=True)
-                        event_is_due = True
-                        break
-                    rows = eval_rows(run, state, step, evaluations)
-                    write_rows(writer, rows)
-                    counts = jax.device_get(distribution.unreplicate(state.expert_steps))
-                    stats = progress_stats(run, clock, step, [*expert_share(counts, step).values()])
-                    for row in rows:
-                        progress.add_eval_row(row, stats)
-                    best = save_best(run, state, step, evaluations, best, checkpointer)
-                    state = update_method_memory(run, state, evaluations)
-                if event and event.teacher:
-                    state = load_next_teacher(run, state, event.teacher)
+                        stop = event_is_due = True  # the resumed run begins with this event
                 if stop or (event and event.save):
-                    save_latest(run, state, step, best, clock, writer, checkpointer)
+                    save_latest(run, state, step, best, outputs, event_is_due=event_is_due)
                 if stop:
                     break
         if stop_signal.stop_requested and (step < run.total_steps or event_is_due):
@@ -274,6 +254,44 @@ def open_writer(workdir: Workdir, config: configs.Config) -> metric_writers.Writ
     return metric_writers.open_writer(workdir, main and config.log.tensorboard, config.log.wandb if main else "", shown)
 
 
+def handle_event(
+    run: RunSpec,
+    event: Event,
+    state: TrainState,
+    step: int,
+    evaluators: Mapping[str, Evaluator],
+    best: BestScores,
+    outputs: Outputs,
+    stop_signal: StopSignal,
+) -> tuple[TrainState, BestScores]:
+    """Does what is due after a step, but for saving the state.
+
+    Args:
+      run: all that is static in the run.
+      event: what is due.
+      state: after the step, on the devices.
+      step: global, counted from 1.
+      evaluators: by split.
+      best: the best scores so far.
+      outputs: of the run.
+      stop_signal: of the run.
+
+    Returns:
+      The state with the method's new memory and the frozen networks' next weights, and the best scores.
+
+    Raises:
+      Interrupted: if a signal comes while the networks are evaluated; nothing has been written then.
+    """
+    if event.evaluate:
+        evaluations = evaluate(run, state, evaluators, stop_signal)
+        log_evaluations(run, state, step, evaluations, outputs)
+        best = save_best(run, state, step, evaluations, best, outputs)
+        state = update_method_memory(run, state, evaluations)
+    if event.teacher:
+        state = load_next_teacher(run, state, event.teacher)
+    return state, best
+
+
 def evaluate(
     run: RunSpec, state: TrainState, evaluators: Mapping[str, Evaluator], stop_signal: StopSignal
 ) -> dict[str, Evaluation]:
@@ -287,65 +305,6 @@ def evaluate(
         split: evaluator.run(variables, lambda: stop_signal.interrupts_evaluation)
         for split, evaluator in evaluators.items()
     }
-
-
-def eval_rows(
-    run: RunSpec, state: TrainState, step: int, evaluations: Mapping[str, Evaluation]
-) -> list[metric_writers.MetricsRow]:
-    """A row of metrics.jsonl for each split."""
-    names, unreplicate = run.topology.nodes, run.distribution.unreplicate
-    updates = {f"{name}/updates": int(unreplicate(state.networks[name].updates)) for name in names}
-    return [
-        {**row_prefix(split, run, step), **metrics_row(evaluation, names), **updates}
-        for split, evaluation in evaluations.items()
-    ]
-
-
-def save_best(
-    run: RunSpec,
-    state: TrainState,
-    step: int,
-    evaluations: Mapping[str, Evaluation],
-    best: BestScores,
-    checkpointer: Checkpointer,
-) -> BestScores:
-    """Saves each network that is better than ever before; returns the best scores of those that are saved."""
-    selection, reported = (list(evaluations.values())[i].networks for i in (0, -1))
-    saved = dict(best)
-    for name in run.topology.nodes:
-        score = selection[name]["top1"]
-        if name in best and score <= best[name]["score"]:
-            continue
-        if checkpointer.save_best(name, step, run.distribution.unreplicate(state.networks[name].eval_variables)):
-            saved[name] = {"score": score, "step": step, "top1": reported[name]["top1"]}
-    return saved
-
-
-def save_latest(
-    run: RunSpec,
-    state: TrainState,
-    step: int,
-    best: BestScores,
-    clock: TrainingClock,
-    writer: metric_writers.Writer,
-    checkpointer: Checkpointer,
-    *,
-    event_is_due: bool = False,
-) -> None:
-    """Saves the whole state, once metrics.jsonl has its rows: a checkpoint must not be ahead of its metrics."""
-    # Of several processes all save, or none: they do not know whether the first one has written its rows.
-    if not write_rows(writer, []) and run.distribution.process_shard.shard_count == 1:
-        checkpointer.report_failed_save("rows of metrics.jsonl wait for disk space")
-        return
-    if step == checkpointer.latest_step:
-        return  # saved when a stop interrupted the evaluation after this step
-    progress = {"seconds": clock.seconds, "examples": clock.examples, "best": best, "event_is_due": event_is_due}
-    checkpointer.save_latest(step, run.distribution.unreplicate(state), progress)
-
-
-def write_rows(writer: metric_writers.Writer, rows: list[metric_writers.MetricsRow]) -> bool:
-    """Writes rows of metrics, in the first process only; returns False if some rows wait for disk space."""
-    return not is_main_process() or writer.write(rows)
 
 
 def update_method_memory(run: RunSpec, state: TrainState, evaluations: Mapping[str, Evaluation]) -> TrainState:
@@ -366,14 +325,6 @@ def load_next_teacher(run: RunSpec, state: TrainState, source: str) -> TrainStat
             variables = init_state.load_scheduled_teacher(run, name, source, target)
             networks[name] = dataclasses.replace(networks[name], **run.distribution.device_put(variables))
     return dataclasses.replace(state, networks=networks)
-
-
-def progress_stats(run: RunSpec, clock: TrainingClock, step: int, shares: Sequence[float]) -> ProgressStats:
-    """Speed, time to go, and the mean of the pairs' expert shares for the console."""
-    examples = (run.total_steps - step) * run.dataset_info.train_examples / run.steps_per_epoch
-    rate = clock.examples_per_second
-    share = sum(shares) / len(shares) if shares else None
-    return ProgressStats(run.epoch(run.total_steps), rate, examples / rate if rate else 0.0, share)
 
 
 @contextlib.contextmanager

@@ -280,7 +280,11 @@ def test_training_continues_on_a_full_disk(freed: bool, small_disk: tuple[Path, 
     """Saves fail, and earlier checkpoints stay intact."""
     mounted, enter = small_disk
     flags = [f"--config={ROOT}/tests/tiny_digits.py", "--config.checkpoint.every=3"]
-    flags += ["--config.data.train_examples=480", "--config.batch_size=96", f"--config.epochs={100_000 if freed else 40}"]
+    flags += [
+        "--config.data.train_examples=480",
+        "--config.batch_size=96",
+        f"--config.epochs={100_000 if freed else 40}",
+    ]
     output = tmp_path / "output.txt"  # a pipe that nobody reads would stop the run
     with output.open("w") as file:
         process = subprocess.Popen(

@@ -43,7 +43,7 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
 
 def test_data_set_info_is_that_of_the_last_start(tmp_path: Path) -> None:
     provenance.append_start(Workdir(tmp_path), start(), 0)
-    info = {"image_shape": [8, 8, 1], "preprocess": {"mean": [0.5], "std": [0.25]}}
+    info: dict[str, Any] = {"image_shape": [8, 8, 1], "preprocess": {"mean": [0.5], "std": [0.25]}}
     provenance.append_start(Workdir(tmp_path), start(classes=["a", "b"], **info), 5)
     assert provenance.read_dataset_info(Workdir(tmp_path))["classes"] == ["a", "b"]
 
