@@ -134,6 +134,13 @@ def test_the_command_writes_into_the_workdir_and_prints_the_path(
     path = workdir / "exports" / "teacher.safetensors"
     assert capsys.readouterr().out == f"wrote {path}\n"
     assert pytorch.read(path).keys() == pytorch.state_dict(restore.load_variables(workdir, "teacher", "best")).keys()
+    path.write_text("somebody's notes")
+    with pytest.raises(SystemExit, match=r"teacher.safetensors is there already; give --overwrite to replace it"):
+        export.main()
+    assert path.read_text() == "somebody's notes"
+    monkeypatch.setattr(sys, "argv", ["export", *flags, "--overwrite"])
+    export.main()
+    assert pytorch.read(path)
     path.unlink()
     path.parent.rmdir()
 

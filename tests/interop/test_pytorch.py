@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 from pathlib import Path
@@ -196,6 +197,31 @@ def test_malicious_pickle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"evil.pth.tar was refused by torch.load\(weights_only=True\)"):
         pytorch.read(tmp_path / "evil.pth.tar")
     assert not proof.exists()
+
+
+@pytest.mark.torch
+def test_a_refused_pickle_names_its_class_in_one_plain_line(tmp_path: Path) -> None:
+    """torch.load's own message has colour codes, and ends in the middle of a sentence."""
+    import torch
+
+    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=0.1)}, tmp_path / "net.pth")
+    with pytest.raises(UserError) as raised:
+        pytorch.read(tmp_path / "net.pth")
+    message = str(raised.value)
+    assert "argparse.Namespace" in message
+    assert "\x1b" not in message
+    assert "\n" not in message
+
+
+@pytest.mark.torch
+def test_bfloat16_is_read_as_float32(tmp_path: Path) -> None:
+    import torch
+
+    weights = torch.tensor([0.1, -2.5, 3e38]).to(torch.bfloat16)
+    torch.save({"model": {"conv1.weight": weights, "conv1.bias": torch.ones(1)}}, tmp_path / "net.pth")
+    read = pytorch.read(tmp_path / "net.pth")
+    assert read["conv1.weight"].dtype == np.float32
+    np.testing.assert_array_equal(read["conv1.weight"], weights.float().numpy())
 
 
 @pytest.mark.torch

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 import tiny_runs
 from experiments.faults import storm
 from switokd_jax import config
-from switokd_jax.errors import UserError
+from switokd_jax.errors import Stopped, UserError
 from switokd_jax.train import init_state, loop
 from switokd_jax.workdir import checkpointer, metric_writers, restore
 from switokd_jax.workdir.layout import Workdir
@@ -154,6 +156,27 @@ def test_another_config_is_refused_and_changes_nothing(finished: Path) -> None:
     with pytest.raises(UserError, match=r"config.networks.student.learning_rate = 0.1, not 0.05"):
         loop.train_and_evaluate(c, finished, jax.devices()[:1])
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_a_stop_within_an_evaluation_changes_nothing_in_the_end(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state is saved at once, and the resumed run begins with the evaluation that the stop interrupted."""
+    evaluate = loop.evaluate
+
+    def stopped_evaluate(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", stopped_evaluate)
+    with pytest.raises(Stopped, match="step 9 of 18"):
+        loop.train_and_evaluate(two_epochs(), tmp_path, jax.devices()[:1])
+    rows = metric_writers.read_metrics(tmp_path / "metrics.jsonl")
+    assert {row["split"] for row in rows} == {"train"}
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    loop.train_and_evaluate(two_epochs(), tmp_path, jax.devices()[:1])
+    assert storm.differences(finished, tmp_path) == []
 
 
 def test_best_stays_until_latest_knows_a_better_one(tmp_path: Path) -> None:

@@ -120,3 +120,18 @@ def test_a_folder_that_cannot_be_written_postpones_a_save(tmp_path: Path, monkey
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(SaveError, match=r"checkpoints may not be written"), opened(tmp_path) as checkpointer:
         assert not checkpointer.save_best("student", 1, {"params": {"w": np.ones(2)}})
+
+
+def test_the_first_save_is_read_back(tmp_path: Path) -> None:
+    """Orbax takes a path for a pattern, and so loses what it writes into such a folder; commands refuse its name."""
+    message = r"though it has just been written; choose another --workdir"
+    with pytest.raises(SaveError, match=message), opened(tmp_path / "run[1]") as checkpointer:
+        checkpointer.save_latest(1, train_state(1), {})
+
+
+def test_only_the_first_save_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path) as checkpointer:
+        checkpointer.save_latest(1, train_state(1), {})
+        assert checkpointer.is_read_back
+        monkeypatch.setattr(checkpointer.latest, "restore", None)
+        checkpointer.save_latest(2, train_state(2), {})
