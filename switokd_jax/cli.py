@@ -8,8 +8,10 @@ import importlib.util
 import io
 import logging as py_logging
 import os
+import resource
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +24,8 @@ from switokd_jax.errors import EXIT_STATUS, NonFiniteError, SaveError, Stopped, 
 from switokd_jax.files import cache_dir
 from switokd_jax.parallel import multihost
 from switokd_jax.stop_signals import StopRequested
+
+MIN_OPEN_FILES = 256
 
 
 def use_compilation_cache() -> None:
@@ -51,6 +55,31 @@ def configure_logging() -> None:
     py_logging.getLogger("PIL").setLevel(py_logging.CRITICAL)  # the decoder reports what cannot be decoded
     # Orbax abandons the tasks of a failed save and asyncio prints a traceback of each; the checkpointer reports it.
     py_logging.getLogger("asyncio").setLevel(py_logging.CRITICAL)
+
+
+def configure_warnings(options: Sequence[str]) -> None:
+    """Prints warnings of other packages where `python -W error` would raise them: a user cannot mend those.
+
+    Args:
+      options: `sys.warnoptions`.
+    """
+    if any(option.startswith("error") for option in options):
+        warnings.filterwarnings("default", module=r"(?!switokd_jax|__main__)")
+
+
+def raise_open_files_limit() -> None:
+    """Lets the process open as many files as its hard limit allows: Orbax, XLA and the workers of a stream share them.
+
+    Raises:
+      UserError: if the hard limit is too low.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < MIN_OPEN_FILES:
+        raise UserError(
+            f"{hard} files may be open at a time; raise the limit to {MIN_OPEN_FILES} or more with `ulimit -n`"
+        )
+    if soft != resource.RLIM_INFINITY and soft < MIN_OPEN_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (MIN_OPEN_FILES, hard))
 
 
 def is_help_requested(argv: Sequence[str]) -> bool:
@@ -173,6 +202,7 @@ def run(command: Callable[[], str], config: str | None = None) -> None:
       config: a config file to import first, because it registers a method, network or data set.
     """
     configure_output()
+    configure_warnings(sys.warnoptions)
     use_compilation_cache()
     try:
         multihost.start_backend()

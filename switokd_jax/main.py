@@ -80,11 +80,13 @@ def cli() -> None:
 
     command_line.configure_output()
     command_line.configure_logging()
+    command_line.configure_warnings(sys.warnoptions)
     defined = define_flags()
     if command_line.is_help_requested(sys.argv):
         print(f"{(__doc__ or '').splitlines()[0]}\n\n{cli_help.text()}\nflags:\n{flags.FLAGS.main_module_help()}")
         return
     with command_line.exit_on_error():
+        command_line.raise_open_files_limit()
         config = command_line.parse_flags(sys.argv, defined.config)
         command_line.use_compilation_cache()
         cluster = multihost.detect_cluster(

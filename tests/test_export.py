@@ -146,6 +146,14 @@ def test_the_command_writes_into_the_workdir_and_prints_the_path(
 
 
 @pytest.mark.slow
+def test_a_model_that_is_not_registered_is_named(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run's config file registers it, and a command that reads the run has to be told."""
+    monkeypatch.delitem(models.MODELS, "two_layers")
+    with pytest.raises(UserError, match=r"networks.student.model 'two_layers' is unknown; .* --config=FILE"):
+        trained_network.read(workdir, "student")
+
+
+@pytest.mark.slow
 def test_a_record_without_class_names_is_refused_with_the_remedy(workdir: Path, tmp_path: Path) -> None:
     """The first versions wrote no class names."""
     old = json.loads((workdir / "record.json").read_text())

@@ -17,10 +17,13 @@ DIGITS = "--config=configs/digits.py"
 
 
 def command(
-    *flags: str, devices: int = 1, start: tuple[str, str] = ("-m", "switokd_jax.main")
+    *flags: str,
+    devices: int = 1,
+    start: tuple[str, ...] = ("-m", "switokd_jax.main"),
+    before: tuple[str, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *start, *flags],
+        [*before, sys.executable, *start, *flags],
         cwd=ROOT,
         env=tiny_runs.environment(devices),
         capture_output=True,
@@ -54,6 +57,10 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
         "config.seed is 9223372036854775808; it",
     ),
     "huge batch": ((DIGITS, "--config.batch_size=1000000000000000000"), "config.batch_size is 1000000000000000000; it"),
+    "workdir that is no text": (
+        (DIGITS, "--workdir={another}/\udcff"),
+        r"/another/\udcff' is not valid UTF-8, which checkpoints need; choose another name",
+    ),
     "folder that is a file": ((DIGITS, "--workdir=setup.cfg"), "--workdir setup.cfg is a file; choose a folder"),
 }
 
@@ -157,3 +164,45 @@ def test_a_user_without_home_and_entry_can_train(monkeypatch: pytest.MonkeyPatch
     process = command(DIGITS, "--dry_run", start=("-c", script))
     assert process.returncode == 0, process.stderr
     assert "student: wrn_10_1" in process.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("ulimit -n 64", "64 files may be open at a time; raise the limit to 256 or more with `ulimit -n`"),
+        ("ulimit -f 8", "no checkpoint could be written: a file may hold 0.01 MiB, and one takes up to 0."),
+    ],
+)
+def test_limits_of_the_shell_are_named(limit: str, message: str, tmp_path: Path) -> None:
+    flags = ("--config=tests/tiny_digits.py", "--config.epochs=1", f"--workdir={tmp_path / 'run'}")
+    process = command(*flags, before=("bash", "-c", f'{limit}; exec "$@"', "bash"))
+    assert process.returncode == 1
+    lines = process.stderr.strip().splitlines()
+    assert lines[-1].startswith(f"switokd_jax: {message}")
+    assert len(lines) < 10
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.slow
+def test_a_run_survives_warnings_of_other_packages(tmp_path: Path) -> None:
+    """`python -W error` raises them; ours are errors still."""
+    flags = ("--config=tests/tiny_digits.py", "--config.epochs=1", f"--workdir={tmp_path / 'run'}")
+    process = command(*flags, start=("-W", "error", "-m", "switokd_jax.main"))
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.slow
+def test_little_shared_memory_is_named(tmp_path: Path) -> None:
+    """As in a container of few megabytes of /dev/shm: the kernel ends a worker, and its status alone says nothing."""
+    tiny_runs.photographs(tmp_path / "images", 64)
+    data = ("name=folder", f"dir={tmp_path / 'images'}", "pipeline=stream", "image_size=160", "workers=1")
+    flags = ["--config=tests/tiny_digits.py", *(f"--config.data.{field}" for field in data)]
+    flags += ["--config.batch_size=28", f"--workdir={tmp_path / 'run'}"]
+    small = 'mount -t tmpfs -o size=1m shm /dev/shm && exec "$@"'
+    process = command(*flags, before=("unshare", "--map-root-user", "--mount", "sh", "-c", small, "sh"))
+    if "unshare" in process.stderr or "mount" in process.stderr:
+        pytest.skip(f"no tmpfs can be mounted here: {process.stderr}")
+    assert process.returncode == 1
+    assert "/dev/shm is full: lower config.data.workers or config.batch_size" in process.stderr
+    assert "Traceback" not in process.stderr

@@ -88,10 +88,17 @@ def read(workdir: str | Path, network: str, version: str = "best") -> TrainedNet
     spec, data = config.networks[network], provenance.read_dataset_info(Workdir(folder))
     model_info = ModelInfo(network, spec.model, tuple(data["classes"]), tuple(data["image_shape"]))
     dtype = "float32" if config.dtype == "float64" else config.dtype  # float64 has to be enabled in JAX
+    try:
+        module = models.create(spec.model, len(model_info.classes), **module_dtypes(dtype))
+    except ValueError as error:
+        raise UserError(
+            f"--workdir {folder}: config.networks.{network}.{error}; for a network of your own name the run's config "
+            "file: --config=FILE"
+        ) from None
     variables = restore.load_variables(folder, network, version)
     return TrainedNetwork(
         model_info=model_info,
-        module=models.create(spec.model, len(model_info.classes), **module_dtypes(dtype)),
+        module=module,
         variables=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables),
         preprocess=Preprocess.from_json(data["preprocess"]),
         uses_centre_crop=config.data.image_size > 0,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import resource
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -216,7 +217,8 @@ class Checkpointer:
     def _has_disk_space(self, tree: Tree) -> bool:
         """Returns whether a tree can be saved, and reports if not. Asked before each save: if TensorStore itself runs
         out of space, the writer of every array prints a traceback."""
-        needed = 1.2 * sum(x.nbytes for x in jax.tree.leaves(tree)) + 2**20
+        size = 1.2 * sum(x.nbytes for x in jax.tree.leaves(tree))
+        needed = size + 2**20
         try:
             free = shutil.disk_usage(self.root).free
         except OSError as error:
@@ -224,6 +226,12 @@ class Checkpointer:
             return False
         if not os.access(self.root, os.W_OK):
             self.report_failed_save(f"{self.root} may not be written")
+            return False
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if limit != resource.RLIM_INFINITY and limit < size:
+            self.report_failed_save(
+                f"a file may hold {limit / 2**20:.2f} MiB, and one takes up to {size / 2**20:.2f}; raise `ulimit -f`"
+            )
             return False
         if jax.process_count() == 1 and free < needed:  # several processes have to save together or not at all
             self.report_failed_save(f"{self.root} has {free / 2**20:.1f} MiB left, and one takes {needed / 2**20:.1f}")

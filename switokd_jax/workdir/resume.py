@@ -41,6 +41,12 @@ def check_workdir(workdir: Workdir, config: ConfigDict) -> None:
       UserError: if another process trains in it, if it holds a run of another config or something else, or if its name
         makes Orbax lose checkpoints.
     """
+    try:
+        str(workdir.root.resolve()).encode()
+    except UnicodeEncodeError:  # bytes of a file name that are no text; Orbax hands the path to C++ as UTF-8
+        raise UserError(
+            f"--workdir {str(workdir.root)!a} is not valid UTF-8, which checkpoints need; choose another name"
+        ) from None
     # Orbax looks for checkpoints by pattern. A folder 'run[1]' would match 'run1' only, and no checkpoint be found.
     if special := PATTERN_CHARACTERS & {*str(workdir.root.resolve())}:
         raise UserError(
