@@ -1,4 +1,4 @@
-"""Shared parts of all commands: flags, exit statuses, the compilation cache, and the user's config file."""
+"""Shared parts of all commands: flags, exit statuses, and the user's config file."""
 
 from __future__ import annotations
 
@@ -20,19 +20,12 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from switokd_jax import compilation_cache
 from switokd_jax.errors import EXIT_STATUS, NonFiniteError, SaveError, Stopped, UserError
-from switokd_jax.files import cache_dir
 from switokd_jax.parallel import multihost
 from switokd_jax.stop_signals import StopRequested
 
 MIN_OPEN_FILES = 256
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR names another."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def configure_output() -> None:
@@ -203,12 +196,14 @@ def run(command: Callable[[], str], config: str | None = None) -> None:
     """
     configure_output()
     configure_warnings(sys.warnoptions)
-    use_compilation_cache()
+    compilation_cache.enable()
     try:
         multihost.start_backend()
         if config:
             config_module(Path(config))
-        print(command(), flush=True)
+        with compilation_cache.restart_after_wrong_program():
+            output = command()
+        print(output, flush=True)
     except UserError as error:
         sys.exit(f"switokd_jax: {error}")
     except BrokenPipeError:  # the reader of our output, such as `head`, has ended

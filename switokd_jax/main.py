@@ -75,7 +75,7 @@ def cli() -> None:
     from absl import flags
 
     from switokd_jax import cli as command_line
-    from switokd_jax import cli_help
+    from switokd_jax import cli_help, compilation_cache
     from switokd_jax.parallel import multihost
 
     command_line.configure_output()
@@ -88,7 +88,7 @@ def cli() -> None:
     with command_line.exit_on_error():
         command_line.raise_open_files_limit()
         config = command_line.parse_flags(sys.argv, defined.config)
-        command_line.use_compilation_cache()
+        compilation_cache.enable()
         cluster = multihost.detect_cluster(
             defined.coordinator.value, defined.num_processes.value, defined.process_id.value, os.environ
         )
@@ -96,7 +96,8 @@ def cli() -> None:
             if cluster:
                 multihost.initialize(cluster)
             multihost.start_backend()
-            main(config, defined.workdir.value, defined.dry_run.value)
+            with compilation_cache.restart_after_wrong_program():
+                main(config, defined.workdir.value, defined.dry_run.value)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
 
 from experiments.speed.turns import taking_turns
+from switokd_jax import compilation_cache
 from switokd_jax import config as configs
-from switokd_jax.cli import config_module, use_compilation_cache
+from switokd_jax.cli import config_module
 from switokd_jax.data.sampling import stack_batches
 from switokd_jax.train import init_state, loop
 from switokd_jax.train.run_spec import make_train_step
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=float, default=4.0)
     options = parser.parse_args()
-    use_compilation_cache()
+    compilation_cache.enable()
     config = config_module(ROOT / "configs" / "digits.py").get_config()
     config.epochs = config.eval_every = config.checkpoint.every = options.epochs
     seen = taking_turns({"bare steps": lambda: bare(config), "a whole run": lambda: live(config)}, options.rounds)
