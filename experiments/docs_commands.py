@@ -1,4 +1,4 @@
-"""Runs the commands of README.md, CONTRIBUTING.md and docs/, to find those that no longer work.
+"""Runs the commands of README.md, CONTRIBUTING.md and docs/, and the notebook, to find what no longer works.
 
 python experiments/docs_commands.py            # all that this machine can run, shortened: 40 minutes on two cores
 python experiments/docs_commands.py --list     # each command, and how it is run
@@ -73,6 +73,7 @@ class Way:
     elsewhere: str = ""
 
 
+SMALL = "--config.networks.teacher.model=resnet8 --config.networks.student.model=resnet8"
 MAIN, SPEED = r"python -m switokd_jax\.main", r"python experiments/speed"
 GRID = r"python experiments/(table_\w+|ablation_threshold|gap_study)\.py"
 # The first rule that matches applies. Published recipes run on digits: their own data sets are large downloads, and
@@ -90,7 +91,7 @@ WAYS = (
     Way(MAIN + r" --config=my_method", "--config.epochs=1 --dry_run", quick=True),
     Way(MAIN + r" --config=configs/cifar100", "--config.data.name=digits --config.steps=10"),
     Way(MAIN + r" .*--config\.data\.name=folder", elsewhere="tests/data/test_folder.py"),
-    Way(MAIN + r" --config=configs/digits", "--config.steps=2", quick=True),
+    Way(MAIN + r" --config=configs/digits", f"--config.steps=2 {SMALL}", quick=True),
     Way(MAIN, "--config.epochs=1"),
     Way(r"python -m switokd_jax\.(evaluate|predict|export) --workdir=runs/digits", quick=True),
     Way(r"python -m switokd_jax\.(figures|report)"),
@@ -203,6 +204,20 @@ def _run_all(page_commands: list[Command], folder: Path, *, whole: bool) -> Iter
             yield done.returncode == 0
 
 
+def run_notebook(path: Path) -> None:
+    """Runs a notebook in its folder, as readers open it.
+
+    Raises:
+      CellExecutionError: for a cell that fails.
+    """
+    import nbformat  # of the packages for developers, as is the next
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, 4)
+    NotebookClient(notebook, timeout=TIMEOUT_S, resources={"metadata": {"path": path.parent}}).execute()
+    print(f"{'ok':8} {path.relative_to(ROOT)}")
+
+
 def main() -> None:
     """Reads the flags, runs the commands and prints how many succeeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -222,6 +237,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             make_scratch(Path(scratch))
             succeeded += _run_all(commands(page), Path(scratch), whole=args.whole)
+    if args.only == list(PAGES):
+        run_notebook(ROOT / "examples" / "quickstart.ipynb")
     print(f"{sum(succeeded)} of {len(succeeded)} succeeded")
     sys.exit(0 if all(succeeded) else 1)
 

@@ -54,6 +54,7 @@ class Few(nn.Module):
 # By name, as users add theirs.
 models.MODELS["one_layer"] = functools.partial(Few, (4,))
 models.MODELS["two_layers"] = functools.partial(Few, (16, 32))
+models.MODELS["wide_layers"] = functools.partial(Few, (64, 64))
 models.MODELS["dropout"] = functools.partial(Few, (4,), dropout=0.5)
 
 

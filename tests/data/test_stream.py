@@ -75,7 +75,7 @@ def test_evaluation_batches_hold_every_test_image_once(workers: int) -> None:
 def test_a_streamed_run_is_the_resident_run(tmp_path: Path) -> None:
     """The step's crops depend on the example and not on the pipeline: both runs end with the same bits."""
     for pipeline in ("resident", "stream"):
-        c = tiny_runs.tiny_config(batch_size=160, epochs=1.0)
+        c = tiny_runs.alone_config(batch_size=160, epochs=1.0)
         c.data.pipeline, c.data.workers, c.data.train_examples = pipeline, 0, 480
         loop.train_and_evaluate(c, tmp_path / pipeline, jax.devices()[:1])
     tiny_runs.assert_same_bits(*(restore.load_state(tmp_path / pipeline) for pipeline in ("resident", "stream")))

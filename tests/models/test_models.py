@@ -308,11 +308,19 @@ def test_bfloat16_logits_are_close_to_float32_ones(bfloat16_network: Any) -> Non
     np.testing.assert_allclose(logits, expected, atol=0.15)
 
 
-# A few seconds for each implementation; the fast tests have one of each.
+# A few seconds for each implementation; the fast tests have one of each. Images of one pixel, images smaller than the
+# kernel, and those that a stride divides or not.
 CONVOLUTIONS = [
-    pytest.param(case, side, marks=[] if (case, side) == ((3, 2), 7) else [pytest.mark.slow])
-    for case in [(1, 1), (1, 2), (3, 1), (3, 2), (2, 3), (5, 3)]
-    for side in [1, 2, 7, 8]
+    pytest.param((size, stride), side, marks=[] if (size, stride, side) == (3, 2, 7) else [pytest.mark.slow])
+    for size, stride, sides in [
+        (1, 1, (7,)),
+        (1, 2, (1, 7, 8)),
+        (3, 1, (1, 2, 7)),
+        (3, 2, (1, 2, 7, 8)),
+        (2, 3, (2, 7)),
+        (5, 3, (1, 8)),
+    ]
+    for side in sides
 ]
 
 

@@ -79,7 +79,9 @@ def test_fsdp_keeps_at_most_a_sixth_on_each_of_eight_devices() -> None:
     split = tiny_runs.random_split(64)
     bytes_held = {}
     for sharding in ("replicated", "fsdp"):
-        run = tiny_runs.tiny_plan(tiny_runs.alone_config("resnet8", batch_size=64, sharding=sharding), 64, devices=8)
+        run = tiny_runs.tiny_plan(
+            tiny_runs.alone_config("wide_layers", batch_size=64, sharding=sharding), 64, devices=8
+        )
         state, data = tiny_runs.start(run, split)
         assert run.distribution.bytes_per_device(state) == bytes_on_first_device(state)
         step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)

@@ -104,12 +104,12 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_four_processes_train_the_run_of_one(single_process: Path, tmp_path: Path) -> None:
+def test_two_processes_train_the_run_of_one(single_process: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    stderr_of(launched(4, workdir, *FLOAT64, "--config.sharding=fsdp"))
+    stderr_of(launched(2, workdir, *FLOAT64, "--config.sharding=fsdp"))
     assert_same_run(single_process, workdir)
     summary = json.loads(Workdir(workdir).summary.read_text())
-    assert summary["record"]["devices"]["processes"] == 4
+    assert summary["record"]["devices"]["processes"] == 2
     assert {path.name for path in Workdir(workdir).figures.iterdir()} == {"curves.png", "switching.png"}
     assert not [path for path in workdir.rglob("*") if "tmp" in path.name]
 
