@@ -1,8 +1,8 @@
 """Augmentation: transforms of uint8 batches inside the jitted train step, and crops of single images on the host.
 
-On the device, `config.data.transforms` names entries of `TRANSFORMS`. Each example has a key of its own, derived from
-(seed, epoch, index): any number of devices sees the same images. To add a transform, write a pure function and
-register it, for example in a config file:
+On the device, `config.data.transforms` names entries of `TRANSFORMS`, perhaps with options: 'cutout(size=16)'. Each
+example has a key of its own, derived from (seed, epoch, index): any number of devices sees the same images. To add a
+transform, write a pure function and register it, for example in a config file:
 
     TRANSFORMS["invert"] = lambda images, keys, preprocess: 255 - images
 
@@ -11,7 +11,9 @@ On the host, the streaming pipeline crops images of any size when it decodes the
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from switokd_jax.data import image_ops
 from switokd_jax.data.normalization import Preprocess
 from switokd_jax.errors import UserError, did_you_mean
 from switokd_jax.precision import float32_or_wider
@@ -69,22 +72,233 @@ def random_crop_and_flip(images: jax.Array | np.ndarray, keys: jax.Array, prepro
     return jax.vmap(lambda image, r, c: image[r[:, None], c[None, :]])(padded, rows, columns)
 
 
-# By name, as in config.data.transforms; users add theirs.
-TRANSFORMS: dict[str, Transform] = {"random_crop_and_flip": random_crop_and_flip}
+def cutout(images: jax.Array | np.ndarray, keys: jax.Array, preprocess: Preprocess, size: int = 8) -> jax.Array:
+    """Blackens a square around a random pixel of each image; the border of the image may cut it (DeVries, Taylor 2017).
 
-
-def get_transforms(names: Sequence[str]) -> dict[str, Transform]:
-    """Looks up transforms by name; the result keeps the order.
+    Args:
+      images: [batch, height, width, channels] uint8.
+      keys: [batch, 2] uint32.
+      preprocess: unused.
+      size: side of the square in pixels. The paper has 16 for CIFAR-10 and 8 for CIFAR-100.
 
     Raises:
-      UserError: naming the first that is unknown or repeated.
+      UserError: for a size below 1.
     """
-    for name in names:
-        if not isinstance(name, str) or name not in TRANSFORMS:
-            raise UserError(f"config.data.transforms: no transform {name!r}; {did_you_mean(str(name), TRANSFORMS)}")
-        if names.count(name) > 1:
+    del preprocess
+    if size < 1:
+        raise UserError(f"config.data.transforms: cutout({size}): the size is at least 1 pixel")
+    height, width = images.shape[1:3]
+
+    def draw(key: jax.Array, limit: int) -> jax.Array:
+        return jax.random.randint(key, (), 0, limit, jnp.int32)
+
+    def hidden(center: jax.Array, length: int) -> jax.Array:
+        first = center[:, None] - size // 2
+        positions = jnp.arange(length, dtype=jnp.int32)
+        return (positions >= first) & (positions < first + size)
+
+    row = jax.vmap(functools.partial(draw, limit=height))(keys)
+    column = jax.vmap(lambda key: draw(jax.random.fold_in(key, 1), width))(keys)
+    mask = hidden(row, height)[:, :, None] & hidden(column, width)[:, None, :]
+    return jnp.where(mask[..., None], 0, images).astype(jnp.uint8)
+
+
+def color_jitter(
+    images: jax.Array | np.ndarray,
+    keys: jax.Array,
+    preprocess: Preprocess,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+    saturation: float = 0.4,
+    hue: float = 0.0,
+) -> jax.Array:
+    """Changes brightness, contrast, saturation and hue at random, in a random order, as torchvision's ColorJitter does.
+
+    Args:
+      images: [batch, height, width, channels] uint8, of 1 or 3 channels.
+      keys: [batch, 2] uint32.
+      preprocess: its `scale` is the largest pixel.
+      brightness: factors are uniform from max(0, 1 - brightness) to 1 + brightness.
+      contrast: likewise.
+      saturation: likewise.
+      hue: the hue turns by a part of the circle that is uniform from -hue to hue; at most 0.5.
+
+    Raises:
+      UserError: for a negative strength, or more hue.
+    """
+    if min(brightness, contrast, saturation, hue) < 0 or hue > 0.5:
+        raise UserError("config.data.transforms: color_jitter takes strengths of at least 0, and a hue of at most 0.5")
+    ranges = [(max(0.0, 1.0 - x), 1.0 + x) for x in (brightness, contrast, saturation)] + [(-hue, hue)]
+    operations = (image_ops.brightness, image_ops.contrast, image_ops.saturation, image_ops.shift_hue)
+
+    def jitter(image: jax.Array, key: jax.Array) -> jax.Array:
+        order = jax.random.permutation(key, len(operations))
+        uniform = jax.random.uniform(jax.random.fold_in(key, 1), (len(operations),), jnp.float32)
+        low, high = jnp.asarray(ranges, jnp.float32).T
+        factors = low + (high - low) * uniform
+        for i in range(len(operations)):
+            image = jax.lax.switch(order[i], operations, image, factors[order[i]])
+        return image
+
+    return _with_pixels_to_255(jax.vmap(jitter), jnp.asarray(images), keys, preprocess)
+
+
+def rand_augment(
+    images: jax.Array | np.ndarray, keys: jax.Array, preprocess: Preprocess, layers: int = 2, magnitude: int = 9
+) -> jax.Array:
+    """Applies operations that are drawn at random, one after another (Cubuk et al. 2020), as torchvision does.
+
+    Each operation is one of 14 with equal probability. m = magnitude / 30; +- has a random sign.
+
+    | operation | strength |
+    |---|---|
+    | identity, autocontrast, equalize | none |
+    | shear in x, in y | +- 0.3 m, as a slope |
+    | shift in x, in y | +- 150 / 331 m of the side, in whole pixels |
+    | rotation | +- 30 m degrees |
+    | brightness, color, contrast, sharpness | blended with a factor of 1 +- 0.9 m |
+    | posterize | 8 - round(4 m) bits are kept |
+    | solarize | pixels from 255 (1 - m) on are inverted |
+
+    Pixels that come from outside of the image are black; maps take the nearest pixel.
+
+    Args:
+      images: [batch, height, width, channels] uint8, of 1 or 3 channels.
+      keys: [batch, 2] uint32.
+      preprocess: its `scale` is the largest pixel.
+      layers: number of operations.
+      magnitude: from 0 to 30.
+
+    Raises:
+      UserError: for another magnitude, or fewer layers than one.
+    """
+    if not (0 <= magnitude <= 30 and layers >= 1):
+        raise UserError(
+            f"config.data.transforms: rand_augment({layers}, {magnitude}): layers are at least 1, and the magnitude is "
+            "0 to 30"
+        )
+    m = magnitude / 30
+    height, width = images.shape[1:3]
+    maps = jnp.asarray(_rand_augment_maps(m, height, width))
+    pixel_operations = _rand_augment_pixel_operations(m)
+    moving = len(maps) // 2
+
+    def augment(image: jax.Array, key: jax.Array) -> jax.Array:
+        drawn = jax.random.randint(key, (), 0, moving + len(pixel_operations), jnp.int32)
+        sign = jax.random.randint(jax.random.fold_in(key, 1), (), 0, 2, jnp.int32)
+        # Each operation moves pixels or changes them; the other half is the identity then.
+        moved = image_ops.take_pixels(image, maps[jnp.where(drawn < moving, 2 * drawn + sign, 0)])
+        moved = jnp.where(drawn < moving, moved, image)
+        return jax.lax.switch(jnp.maximum(drawn - moving, 0), pixel_operations, moved, sign)
+
+    def augment_all(images: jax.Array, keys: jax.Array) -> jax.Array:
+        for layer in range(layers):
+            images = jax.vmap(augment)(images, jax.vmap(lambda key, i=layer: jax.random.fold_in(key, i))(keys))
+        return images
+
+    return _with_pixels_to_255(augment_all, jnp.asarray(images), keys, preprocess)
+
+
+def _rand_augment_maps(m: float, height: int, width: int) -> np.ndarray:
+    """Returns where pixels come from, for shear, shift and rotation, each with both signs: [10, height, width]."""
+    right, down = int(150 / 331 * width * m), int(150 / 331 * height * m)
+    coefficients: list[Sequence[float]] = []
+    for sign in (1, -1):
+        coefficients += [
+            (1.0, sign * 0.3 * m, 0.0, 0.0, 1.0, 0.0),
+            (1.0, 0.0, 0.0, sign * 0.3 * m, 1.0, 0.0),
+            (1.0, 0.0, -sign * right, 0.0, 1.0, 0.0),
+            (1.0, 0.0, 0.0, 0.0, 1.0, -sign * down),
+            image_ops.rotation(sign * 30.0 * m, height, width),
+        ]
+    maps = [image_ops.affine_sources(each, height, width) for each in coefficients]
+    return np.stack([maps[5 * sign + kind] for kind in range(5) for sign in range(2)])
+
+
+def _rand_augment_pixel_operations(m: float) -> list[Callable[[jax.Array, jax.Array], jax.Array]]:
+    """Returns functions (image, sign 0 or 1) -> image; the first is the identity."""
+
+    def blended(operation: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        return lambda image, sign: operation(image, 1.0 + jnp.where(sign == 0, 0.9, -0.9) * m)
+
+    blends = (image_ops.brightness, image_ops.saturation, image_ops.contrast, image_ops.sharpness)
+    return [
+        lambda image, sign: image,
+        *(blended(operation) for operation in blends),
+        lambda image, sign: image_ops.posterize(image, 8 - round(4 * m)),
+        lambda image, sign: image_ops.solarize(image, 255.0 * (1.0 - m)),
+        lambda image, sign: image_ops.autocontrast(image),
+        lambda image, sign: image_ops.equalize(image),
+    ]
+
+
+def _with_pixels_to_255(
+    function: Callable[[jax.Array, jax.Array], jax.Array], images: jax.Array, keys: jax.Array, preprocess: Preprocess
+) -> jax.Array:
+    """Applies a function of images whose largest pixel is 255 to images of another scale, such as the digits' 16."""
+    if preprocess.scale == 255.0:
+        return function(images, keys)
+    wide = jnp.round(images.astype(jnp.float32) * (255.0 / preprocess.scale)).astype(jnp.uint8)
+    return jnp.round(function(wide, keys).astype(jnp.float32) * (preprocess.scale / 255.0)).astype(jnp.uint8)
+
+
+# By name, as in config.data.transforms; users add theirs.
+TRANSFORMS: dict[str, Callable[..., jax.Array]] = {
+    "random_crop_and_flip": random_crop_and_flip,
+    "cutout": cutout,
+    "color_jitter": color_jitter,
+    "rand_augment": rand_augment,
+}
+
+
+def get_transforms(entries: Sequence[str]) -> dict[str, Transform]:
+    """Looks up transforms by name; the result keeps the order.
+
+    Args:
+      entries: names, or names with options after images, keys and preprocess: 'rand_augment(2, magnitude=9)'.
+
+    Raises:
+      UserError: naming the first that is unknown, repeated or no name with constants.
+    """
+    found: dict[str, Transform] = {}
+    for entry in entries:
+        name, args, options = _parse_entry(entry)
+        if name not in TRANSFORMS:
+            raise UserError(f"config.data.transforms: no transform {name!r}; {did_you_mean(name, TRANSFORMS)}")
+        if name in found:
             raise UserError(f"config.data.transforms names {name!r} twice; name it once")
-    return {name: TRANSFORMS[name] for name in names}
+        try:
+            inspect.signature(TRANSFORMS[name]).bind(None, None, None, *args, **options)
+        except TypeError as error:
+            raise UserError(f"config.data.transforms: {entry!r}: {error}") from None
+        found[name] = _with_options(TRANSFORMS[name], args, options)
+    return found
+
+
+def _parse_entry(entry: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """Parses NAME or NAME(CONSTANT, OPTION=CONSTANT)."""
+    if entry in TRANSFORMS:
+        return entry, [], {}
+    try:
+        node = ast.parse(str(entry), mode="eval").body
+        if isinstance(node, ast.Name):
+            return node.id, [], {}
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            raise ValueError
+        args = [ast.literal_eval(arg) for arg in node.args]
+        options = {option.arg: ast.literal_eval(option.value) for option in node.keywords if option.arg}
+        if not all(isinstance(value, int | float) for value in [*args, *options.values()]):
+            raise ValueError
+        return node.func.id, args, options
+    except (ValueError, SyntaxError):
+        raise UserError(
+            f"config.data.transforms: {entry!r} is neither a name nor a name with numbers, as 'cutout(size=16)'; "
+            f"known: {', '.join(TRANSFORMS)}"
+        ) from None
+
+
+def _with_options(transform: Callable[..., jax.Array], args: list[Any], options: dict[str, Any]) -> Transform:
+    return lambda images, keys, preprocess: transform(images, keys, preprocess, *args, **options)
 
 
 def check_transforms(names: Sequence[str], image_shape: tuple[int, int, int], preprocess: Preprocess) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
 import tiny_runs
 from switokd_jax import config
@@ -182,13 +182,135 @@ def test_a_transform_that_changes_the_shape_or_dtype_is_refused_with_one_line(
     ("names", "message"),
     [
         (("random_crop",), "no transform 'random_crop'; did you mean 'random_crop_and_flip'"),
-        ((3,), "no transform 3; known: random_crop_and_flip"),
+        ((3,), "3 is neither a name nor a name with numbers, as 'cutout\\(size=16\\)'; known: random_crop_and_flip"),
+        (("cutout(size=os.getpid())",), "'cutout\\(size=os.getpid\\(\\)\\)' is neither a name nor"),
+        (("cutout('8')",), '"cutout.*" is neither a name nor a name with numbers'),
+        (("cutout(width=8)",), "'cutout\\(width=8\\)': got an unexpected keyword argument 'width'"),
+        (("cutout(0)",), "cutout\\(0\\): the size is at least 1 pixel"),
+        (("color_jitter(hue=0.6)",), "color_jitter takes strengths of at least 0, and a hue of at most 0.5"),
+        (("rand_augment(2, 40)",), "rand_augment\\(2, 40\\): layers are at least 1, and the magnitude is 0 to 30"),
         (("random_crop_and_flip",) * 2, "names 'random_crop_and_flip' twice"),
     ],
 )
 def test_transforms_that_cannot_be_used_are_refused_before_anything_compiles(names: Any, message: str) -> None:
     with pytest.raises(UserError, match=f"^config.data.transforms:? {message}"):
         tiny_runs.tiny_plan(tiny_runs.tiny_config(**{"data.transforms": names}), 100)
+
+
+COLORS = Preprocess((0.5,) * 3, (0.25,) * 3)
+
+
+def photographs(count: int, side: int = 12, channels: int = 3) -> np.ndarray:
+    """[count, side, side, channels] uint8: the same photograph again and again."""
+    image = np.asarray(tiny_runs.photograph(side, side, seed=3))[..., :channels]
+    return np.repeat(image[None], count, axis=0)
+
+
+def test_cutout_blackens_one_square_that_the_border_may_cut() -> None:
+    images = np.full((400, 10, 10, 1), 9, np.uint8)
+    hidden = np.asarray(transforms.cutout(images, keys(400), COLORS, 4))[..., 0] == 0
+    rows, columns = hidden.any(2), hidden.any(1)
+    np.testing.assert_array_equal(hidden, rows[:, :, None] & columns[:, None, :])
+    for lines in (rows, columns):
+        spans = {(int(line.argmax()), int(line.sum())) for line in lines}
+        assert spans == {(0, 2), (0, 3), *((first, 4) for first in range(7)), (7, 3)}
+
+
+def pillow_rand_augment(image: Image.Image, m: float) -> dict[str, np.ndarray]:
+    """Every result of one operation, by Pillow alone."""
+    side = image.width
+    shift = int(150 / 331 * side * m)
+    made = {
+        "identity": image,
+        "autocontrast": ImageOps.autocontrast(image),
+        "equalize": ImageOps.equalize(image),
+        "posterize": ImageOps.posterize(image, 8 - round(4 * m)),
+        "solarize": ImageOps.solarize(image, 255 - int(255 * m)),
+    }
+    for sign in (1, -1):
+        for name, coefficients in {
+            "shear_x": (1, sign * 0.3 * m, 0, 0, 1, 0),
+            "shear_y": (1, 0, 0, sign * 0.3 * m, 1, 0),
+            "right": (1, 0, sign * shift, 0, 1, 0),
+            "down": (1, 0, 0, 0, 1, sign * shift),
+        }.items():
+            made[f"{name}{sign}"] = image.transform(image.size, Image.Transform.AFFINE, coefficients)
+        made[f"rotate{sign}"] = image.rotate(sign * 30 * m)
+        for enhance in (ImageEnhance.Brightness, ImageEnhance.Color, ImageEnhance.Contrast, ImageEnhance.Sharpness):
+            made[f"{enhance.__name__}{sign}"] = enhance(image).enhance(1 + sign * 0.9 * m)
+    return {name: np.asarray(result).astype(int) for name, result in made.items()}
+
+
+@pytest.mark.parametrize("magnitude", [9, 30])
+def test_rand_augment_draws_each_operation_equally_often(magnitude: int) -> None:
+    """14 operations, those with a sign with both: each image is what Pillow makes of it."""
+    images = photographs(2800, side=16)
+    results = np.asarray(jax.jit(lambda x, k: transforms.rand_augment(x, k, COLORS, 1, magnitude))(images, keys(2800)))
+    expected = pillow_rand_augment(Image.fromarray(images[0]), magnitude / 30)
+    counts = dict.fromkeys(expected, 0)
+    for result in results.astype(int):
+        distances = {name: np.abs(result - each).max() for name, each in expected.items()}
+        nearest = min(distances, key=lambda name: distances[name])
+        assert distances[nearest] <= 1
+        counts[nearest] += 1
+    for name, count in counts.items():
+        share = count / len(results) * (2 if name.endswith("1") else 1)
+        assert share == pytest.approx(1 / 14, abs=0.03), name
+
+
+def test_more_layers_apply_more_operations() -> None:
+    images = photographs(64)
+    once, twice = (np.asarray(transforms.rand_augment(images, keys(64), COLORS, layers)) for layers in (1, 2))
+    assert (once != images).any((1, 2, 3)).mean() < (twice != images).any((1, 2, 3)).mean()
+    assert 0 < (once == twice).all((1, 2, 3)).mean() < 0.5  # a second operation that changes nothing
+
+
+def test_rand_augment_takes_images_of_another_scale() -> None:
+    """The digits' pixels go to 16; an operation that changes nothing loses nothing on the way to 255 and back."""
+    images = np.repeat(tiny_runs.random_split(1).images, 400, axis=0)
+    results = np.asarray(transforms.rand_augment(images, keys(400), tiny_runs.PREPROCESS, 1))
+    assert results.max() <= 16
+    assert (results == images).all((1, 2, 3)).mean() > 1 / 14 - 0.03
+
+
+def test_color_jitter_scales_within_its_range() -> None:
+    """Brightness alone, of a grey image: its pixels are proportional to the factor."""
+    images = np.full((1000, 2, 2, 3), 100, np.uint8)
+    results = np.asarray(transforms.color_jitter(images, keys(1000), COLORS, 0.4, 0.0, 0.0))[:, 0, 0, 0]
+    assert 59 <= results.min() <= 62
+    assert 138 <= results.max() <= 140
+    assert np.mean(results) == pytest.approx(99.5, abs=2.5)
+
+
+def test_color_jitter_without_strength_changes_nothing() -> None:
+    images = photographs(8)
+    np.testing.assert_array_equal(transforms.color_jitter(images, keys(8), COLORS, 0.0, 0.0, 0.0, 0.0), images)
+
+
+def test_color_jitter_turns_hues_by_chance() -> None:
+    images = np.tile(np.array([200, 50, 50], np.uint8), (500, 2, 2, 1))
+    results = np.asarray(transforms.color_jitter(images, keys(500), COLORS, 0.0, 0.0, 0.0, 0.1))[:, 0, 0]
+    assert (results[:, 0] == 200).all()  # within a sixth of the circle red stays the largest
+    assert 120 < results[:, 1].max() <= 141
+    assert (results[:, 1:].min(1) == 50).all()
+
+
+@pytest.mark.parametrize("entry", ["cutout(2)", "color_jitter(hue=0.1)", "rand_augment"])
+def test_augmentations_are_the_same_in_a_float64_run_and_in_any_batch(entry: str) -> None:
+    (transform,) = transforms.get_transforms([entry]).values()
+    images = photographs(40)
+    expected = transform(jnp.asarray(images), keys(40), COLORS)
+    np.testing.assert_array_equal(
+        transform(jnp.asarray(images[30:]), jnp.asarray(keys(40))[30:], COLORS), expected[30:]
+    )
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(transform(jnp.asarray(images), keys(40), COLORS), expected)
+
+
+def test_options_are_passed_on() -> None:
+    transform = transforms.get_transforms(["random_crop_and_flip", "cutout(size=3)"])["cutout"]
+    images = jnp.asarray(photographs(5))
+    np.testing.assert_array_equal(transform(images, keys(5), COLORS), transforms.cutout(images, keys(5), COLORS, 3))
 
 
 @pytest.fixture(scope="module")
