@@ -84,7 +84,8 @@ def train_step(
     Args:
       state: the state before the step; donate it.
       batch: this device's shard of the global batch: images [batch, height, width, channels] ready for the networks,
-        labels [batch] int32, and index [batch] int32, the examples' indices in the training split.
+        or such views by network, labels [batch] int32, and index [batch] int32, the examples' indices in the training
+        split.
       spec: all that is static.
       collectives: the operations across devices; `Collectives()` where the batch is the global one.
 
@@ -117,13 +118,13 @@ def _forward_all(
     state: TrainState, batch: Batch, spec: StepSpec, collectives: Collectives, key: jax.Array
 ) -> dict[str, ForwardPass]:
     """Runs every network on this device's shard of the batch."""
-    size = len(batch.images)
+    size = len(batch.labels)
     batch_positions = collectives.shard_offset(size) + jnp.arange(size, dtype=jnp.int32)
     return {
         name: forward(
             spec.networks[name],
             _with_full_params(state.networks[name], collectives),
-            batch.images,
+            batch.images_of(name),
             batch_positions,
             fold_in_name(key, name),
             spec.num_microbatches,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from switokd_jax.data.normalization import Preprocess
 from switokd_jax.data.resident import DeviceDataset, gather_batch
 from switokd_jax.data.sampling import Batch, BatchIterator, ProcessShard, steps_per_epoch
 from switokd_jax.data.transforms import apply_transforms, example_keys, get_transforms, normalize
+from switokd_jax.state import fold_in_name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,6 +33,7 @@ class Loader:
       process_shard: rows of this process.
       device_data: the split for the device memory; None for a stream, whose batches bring their images along.
       report_skipped: called with messages about examples of a stream that were skipped.
+      views: networks that see crops of their own in training; none if all see the same.
     """
 
     split: Split | RecordSplit
@@ -41,6 +44,7 @@ class Loader:
     process_shard: ProcessShard
     device_data: DeviceDataset | None
     report_skipped: stream.ReportSkipped = stream.log_skipped
+    views: tuple[str, ...] = ()
 
     @property
     def num_examples(self) -> int:
@@ -62,6 +66,7 @@ class Loader:
             process_shard=self.process_shard,
             total_steps=total_steps,
             skip_bad=self._skip_bad,
+            views=self.views,
         )
         return stream.iterate_batches(source, self.spec.workers, first_step, self.report_skipped)
 
@@ -101,8 +106,8 @@ def make_loader(
 
 
 def train_inputs(
-    preprocess: Preprocess, spec: DataConfig, *, steps_per_epoch: int, dtype: Any
-) -> Callable[[DeviceDataset | None, Batch, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    preprocess: Preprocess, spec: DataConfig, *, steps_per_epoch: int, dtype: Any, views: Sequence[str] = ()
+) -> Callable[[DeviceDataset | None, Batch, jax.Array, jax.Array], Batch]:
     """Makes the function that turns a batch into augmented, normalized inputs inside the train step.
 
     Args:
@@ -110,23 +115,30 @@ def train_inputs(
       spec: the config's `data` block; its `transforms` are applied if `augment` is True.
       steps_per_epoch: global steps of an epoch, to know the epoch of a step.
       dtype: dtype of the images.
+      views: networks that see crops and transforms of their own; none if all see the same.
 
     Returns:
-      A function (device_data, batch, rng, step) -> (images, labels), where rng is the run's key and step the global
-      step from 0; images are [batch, height, width, channels] of `dtype`, labels [batch] int32.
+      A function (device_data, batch, rng, step) -> batch, where rng is the run's key and step the global step from 0.
+      The images of the result are [batch, height, width, channels] of `dtype`, by network if `views` names some;
+      labels are [batch] int32.
 
     Raises:
       UserError: if a transform is unknown, or, when the function is traced, changes the shape or dtype.
     """
     transforms = get_transforms(spec.transforms) if spec.augment else {}
 
-    def inputs(
-        device_data: DeviceDataset | None, batch: Batch, rng: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def augment(images: jax.Array, keys: jax.Array) -> jax.Array:
+        return normalize(apply_transforms(transforms, images, keys, preprocess), preprocess, dtype)
+
+    def inputs(device_data: DeviceDataset | None, batch: Batch, rng: jax.Array, step: jax.Array) -> Batch:
         images, labels = gather_batch(device_data, batch)
-        if transforms:
-            keys = example_keys(rng, step // steps_per_epoch, batch.index)
-            images = apply_transforms(transforms, images, keys, preprocess)
-        return normalize(images, preprocess, dtype), labels
+        keys = example_keys(rng, step // steps_per_epoch, batch.index)
+        if not views:
+            return dataclasses.replace(batch, images=augment(images, keys), labels=labels)
+        by_network = {}
+        for position, network in enumerate(views):
+            own_images = images if images.ndim == 4 else images[:, position]  # a stream's crops, one for each network
+            by_network[network] = augment(own_images, jax.vmap(functools.partial(fold_in_name, name=network))(keys))
+        return dataclasses.replace(batch, images=None, labels=labels, views=by_network)
 
     return inputs

@@ -26,12 +26,18 @@ class Batch:
       mask: [batch] float32, 0 for padding; None in training.
       images: [batch, height, width, channels] uint8; None if the split is in device memory.
       labels: [batch] int32; None if the split is in device memory.
+      views: by network, the images that it sees in place of `images`; None where all see the same.
     """
 
     index: Any
     mask: Any = None
     images: Any = None
     labels: Any = None
+    views: Any = None
+
+    def images_of(self, network: str) -> Any:
+        """Returns the images that a network sees."""
+        return self.images if self.views is None else self.views[network]
 
 
 SizedBatch = tuple[int, Batch]

@@ -19,6 +19,7 @@ import re
 import signal
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -55,6 +56,7 @@ class TrainBatchSource:
       process_shard: rows of this process.
       total_steps: steps of the run.
       skip_bad: if True, the next example that can be decoded takes the place of one that cannot.
+      views: networks that get a crop of their own, if images are augmented; none for one crop.
     """
 
     split: RecordSplit
@@ -65,6 +67,7 @@ class TrainBatchSource:
     process_shard: ProcessShard
     total_steps: int
     skip_bad: bool = False
+    views: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.total_steps
@@ -73,13 +76,16 @@ class TrainBatchSource:
         indices = sampling.train_indices(step, self.seed, len(self.split), self.batch_size)
         epoch = step // sampling.steps_per_epoch(len(self.split), self.batch_size)
         local_indices = indices[self.process_shard.rows(len(indices))]
-        images, labels = _allocate(len(local_indices), self.image_spec)
+        seeds: list[tuple[int, ...]] = [(zlib.crc32(name.encode()),) for name in self.views if self.augment]
+        seeds = seeds or [()]  # one crop for all networks
+        images, labels = _allocate(len(local_indices), self.image_spec, len(seeds))
         used, skipped = local_indices.copy(), list[str]()
         for row, first in enumerate(local_indices.tolist()):
-            rng = np.random.default_rng((self.seed, epoch, first)) if self.augment else None
             for index in itertools.chain(range(first, len(self.split)), range(first)):
                 try:
-                    images[row], labels[row] = load_example(self.split, index, self.image_spec, rng)
+                    for crop, seed in zip(images[row], seeds, strict=True):
+                        rng = np.random.default_rng((self.seed, epoch, first, *seed)) if self.augment else None
+                        crop[...], labels[row] = load_example(self.split, index, self.image_spec, rng)
                 except ImageError as error:
                     if not self.skip_bad:
                         raise
@@ -89,6 +95,7 @@ class TrainBatchSource:
                 break
             else:
                 raise UserError(f"{skipped[-1]}; none of the {len(self.split)} training images can be used")
+        images = images if self.views and self.augment else images[:, 0]
         return {"size": len(indices), "skipped": skipped, "index": used, "images": images, "labels": labels}
 
 
@@ -120,7 +127,8 @@ class EvalBatchSource:
         indices, mask = sampling.eval_indices(step, len(self.split), self.batch_size)
         rows = self.process_shard.rows(self.batch_size)
         local_indices = indices[rows]
-        images, labels = _allocate(len(local_indices), self.image_spec)
+        images, labels = _allocate(len(local_indices), self.image_spec, 1)
+        images = images[:, 0]
         local_mask, skipped = mask[rows].copy(), list[str]()
         for row, index in enumerate(local_indices):
             try:
@@ -278,6 +286,6 @@ def _start_worker(parent: int, worker: int, workers: int) -> None:
     watch_parent(parent, lambda: os._exit(1))
 
 
-def _allocate(num_examples: int, image_spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images [n, height, width, channels] uint8 and labels [n] int32 to be filled."""
-    return np.empty((num_examples, *image_spec.shape), np.uint8), np.empty(num_examples, np.int32)
+def _allocate(num_examples: int, image_spec: ImageSpec, crops: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images [n, crops, height, width, channels] uint8 and labels [n] int32 to be filled."""
+    return np.empty((num_examples, crops, *image_spec.shape), np.uint8), np.empty(num_examples, np.int32)

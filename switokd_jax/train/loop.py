@@ -223,7 +223,7 @@ def open_loader(
     loader = open_device_loader(
         split, dataset.image_spec, config.data, config.seed, config.batch_size, run.distribution
     )
-    return dataclasses.replace(loader, report_skipped=report_skipped)
+    return dataclasses.replace(loader, report_skipped=report_skipped, views=run.views)
 
 
 def open_evaluators(

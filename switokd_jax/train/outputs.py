@@ -24,11 +24,13 @@ BestScores = dict[str, dict[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """Attributes:
-    writer: of metrics.jsonl, TensorBoard and Weights & Biases.
-    checkpointer: of the latest state and each network's best.
-    progress: the console table.
-    clock: of training time.
+    """Writers of a run.
+
+    Attributes:
+      writer: of metrics.jsonl, TensorBoard and Weights & Biases.
+      checkpointer: of the latest state and each network's best.
+      progress: the console table.
+      clock: of training time.
     """
 
     writer: Writer

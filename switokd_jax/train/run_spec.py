@@ -86,18 +86,24 @@ class RunSpec:
             skip_nonfinite=self.config.on_nonfinite == "skip",
         )
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Networks that see crops and transforms of their own; none if all see the same."""
+        return self.topology.nodes if self.config.data.views == "per_network" else ()
+
     def epoch(self, step: int) -> float:
         """Number of epochs completed after a global step."""
         return step / self.steps_per_epoch
 
 
-def make_train_inputs(run: RunSpec) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Returns (data, batch, rng, step) -> (images, labels) for inside the run's step; see `loader.train_inputs`."""
+def make_train_inputs(run: RunSpec) -> Callable[..., sampling.Batch]:
+    """Returns (data, batch, rng, step) -> batch for inside the run's step; see `loader.train_inputs`."""
     return loader.train_inputs(
         run.dataset_info.preprocess,
         run.config.data,
         steps_per_epoch=run.steps_per_epoch,
         dtype=DTYPES[run.config.dtype],
+        views=run.views,
     )
 
 
@@ -108,8 +114,7 @@ def make_train_step(run: RunSpec) -> TrainStepFn:
     def step(
         collectives: Collectives, state: TrainState, data: resident.DeviceDataset | None, batch: sampling.Batch
     ) -> Any:
-        images, labels = make_inputs(data, batch, state.rng, state.step)
-        return train_step(state, dataclasses.replace(batch, images=images, labels=labels), spec, collectives)
+        return train_step(state, make_inputs(data, batch, state.rng, state.step), spec, collectives)
 
     return step
 

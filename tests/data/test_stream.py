@@ -98,6 +98,24 @@ def test_crops_are_the_same_for_any_workers_and_restart(
             np.testing.assert_array_equal(getattr(batch, field), getattr(resumed_batch, field))
 
 
+def test_each_network_may_have_a_crop_of_its_own(tmp_path: Path) -> None:
+    """Whatever the other networks are; without augmentation all see the same."""
+    spec = photographs(tmp_path)
+    data = dataset.load_dataset(spec, 0)
+
+    def images(*views: str, augment: bool = True) -> np.ndarray:
+        own_spec = dataclasses.replace(spec, augment=augment)
+        train = loader.make_loader(data.train, data.image_spec, own_spec, 3, 5, ONE_PROCESS)
+        _, batch = next(dataclasses.replace(train, views=views).train_batches(1, 2))
+        return np.asarray(batch.images)
+
+    both = images("a", "b")
+    assert both.shape[:2] == (5, 2)
+    assert (both[:, 0] != both[:, 1]).any((1, 2, 3)).all()
+    np.testing.assert_array_equal(images("b", "c", "d")[:, 0], both[:, 1])
+    assert images("a", "b", augment=False).shape[1:] == images().shape[1:]
+
+
 @pytest.mark.parametrize(("augment", "crops"), [(True, 2), (False, 1)])
 def test_an_image_has_another_crop_in_each_epoch_if_it_is_augmented(augment: bool, crops: int, tmp_path: Path) -> None:
     """Two epochs of 11 images in batches of 5."""

@@ -93,8 +93,33 @@ def train_images(spec: config.DataConfig, step: int = 0) -> jax.Array:
     """Inputs of the train step for all of IMAGES."""
     inputs = loader.train_inputs(preprocess(1, flip=True), spec, steps_per_epoch=2, dtype=jnp.float32)
     data = resident.DeviceDataset(jnp.asarray(IMAGES), jnp.zeros(5, jnp.int32))
-    images, _ = jax.jit(inputs)(data, sampling.Batch(jnp.arange(5, dtype=jnp.int32)), RNG, jnp.int32(step))
+    batch = jax.jit(inputs)(data, sampling.Batch(jnp.arange(5, dtype=jnp.int32)), RNG, jnp.int32(step))
+    images: jax.Array = batch.images
     return images
+
+
+def test_each_network_may_see_a_view_of_its_own() -> None:
+    """Keyed by (seed, epoch, index, network), whatever the other networks are."""
+    spec = config.DataConfig(transforms=("random_crop_and_flip", "cutout(2)"))
+    data = resident.DeviceDataset(jnp.asarray(IMAGES), jnp.zeros(5, jnp.int32))
+    batch = sampling.Batch(jnp.arange(5, dtype=jnp.int32))
+
+    def views(*networks: str) -> Any:
+        inputs = loader.train_inputs(
+            preprocess(1, flip=True), spec, steps_per_epoch=2, dtype=jnp.float32, views=networks
+        )
+        return jax.jit(inputs)(data, batch, RNG, jnp.int32(3)).views
+
+    seen = views("teacher", "student")
+    assert {*seen} == {"teacher", "student"}
+    assert (np.asarray(seen["teacher"]) != np.asarray(seen["student"])).any((1, 2, 3)).all()
+    np.testing.assert_array_equal(views("student", "other")["student"], seen["student"])
+    own_keys = jax.vmap(lambda key: jax.random.fold_in(key, np.uint32(0xB723AF33)))(keys(5, epoch=1))  # crc32
+    expected = transforms.apply_transforms(
+        transforms.get_transforms(spec.transforms), jnp.asarray(IMAGES), own_keys, preprocess(1, flip=True)
+    )
+    expected = transforms.normalize(expected, preprocess(1, flip=True), jnp.float32)
+    np.testing.assert_allclose(seen["student"], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("step", "epoch"), [(1, 0), (2, 1)])

@@ -43,12 +43,13 @@ def planned(
     parallelism: str = "jit",
     devices: int = 1,
     model: str = "one_layer",
+    views: str = "shared",
 ) -> run_spec.RunSpec:
     spec = TOPOLOGIES[topology]
     names = spec.get("names") or (*spec["teachers"], *spec["students"])
     c = config.default()
     c.method, c.batch_size, c.kdcl.target, c.parallelism = method, 16, target, parallelism
-    c.data.validation_fraction = 0.1
+    c.data.validation_fraction, c.data.views = 0.1, views
     for key, value in spec.items():
         c.topology[key] = value
     c.networks = {name: config.network(model=model, schedule="constant") for name in names}
@@ -158,6 +159,19 @@ def test_dropout_is_the_same_on_any_devices(parallelism: str, devices: int) -> N
         assert several[f"{node}/loss"] == pytest.approx(float(alone[f"{node}/loss"]), rel=1e-5)
     without = one_step(planned("dml", "pair"))[2]
     assert float(without["a/loss"]) != pytest.approx(float(alone["a/loss"]), rel=1e-3)
+
+
+@pytest.mark.parametrize("parallelism", ["jit", "pmap"])
+def test_views_are_the_same_on_any_devices(parallelism: str) -> None:
+    runs = [
+        planned("kdcl", "pair", "naive", parallelism=kind, devices=count, views="per_network")
+        for kind, count in (("jit", 1), (parallelism, 2))
+    ]
+    alone, several = (one_step(run)[2] for run in runs)
+    shared = one_step(planned("kdcl", "pair", "naive"))[2]
+    for node in ("a", "b"):
+        assert several[f"{node}/loss"] == pytest.approx(float(alone[f"{node}/loss"]), rel=1e-5)
+        assert alone[f"{node}/loss"] != pytest.approx(float(shared[f"{node}/loss"]), rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["fitnet", "crd"])

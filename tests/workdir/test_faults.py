@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -50,8 +51,9 @@ def a_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
         inputs = original(*settings, **more)
 
         def with_nan(data: Any, batch: Any, rng: Any, step: Any) -> Any:
-            images, labels = inputs(data, batch, rng, step)
-            return images.at[3].set(jnp.where(step == 6, jnp.nan, images[3])), labels
+            made = inputs(data, batch, rng, step)
+            images = made.images.at[3].set(jnp.where(step == 6, jnp.nan, made.images[3]))
+            return dataclasses.replace(made, images=images)
 
         return with_nan
 
