@@ -46,7 +46,7 @@ class TrainState:
       step: int32 scalar, global steps taken.
       rng: raw PRNG key of the run. A random number folds into it all that it depends on.
       memory: what the method keeps between steps; None for most methods.
-      adapters: `NetworkState` of the method's trained feature projections, by edge ('student <- teacher').
+      adapters: `NetworkState` of the method's trained modules by name; that of an edge is 'student <- teacher'.
     """
 
     networks: dict[str, NetworkState]

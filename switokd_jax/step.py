@@ -37,7 +37,7 @@ class StepSpec:
       topology: which network learns from which.
       method: the distillation method, a pure function of `methods.METHODS`.
       hyperparameters: the method's own.
-      adapters: the method's trained feature projections, by edge ('student <- teacher').
+      adapters: the method's trained modules by name; that of an edge is 'student <- teacher'.
       steps_per_epoch: for methods that depend on the epoch.
       num_microbatches: see `forward`.
       skip_nonfinite: a step with a loss or gradient that is not finite changes nothing but the step count.
@@ -63,7 +63,7 @@ class _MethodGradients(NamedTuple):
 
     Attributes:
       cotangents: by network, at its outputs on the global batch.
-      adapters: by edge, at the adapter's parameters.
+      adapters: by name, at the adapter's parameters.
       output: of the method.
       task_losses: scalar by network, the cross-entropy with the labels.
       top1: scalar by network, percent of the global batch.
@@ -152,7 +152,7 @@ def _method_gradients(
         output = spec.method(inputs, global_labels, spec.topology, spec.hyperparameters)
         return jnp.sum(jnp.stack([*output.losses.values()])), (output, inputs.cross_entropy)
 
-    adapter_params = {edge: collectives.all_gather_params(adapter.params) for edge, adapter in state.adapters.items()}
+    adapter_params = {name: collectives.all_gather_params(adapter.params) for name, adapter in state.adapters.items()}
     gradient_fn = jax.grad(total_loss, argnums=(0, 1), has_aux=True)
     (cotangents, adapter_gradients), (output, task_losses) = gradient_fn(global_outputs, adapter_params)
     top1 = {
@@ -180,11 +180,11 @@ def _method_inputs(
         frozen=spec.frozen,
         features={name: output.features for name, output in outputs.items()},
         adapters={
-            edge: _adapter_fn(spec.adapters[edge], state.adapters[edge].batch_stats, params)
-            for edge, params in adapter_params.items()
+            name: _adapter_fn(spec.adapters[name], state.adapters[name].batch_stats, params)
+            for name, params in adapter_params.items()
         },
         indices=indices,
-        keys={edge: fold_in_name(key, edge) for edge in adapter_params},
+        keys={name: fold_in_name(key, name) for name in adapter_params},
         epoch=state.step // spec.steps_per_epoch + 1,
         memory=state.memory,
     )
@@ -246,10 +246,10 @@ def _update_network(
 def _update_adapters(gradients: _MethodGradients, state: TrainState, spec: StepSpec) -> dict[str, NetworkState]:
     """Returns every adapter after its optimizer step; adapters are never paused."""
     new_adapters = {}
-    for edge, gradient in gradients.adapters.items():
-        adapter = spec.adapters[edge]
-        old = dataclasses.replace(state.adapters[edge], batch_stats=gradients.output.adapter_stats[edge])
-        new_adapters[edge] = _apply_gradients(adapter, old, gradient, adapter.schedule(state.step))
+    for name, gradient in gradients.adapters.items():
+        adapter, old = spec.adapters[name], state.adapters[name]
+        old = dataclasses.replace(old, batch_stats=gradients.output.adapter_stats.get(name, old.batch_stats))
+        new_adapters[name] = _apply_gradients(adapter, old, gradient, adapter.schedule(state.step))
     return new_adapters
 
 
@@ -289,13 +289,11 @@ def _apply_gradients(
 
 
 def _adapter_fn(adapter: NetworkSpec, batch_stats: Tree, params: Tree) -> AdapterFn:
-    """Binds an adapter's variables: (learner's feature, source's feature) -> (its output, new running statistics)."""
+    """Binds an adapter's variables: its inputs -> (its output, new running statistics)."""
 
-    def apply(learner_feature: jax.Array, source_feature: jax.Array) -> tuple[Tree, Tree]:
+    def apply(*inputs: jax.Array) -> tuple[Tree, Tree]:
         variables = {"params": params, "batch_stats": batch_stats}
-        output, mutated = adapter.module.apply(
-            variables, learner_feature, source_feature, train=True, mutable=["batch_stats"]
-        )
+        output, mutated = adapter.module.apply(variables, *inputs, train=True, mutable=["batch_stats"])
         return output, mutated.get("batch_stats", {})
 
     return apply

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import jax
 import numpy as np
 import pytest
 
+import tiny_runs
 from switokd_jax import config as configs
 from switokd_jax import main, methods
 from switokd_jax.cli import config_module
 from switokd_jax.errors import UserError
 from switokd_jax.train import loop, run_spec
+from switokd_jax.workdir import metric_writers, restore
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -56,6 +60,53 @@ def test_own_method_by_hand() -> None:
 def test_own_network(tmp_path: Path) -> None:
     summary = trained("own_network", tmp_path / "run", batch_size=512, steps=6)
     assert summary["networks"]["student"]["parameters"] == 64 * 64 + 64 + 64 * 10 + 10
+
+
+def test_own_features_are_trained_on_any_devices_and_resumed(tmp_path: Path) -> None:
+    """Projections move with their networks; a run that goes on from its first save ends with the same bits."""
+    assert len((EXAMPLES / "own_features.py").read_text().splitlines()) < 80
+    changes: dict[str, Any] = {"batch_size": 160, "data.train_examples": 480, "epochs": 2.0, "checkpoint.every": 1.0}
+    trained("own_features", tmp_path / "whole", **changes, **{"checkpoint.keep": 2})
+    whole = restore.load_state(tmp_path / "whole")
+    assert {*whole["adapters"]} == {"teacher/projection", "student/projection"}
+    assert all(int(adapter["updates"]) == 6 for adapter in whole["adapters"].values())
+    rows = metric_writers.read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert rows[0]["student/distillation"] > 1e-4
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "latest" / "6")
+    trained("own_features", tmp_path / "cut", **changes, **{"checkpoint.keep": 2})
+    tiny_runs.assert_same_bits(whole, restore.load_state(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize(("parallelism", "sharding"), [("pmap", "replicated"), ("jit", "fsdp")])
+def test_own_features_are_the_same_on_eight_devices(parallelism: str, sharding: str) -> None:
+    """In float64."""
+    losses = []
+    for kind, shards, devices in (("jit", "replicated", 1), (parallelism, sharding, 8)):
+        c = config_module(EXAMPLES / "own_features.py").get_config()
+        c.networks.teacher.model = c.networks.student.model = "one_layer"
+        c.parallelism, c.sharding, c.dtype, c.batch_size = kind, shards, "float64", 16
+        with jax.enable_x64(True):
+            run = tiny_runs.tiny_plan(c, 64, devices)
+            split = tiny_runs.random_split(64)
+            state, data = tiny_runs.start(run, split)
+            step = run.distribution.compile(run_spec.make_train_step(run), has_state=True)
+            for first in (0, 16):
+                batch = tiny_runs.batch(run, np.arange(first, first + 16))
+                state, metrics = tiny_runs.call(step, state, data, batch)
+            losses.append(jax.device_get(run.distribution.unreplicate(metrics)))
+    for name in ("teacher/loss", "student/loss", "student/distillation"):
+        np.testing.assert_allclose(losses[1][name], losses[0][name], rtol=1e-9)
+
+
+def test_a_module_that_learns_with_nobody_is_named() -> None:
+    c = config_module(EXAMPLES / "own_features.py").get_config()
+    method = methods.METHODS["alike"]
+    trained = methods.TrainedModule(None, (), "nobody")
+    spec = methods.FeatureSpec(modules=lambda topology, shapes, **dtypes: {"gate": trained})
+    methods.METHODS["alike"] = dataclasses.replace(method, features=lambda h: spec)
+    with pytest.raises(UserError, match="module 'gate' learns with 'nobody', which has to be a network that learns"):
+        tiny_runs.tiny_plan(c, 64)
 
 
 def test_own_topology(tmp_path: Path) -> None:

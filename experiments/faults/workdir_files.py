@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 from PIL import Image
@@ -27,7 +28,7 @@ from PIL import Image
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
 from experiments.faults import storm
-from switokd_jax import config, evaluate, export, predict, report
+from switokd_jax import compilation_cache, config, evaluate, export, predict, report
 from switokd_jax.analysis import trained_network
 from switokd_jax.analysis.runs import check_run, find_runs
 from switokd_jax.errors import SaveError, UserError
@@ -133,6 +134,8 @@ def run_experiment(folder: Path, count: int, rng: random.Random) -> list[str]:
     """Damages so many workdirs; returns the faults, one line each."""
     warnings.simplefilter("ignore")
     logging.set_verbosity(logging.ERROR)
+    compilation_cache.enable()  # every command compiles what the one before it has compiled
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     train_and_evaluate(make_config(), folder / "whole")
     image = folder / "image.png"
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)

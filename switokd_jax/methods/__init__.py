@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from switokd_jax.methods.base import (
     MethodOutput,
     add_distillation,
 )
+from switokd_jax.topology import Topology
 
 __all__ = [
     "METHODS",
@@ -27,24 +28,58 @@ __all__ = [
     "MethodFn",
     "MethodInputs",
     "MethodOutput",
+    "TrainedModule",
     "add_distillation",
 ]
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes [1, ...] of a network's features, by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModule:
+    """A module that a method trains beside the networks: a projection, a gate, a classifier of fused features.
+
+    Attributes:
+      module: a Flax module, called with its inputs and `train`.
+      inputs: shapes [1, ...] of its inputs.
+      learner: name of the network whose optimizer and learning rate it has.
+    """
+
+    module: Any
+    inputs: tuple[tuple[int, ...], ...]
+    learner: str
+
+
+def _no_modules(topology: Topology, shapes: Mapping[str, Shapes], **dtypes: Any) -> dict[str, TrainedModule]:
+    """Trains nothing beside the networks."""
+    del topology, shapes, dtypes
+    return {}
+
+
 @dataclasses.dataclass(frozen=True)
 class FeatureSpec:
-    """Features that a method uses along each edge from a frozen network.
+    """Features that a method uses, and modules that it trains on them.
+
+    Features are named for the two ends of edges, or for every network. The edges are those from frozen networks for an
+    offline method, and all edges whose learner is trained for an online one.
 
     Attributes:
       learner: names of the learner's features.
       source: names of the source's features, one for each of the learner's.
       adapter: creates the module that maps the learner's first feature to the source's. Arguments: the shapes
         [batch, ...] of both features, and the keywords dtype and param_dtype. None if the method trains no adapter.
+      every: names of features that every network outputs.
+      modules: creates other modules, by name. Arguments: the topology, the shapes of the features in `every` by network
+        and name, and the keywords dtype and param_dtype. In the loss they are `MethodInputs.adapters` of that name.
     """
 
     learner: tuple[str, ...] = ()
     source: tuple[str, ...] = ()
     adapter: Callable[..., Any] | None = None
+    every: tuple[str, ...] = ()
+    modules: Callable[..., Mapping[str, TrainedModule]] = _no_modules
 
 
 def _no_features(hyperparameters: Any) -> FeatureSpec:

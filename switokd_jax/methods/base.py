@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from switokd_jax.switching import Switch
 from switokd_jax.topology import Pair, Topology
 
-# (the learner's feature, the source's feature) to the adapter's output and its new running statistics.
-AdapterFn = Callable[[jax.Array, jax.Array], tuple[Any, Any]]
+AdapterFn = Callable[..., tuple[Any, Any]]
+"""A trained module with its parameters: its inputs -> its output, and its new running statistics."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class MemoryInputs:
     Attributes:
       nodes: names of the networks.
       labels: [training images] int32; None if the pipeline reads the labels batch by batch.
-      keys: one PRNG key per edge from a frozen network; edges are named 'student <- teacher'.
+      keys: one PRNG key per adapter, by its name; that of an edge is 'student <- teacher'.
     """
 
     nodes: tuple[str, ...]
@@ -43,10 +43,10 @@ class MethodInputs:
       cross_entropy: scalar by network: mean over the batch, with the network's own label smoothing.
       frozen: names of the networks that are not trained: the teachers of the offline methods.
       features: [batch, ...] by network and feature name; only the features that the method requests.
-      adapters: one function per edge ('student <- teacher'). It maps the learner's and the source's feature to the
-        adapter's output and its new running statistics.
+      adapters: the trained modules by name. That of an edge, 'student <- teacher', takes the learner's and the source's
+        feature.
       indices: [batch] int32, indices of the examples in the training split.
-      keys: PRNG key of this step, by edge with an adapter.
+      keys: PRNG key of this step, by adapter.
       epoch: scalar int32, counted from 1.
       memory: state that the method keeps between steps, as created by its `init_memory`; None for most methods.
     """
@@ -72,7 +72,7 @@ class MethodOutput:
       should_update: traced boolean by network, for each network that can be paused. A network without an entry is
         updated in every step, without a conditional.
       switches: the switch of each gated pair.
-      adapter_stats: new running statistics of the adapters, by edge.
+      adapter_stats: new running statistics of the adapters that have some, by name.
       memory: the method's new memory; None keeps the old one.
       metrics: scalars of any name, written to metrics.jsonl as they are.
       freeze_paused_stats: whether a paused network also keeps its BatchNorm running statistics.

@@ -1,4 +1,4 @@
-"""Feature projections between networks: which features a method asks for, and the adapters that it trains on them."""
+"""Features between networks: which ones a method asks for, and the modules that it trains on them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from switokd_jax.errors import UserError, did_you_mean
 from switokd_jax.forward import NetworkSpec
-from switokd_jax.methods import FeatureSpec
+from switokd_jax.methods import FeatureSpec, TrainedModule
 from switokd_jax.models.layers import with_options
-from switokd_jax.topology import Edge
+from switokd_jax.topology import Edge, Topology
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -44,6 +44,8 @@ def with_features(
     for edge in edges:
         wanted[edge.learner] |= dict.fromkeys(spec.learner)
         wanted[edge.source] |= dict.fromkeys(spec.source)
+    for features in wanted.values():
+        features |= dict.fromkeys(spec.every)
     if len(spec.learner) != len(spec.source):
         raise UserError(
             f"config: {len(spec.learner)} features of the student and {len(spec.source)} of the teacher are named; "
@@ -60,30 +62,46 @@ def with_features(
     return {name: dataclasses.replace(network, features=tuple(wanted[name])) for name, network in networks.items()}
 
 
-def make_adapters(
+def trained_modules(
     networks: Mapping[str, NetworkSpec],
     spec: FeatureSpec,
+    topology: Topology,
     edges: tuple[Edge, ...],
     image_shape: tuple[int, ...],
     **dtypes: Any,
-) -> dict[str, NetworkSpec]:
-    """Builds the method's adapters by edge; each learns with the optimizer and schedule of its edge's learner.
+) -> dict[str, TrainedModule]:
+    """Creates the method's modules: the adapters of edges by the edge, the others by their own names.
 
     Raises:
-      UserError: if an adapter cannot project between two features.
+      UserError: if a module cannot be made for these features, or has a name or learner that cannot be.
     """
-    adapter_specs: dict[str, NetworkSpec] = {}
-    if spec.adapter is None:
-        return adapter_specs
+    modules: dict[str, TrainedModule] = {}
     for edge in edges:
-        learner, source = networks[edge.learner], networks[edge.source]
+        if spec.adapter is None:
+            break
         shapes = (
-            feature_shapes(learner.module, image_shape)[spec.learner[0]],
-            feature_shapes(source.module, image_shape)[spec.source[0]],
+            feature_shapes(networks[edge.learner].module, image_shape)[spec.learner[0]],
+            feature_shapes(networks[edge.source].module, image_shape)[spec.source[0]],
         )
         try:
-            module = spec.adapter(*shapes, **dtypes)
+            modules[str(edge)] = TrainedModule(spec.adapter(*shapes, **dtypes), shapes, edge.learner)
         except ValueError as error:
             raise UserError(f"edge {edge}: {error}") from None
-        adapter_specs[str(edge)] = dataclasses.replace(learner, module=module, ema=0.0, features=())
-    return adapter_specs
+    every: dict[str, Shapes] = {}
+    for name, network in networks.items() if spec.every else ():
+        known = feature_shapes(network.module, image_shape)
+        every[name] = {feature: known[feature] for feature in spec.every}
+    for name, trained in spec.modules(topology, every, **dtypes).items():
+        learner = networks.get(trained.learner)
+        if name in modules or learner is None or learner.frozen:
+            raise UserError(
+                f"the method's module {name!r} learns with {trained.learner!r}, which has to be a network that learns, "
+                "and its name has to be its own"
+            )
+        modules[name] = trained
+    return modules
+
+
+def adapter_spec(learner: NetworkSpec, module: Any) -> NetworkSpec:
+    """Returns the static part of a module that is trained with the optimizer and schedule of a network."""
+    return dataclasses.replace(learner, module=module, ema=0.0, features=())

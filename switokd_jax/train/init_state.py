@@ -17,7 +17,6 @@ from switokd_jax.methods import MemoryInputs
 from switokd_jax.models.init import init_in_float32, init_variables, init_variables_jit
 from switokd_jax.state import NetworkState, TrainState, Tree, fold_in_name, pair_name
 from switokd_jax.topology import Pair
-from switokd_jax.train.adapters import feature_shapes
 from switokd_jax.train.run_spec import RunSpec
 from switokd_jax.workdir import restore
 
@@ -53,7 +52,7 @@ def create_train_state(
       pairs: the gated pairs whose expert steps are counted.
       seed: of the run's PRNG key.
       memory: the method's, from its `init_memory`.
-      adapters: of methods on features, by edge.
+      adapters: of methods that train modules, by name.
     """
     return TrainState(
         networks={name: init_network(networks[name], variables[name]) for name in networks},
@@ -115,7 +114,7 @@ def init_memory(run: RunSpec) -> Any:
       UserError: if the data set lacks what the memory is made of.
     """
     key = fold_in_name(jax.random.PRNGKey(run.config.seed), run.config.method)
-    keys = {edge: fold_in_name(key, edge) for edge in run.adapters}
+    keys = {name: fold_in_name(key, name) for name in run.adapters}
     inputs = MemoryInputs(run.topology.nodes, run.dataset_info.labels, keys)
     try:
         return run.method.init_memory(run.config.hyperparameters, inputs)
@@ -124,20 +123,12 @@ def init_memory(run: RunSpec) -> Any:
 
 
 def init_adapters(run: RunSpec) -> dict[str, NetworkState]:
-    """States of the method's adapters before the first step, by edge; keyed by the seed and the edge's name."""
-    image_shape, states = run.dataset_info.image_shape, {}
-    for edge in run.topology.edges:
-        name = str(edge)
-        if name not in run.adapters:
-            continue
-        adapter = run.adapters[name]
-        networks = [run.networks[node] for node in (edge.learner, edge.source)]
-        features = [
-            jnp.zeros(feature_shapes(network.module, image_shape)[network.features[0]], jnp.float32)
-            for network in networks
-        ]
+    """States of the method's adapters before the first step, by name; keyed by the seed and the name."""
+    states = {}
+    for name, adapter in run.adapters.items():
+        inputs = [jnp.zeros(shape, jnp.float32) for shape in run.adapter_inputs[name]]
         key = fold_in_name(jax.random.PRNGKey(run.config.seed), name)
-        states[name] = init_network(adapter, init_in_float32(adapter.module, key, *features))
+        states[name] = init_network(adapter, init_in_float32(adapter.module, key, *inputs))
     return states
 
 

@@ -37,7 +37,8 @@ class RunSpec:
       topology: which network learns from which.
       networks: the static part of each network by name, in the topology's order.
       method: the distillation method.
-      adapters: the method's trained feature projections, by edge.
+      adapters: the method's trained modules, by name.
+      adapter_inputs: shapes [1, ...] of their inputs, by name.
       distribution: how the devices share the work.
       dataset_info: shapes and sizes of the data set.
       steps_per_epoch: counts the last partial batch.
@@ -49,6 +50,7 @@ class RunSpec:
     networks: Mapping[str, NetworkSpec]
     method: Method
     adapters: Mapping[str, NetworkSpec]
+    adapter_inputs: Mapping[str, tuple[tuple[int, ...], ...]]
     distribution: mesh.Distribution
     dataset_info: dataset.DatasetInfo
     steps_per_epoch: int
@@ -162,14 +164,20 @@ def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device
     method = METHODS[config.method]
     _check_method(config, method, graph)
     features = method.features(config.hyperparameters)
-    edges = graph.edges_from(_frozen(config, graph)) if method.offline else ()
+    frozen = _frozen(config, graph)
+    learning_edges = tuple(edge for edge in graph.edges if edge.learner not in frozen)
+    edges = graph.edges_from(frozen) if method.offline else learning_edges
     networks = adapters.with_features(networks, features, edges, info.image_shape)
+    trained = adapters.trained_modules(
+        networks, features, graph, edges, info.image_shape, **module_dtypes(config.dtype)
+    )
     return RunSpec(
         config=config,
         topology=graph,
         networks=networks,
         method=method,
-        adapters=adapters.make_adapters(networks, features, edges, info.image_shape, **module_dtypes(config.dtype)),
+        adapters={name: adapters.adapter_spec(networks[of.learner], of.module) for name, of in trained.items()},
+        adapter_inputs={name: of.inputs for name, of in trained.items()},
         distribution=distribution,
         dataset_info=info,
         steps_per_epoch=steps_per_epoch,

@@ -139,10 +139,9 @@ ONE_OF_EACH_CLASS = [
 
 def test_the_list_has_one_network_of_each_class() -> None:
     examples = {"wrn_D_K": "wrn_10_1", "densenet_D_K": "densenet_10_4"}
-    own = {"one_layer", "two_layers", "dropout"}
-    names = [examples.get(name, name.replace("_W", "_0.5")) for name in models.MODELS if name not in own]
+    names = [examples.get(name, name.replace("_W", "_0.5")) for name in models.MODELS]
     classes, listed = ({type(models.create(name, 10)) for name in each} for each in (names, ONE_OF_EACH_CLASS))
-    assert classes == listed
+    assert classes - {tiny_runs.Few} == listed
 
 
 @pytest.mark.slow
