@@ -194,7 +194,7 @@ def test_malicious_pickle_is_refused(tmp_path: Path) -> None:
 
     proof = tmp_path / "executed"
     torch.save({"state_dict": Payload(proof)}, tmp_path / "evil.pth.tar")
-    with pytest.raises(UserError, match=r"evil.pth.tar holds a Python object, posix.system, and loading it could run code"):
+    with pytest.raises(UserError, match=r"evil.pth.tar holds a Python object, posix.system, and loading"):
         pytorch.read(tmp_path / "evil.pth.tar")
     assert not proof.exists()
 
