@@ -9,12 +9,13 @@ otherwise.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from switokd_jax.data.normalization import Preprocess
 from switokd_jax.errors import UserError
 
 FIXED_POINT = 1 << 16
@@ -159,3 +160,13 @@ def shift_hue(image: jax.Array, turns: jax.Array | float) -> jax.Array:
     k = (jnp.array([5.0, 3.0, 1.0]) + turned[..., None]) % 6.0
     mixed = high[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0)
     return jnp.clip(jnp.round(mixed), 0.0, 255.0).astype(jnp.uint8)
+
+
+def with_pixels_to_255(
+    function: Callable[[jax.Array, jax.Array], jax.Array], images: jax.Array, keys: jax.Array, preprocess: Preprocess
+) -> jax.Array:
+    """Applies a function of images whose largest pixel is 255 to images of another scale, such as the digits' 16."""
+    if preprocess.scale == 255.0:
+        return function(images, keys)
+    wide = jnp.round(images.astype(jnp.float32) * (255.0 / preprocess.scale)).astype(jnp.uint8)
+    return jnp.round(function(wide, keys).astype(jnp.float32) * (preprocess.scale / 255.0)).astype(jnp.uint8)
