@@ -27,6 +27,7 @@ from switokd_jax.train import run_spec
 CONFIGS = sorted(tiny_runs.CONFIGS.glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_its_plan(path: Path) -> None:
     """Networks are made in shape only: wrn_16_10 would take seconds to draw."""

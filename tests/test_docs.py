@@ -102,6 +102,7 @@ def test_extras_are_in_setup_cfg() -> None:
     assert named <= {*setup["options.extras_require"]}
 
 
+@pytest.mark.slow
 def test_quick_commands_run(tmp_path: Path) -> None:
     """In one folder: a run, then whatever reads it."""
     docs_commands.make_scratch(tmp_path)
@@ -114,6 +115,7 @@ def test_quick_commands_run(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
+@pytest.mark.slow
 def test_python_of_the_readme_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +128,7 @@ def test_python_of_the_readme_runs(
     assert (tmp_path / "runs" / "from_python" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_quickstart_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the training of its second method, in small; experiments/docs_commands.py runs it as it is."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the notebook trains
@@ -150,6 +153,7 @@ def test_quickstart_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "gives logits (5, 10)" in printed.getvalue()
 
 
+@pytest.mark.slow
 def test_site_builds_without_warnings(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)

@@ -33,6 +33,7 @@ def command(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *flags: o
     main()
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_run(workdir: Path) -> None:
     found = evaluate.evaluate(workdir, "latest")
     summary = json.loads((workdir / "summary.json").read_text())
@@ -42,6 +43,7 @@ def test_scores_are_those_of_the_run(workdir: Path) -> None:
         assert found["networks"][name]["loss"] == pytest.approx(of["final_loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_every_example_of_a_split_counts_once(workdir: Path) -> None:
     """Against the logits of the whole split at once."""
     spec = config.DataConfig(validation_fraction=0.1)
@@ -98,6 +100,7 @@ def pictures(folder: Path, count: int, side: int, classes: range) -> list[Path]:
     return made
 
 
+@pytest.mark.slow
 def test_another_data_set(workdir: Path, tmp_path: Path) -> None:
     """With the same classes; of others the error tells."""
     pictures(tmp_path / "alike", 1, 8, range(10))
@@ -110,6 +113,7 @@ def test_another_data_set(workdir: Path, tmp_path: Path) -> None:
         evaluate.evaluate(workdir, data="folder", data_dir=str(tmp_path / "other"))
 
 
+@pytest.mark.slow
 def test_another_data_set_needs_no_training_images_and_no_channels(workdir: Path, tmp_path: Path) -> None:
     """Colour is turned into grey and pixels of 0 to 255 count as those of 0 to 16: the scores are those of the run."""
     _, _, test = tiny_runs.resident_splits(config.DataConfig(validation_fraction=0.1))

@@ -37,6 +37,7 @@ def trained(name: str, workdir: Path, **changes: Any) -> dict[str, Any]:
     return loop.train_and_evaluate(c, workdir, jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_own_method(tmp_path: Path) -> None:
     summary = trained("own_method", tmp_path / "run", batch_size=512, steps=6)
     assert [of["updates"] for of in summary["networks"].values()] == [6, 6, 6]
@@ -57,11 +58,13 @@ def test_own_method_by_hand() -> None:
     assert losses["b"] == pytest.approx(0.2 + 2.0 * 9.0 * np.sum(p * np.log(p / q)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_own_network(tmp_path: Path) -> None:
     summary = trained("own_network", tmp_path / "run", batch_size=512, steps=6)
     assert summary["networks"]["student"]["parameters"] == 64 * 64 + 64 + 64 * 10 + 10
 
 
+@pytest.mark.slow
 def test_own_features_are_trained_on_any_devices_and_resumed(tmp_path: Path) -> None:
     """Projections move with their networks; a run that goes on from its first save ends with the same bits."""
     assert len((EXAMPLES / "own_features.py").read_text().splitlines()) < 80
@@ -78,6 +81,7 @@ def test_own_features_are_trained_on_any_devices_and_resumed(tmp_path: Path) -> 
     tiny_runs.assert_same_bits(whole, restore.load_state(tmp_path / "cut"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parallelism", "sharding"), [("pmap", "replicated"), ("jit", "fsdp")])
 def test_own_features_are_the_same_on_eight_devices(parallelism: str, sharding: str) -> None:
     """In float64."""
@@ -109,6 +113,7 @@ def test_a_module_that_learns_with_nobody_is_named() -> None:
         tiny_runs.tiny_plan(c, 64)
 
 
+@pytest.mark.slow
 def test_own_topology(tmp_path: Path) -> None:
     summary = trained("own_topology", tmp_path / "run", batch_size=512, steps=6)
     assert [*summary["switch"]] == ["strong->weak"]
@@ -126,6 +131,7 @@ def test_own_topology_is_weighted_by_the_method() -> None:
     }
 
 
+@pytest.mark.slow
 def test_own_data_set(tmp_path: Path) -> None:
     """Learned within two epochs: a quarter right would be chance."""
     summary = trained("own_data_set", tmp_path / "run", epochs=2.0)

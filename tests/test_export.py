@@ -86,6 +86,7 @@ def test_safetensors_have_the_live_weights(workdir: Path, tmp_path: Path) -> Non
     assert path.stat().st_mode & 0o044, "others may read it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ONE_OF_EACH_CLASS)
 def test_every_network_exports_for_any_batch_size(model: str, tmp_path: Path) -> None:
     """The program is traced for a symbolic batch size."""

@@ -100,6 +100,7 @@ def losses(devices: int, *changes: tuple[str, Any]) -> list[float]:
     return seen
 
 
+@pytest.mark.slow
 def test_parts_are_the_same_on_any_devices() -> None:
     parts = ("gradient_accumulation", 2)
     for parallelism in ("jit", "pmap"):
@@ -148,6 +149,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_every_block_is_computed_again(name: str) -> None:
     """In all models that have blocks; their parameters are the same."""
@@ -173,6 +175,7 @@ def test_remat_by_config() -> None:
         tiny_runs.tiny_plan(c, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "text"), [("tensorfloat32", "HIGH"), ("float32", "HIGHEST")])
 def test_precision_of_products(precision: str, text: str) -> None:
     """As XLA is told it; only accelerators have less precise products."""

@@ -62,6 +62,7 @@ def test_onecycle_rises_for_the_warmup_epochs_and_falls_to_the_final_learning_ra
     np.testing.assert_allclose(got, rising + falling, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("total", [1, 2, 3, 49])
 def test_onecycle_is_finite_however_short_the_run(total: int) -> None:
     assert np.isfinite(rates(spec(schedule="onecycle"), per_epoch=1, total=total)).all()
@@ -152,6 +153,7 @@ def test_betas_are_the_configs() -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_muon_orthogonalizes_kernels_and_updates_the_rest_by_adam() -> None:
     rng = np.random.default_rng(0)
     shapes = {"conv": {"kernel": (3, 3, 2, 4), "bias": (4,)}, "linear": {"kernel": (5, 4)}}

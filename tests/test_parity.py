@@ -57,6 +57,7 @@ def build(meta: dict[str, Any]) -> run_spec.RunSpec:
     return run_spec.make(config.parse(c), facts, devices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
 def test_recording(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On one device, as on a laptop; test_distribution compares eight with one, under jit and pmap."""

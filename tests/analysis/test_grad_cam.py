@@ -165,6 +165,7 @@ def test_logits_depend_on_every_perturbation(model: str) -> None:
     assert dict(zip(sorted(perturbations), used, strict=True)) == dict.fromkeys(perturbations, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet8", "vit_small"])
 def test_features_do_not_change_the_training_program(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net = network(model, (32, 32, 3))

@@ -43,6 +43,7 @@ def assert_close(result: Any, expected: Image.Image, changed: float = 0.01) -> N
     assert difference.mean() <= changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("enhance", ENHANCED)
@@ -62,6 +63,7 @@ EXACT: list[tuple[Callable[[Any], Any], Callable[[Image.Image], Image.Image]]] =
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("ours", "pillows"), EXACT)

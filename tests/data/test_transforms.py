@@ -283,6 +283,7 @@ def test_rand_augment_draws_each_operation_equally_often(magnitude: int) -> None
         assert share == pytest.approx(1 / 14, abs=0.03), name
 
 
+@pytest.mark.slow
 def test_more_layers_apply_more_operations() -> None:
     images = photographs(64)
     once, twice = (np.asarray(transforms.rand_augment(images, keys(64), COLORS, layers)) for layers in (1, 2))
@@ -290,6 +291,7 @@ def test_more_layers_apply_more_operations() -> None:
     assert 0 < (once == twice).all((1, 2, 3)).mean() < 0.5  # a second operation that changes nothing
 
 
+@pytest.mark.slow
 def test_rand_augment_takes_images_of_another_scale() -> None:
     """The digits' pixels go to 16; an operation that changes nothing loses nothing on the way to 255 and back."""
     images = np.repeat(tiny_runs.random_split(1).images, 400, axis=0)
@@ -298,6 +300,7 @@ def test_rand_augment_takes_images_of_another_scale() -> None:
     assert (results == images).all((1, 2, 3)).mean() > 1 / 14 - 0.03
 
 
+@pytest.mark.slow
 def test_color_jitter_scales_within_its_range() -> None:
     """Brightness alone, of a grey image: its pixels are proportional to the factor."""
     images = np.full((1000, 2, 2, 3), 100, np.uint8)
@@ -307,11 +310,13 @@ def test_color_jitter_scales_within_its_range() -> None:
     assert np.mean(results) == pytest.approx(99.5, abs=2.5)
 
 
+@pytest.mark.slow
 def test_color_jitter_without_strength_changes_nothing() -> None:
     images = photographs(8)
     np.testing.assert_array_equal(transforms.color_jitter(images, keys(8), COLORS, 0.0, 0.0, 0.0, 0.0), images)
 
 
+@pytest.mark.slow
 def test_color_jitter_turns_hues_by_chance() -> None:
     images = np.tile(np.array([200, 50, 50], np.uint8), (500, 2, 2, 1))
     results = np.asarray(transforms.color_jitter(images, keys(500), COLORS, 0.0, 0.0, 0.0, 0.1))[:, 0, 0]
@@ -320,6 +325,7 @@ def test_color_jitter_turns_hues_by_chance() -> None:
     assert (results[:, 1:].min(1) == 50).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ["cutout(2)", "color_jitter(hue=0.1)", "rand_augment"])
 def test_augmentations_are_the_same_in_a_float64_run_and_in_any_batch(entry: str) -> None:
     (transform,) = transforms.get_transforms([entry]).values()

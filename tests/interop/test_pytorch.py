@@ -53,6 +53,7 @@ def config_that_starts_from(official: dict[str, np.ndarray], folder: Path) -> Co
     return c
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_conversion_to_flax_and_back_changes_nothing(name: str) -> None:
     official = random_state_dict(name)
@@ -84,6 +85,7 @@ def test_the_stem_determines_the_image_channels() -> None:
     assert pytorch.variables("resnet8", official, 7)["params"]["conv1"]["kernel"].shape == (3, 3, 1, 16)
 
 
+@pytest.mark.slow
 def test_a_missing_tensor_is_named() -> None:
     official = random_state_dict("resnet8")
     del official["bn1.weight"]
@@ -268,6 +270,7 @@ def test_the_name_of_the_network_decides_between_several_that_fit() -> None:
         tiny_runs.assert_same_bits(found, pytorch.variables("resnet8", tensors, 10))
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_fit_is_compared_with_usual_networks() -> None:
     with pytest.raises(ValueError, match=r"resnet14: .* its first are \S+, \S+, \S+; it looks like resnet8$"):
         pytorch.variables("resnet14", prefixed(""), 10)

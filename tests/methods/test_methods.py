@@ -161,6 +161,7 @@ def test_teacher_of_two_learns_from_the_student_that_keeps_up() -> None:
         assert decision.losses["a"] == pytest.approx(float(alone.losses["a"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["pair", "complete"])
 def test_the_distillation_metric_is_the_loss_without_its_task_part(method: str, name: str) -> None:
@@ -215,6 +216,7 @@ def ce(z: np.ndarray) -> np.ndarray:
     return -np.log(softmax(z))[np.arange(BATCH), LABELS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_uniokd(name: str) -> None:
     """Against the public script's rule, pair by pair; alpha and beta stand on the edges."""
@@ -274,6 +276,7 @@ def target_of(kind: str, z: np.ndarray, weights: np.ndarray, tau: float) -> np.n
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["naive", "linear", "minlogit", "general"])
 def test_kdcl(kind: str) -> None:
     graph = TOPOLOGIES["complete"]
@@ -369,6 +372,7 @@ def test_dkd(epoch: int, warmup: float) -> None:
         np.testing.assert_allclose(parts[0] + (1 - p_y) * parts[1], expected_kd, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_dist() -> None:
     graph, z, t = TOPOLOGIES["pair"], random_logits(TOPOLOGIES["pair"], 0), 4.0
     p, q = softmax(z["a"] / t), softmax(z["b"] / t)

@@ -75,6 +75,7 @@ def test_variables_are_flax_s() -> None:
     assert_close(ours, flax_s, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [True, False])
 def test_eight_devices_normalize_like_one_with_the_global_batch(train: bool) -> None:
     """The gradients of the parameters are each device's term of their sum."""
@@ -92,6 +93,7 @@ def test_eight_devices_normalize_like_one_with_the_global_batch(train: bool) -> 
             assert_close(jax.tree.map(lambda leaf, i=device: leaf[i], stats8), stats, 1e-12)
 
 
+@pytest.mark.slow
 def test_a_constant_channel_stays_finite() -> None:
     """Rounding may leave a negative variance, whose root is NaN."""
     x = jnp.full((64, 3), 1234.567, jnp.float32)
@@ -112,6 +114,7 @@ def test_one_reduction_computes_the_same_sums_as_two() -> None:
     assert_close(batch_norm._sum_stacked(x, weight), batch_norm._sum_separately(x, weight), TOLERANCE[jnp.float32])
 
 
+@pytest.mark.slow
 def test_the_running_variance_averages_unbiased_variances_as_torch_does() -> None:
     x = np.random.default_rng(0).normal(3.0, 2.0, (4, 3, 2, 5))
     with jax.enable_x64(True):
@@ -148,6 +151,7 @@ def test_one_number_per_channel_is_refused_as_torch_refuses_it() -> None:
     module.clone(train=False).apply(variables, x)
 
 
+@pytest.mark.slow
 def test_a_last_batch_of_one_image_is_refused_before_the_run() -> None:
     """Of 33 images in batches of 16 one is left; its last feature map has one pixel."""
     c = tiny_runs.tiny_config("mobilenetv2_0.25", "one_layer", batch_size=16)

@@ -39,6 +39,7 @@ def test_products_match_a_count_by_hand() -> None:
     assert count.backward == first + 2 * second + 2 * linear
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "classes", "shape", "products"),
     [
@@ -61,6 +62,13 @@ def test_count_is_independent_of_layer_options() -> None:
     default = flops.count_flops_per_image(models.create("resnet8", 10), (8, 8, 1))
     other = models.create("resnet8", 10, convolution=jax.lax.conv_general_dilated, remat=True, dtype=jnp.bfloat16)
     assert flops.count_flops_per_image(other, (8, 8, 1)) == default
+
+
+def test_images_that_shrink_to_one_pixel_are_counted() -> None:
+    """BatchNorm refuses a batch of one such image, in training only."""
+    small, large = (flops.count_flops_per_image(models.create("mobilenetv2_0.5", 10), (s, s, 1)) for s in (8, 16))
+    assert 0 < small.forward < large.forward
+    assert 0 < small.backward < large.backward
 
 
 @pytest.fixture(scope="module")

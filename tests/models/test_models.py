@@ -62,6 +62,7 @@ def count_params(name: str, classes: int) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree["params"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "classes"), PUBLISHED)
 def test_parameter_count_is_the_published_one(name: str, classes: int) -> None:
     expected, published = PUBLISHED[name, classes]
@@ -70,6 +71,7 @@ def test_parameter_count_is_the_published_one(name: str, classes: int) -> None:
     assert abs(expected / 1e6 - float(published)) <= 1.01 * 10**-decimals  # some papers truncate, others round
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape"),
     list(
@@ -206,6 +208,7 @@ def test_transformers_refuse_images_that_patches_do_not_fit(name: str, multiple:
         models.create(name, 7).init(jax.random.PRNGKey(0), jnp.zeros((1, 28, 28, 1)), train=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [16, 32, 64])
 def test_swin_has_256_patches_of_any_square_image(side: int) -> None:
     module = models.create("swin_tiny", 7)
@@ -420,6 +423,7 @@ def test_dropout_zeroes_its_rate_and_scales_the_rest() -> None:
     assert (out == 0).mean() == pytest.approx(0.25, abs=0.02)
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_the_position_in_the_global_batch() -> None:
     x = jnp.ones((64, 200))
     out = apply_dropout(x, 0)
@@ -427,6 +431,7 @@ def test_dropout_depends_on_the_position_in_the_global_batch() -> None:
     assert not np.array_equal(out[:16], apply_dropout(x[:16], 16))
 
 
+@pytest.mark.slow
 def test_dropout_masks_are_the_same_in_float64() -> None:
     out = apply_dropout(jnp.ones((64, 200)), 0)
     with jax.enable_x64(True):

@@ -203,6 +203,7 @@ def stream(folder: Path) -> tuple[str, ...]:
     return (*(f"--config.data.{field}" for field in data), "--config.batch_size=16", "--config.eval_every=3")
 
 
+@pytest.mark.slow
 def test_killed_run_ends_as_the_one_that_was_not(tmp_path: Path) -> None:
     """SIGKILL at random within the first save: the same bits and lines in the end."""
     environment = tiny_runs.environment()

@@ -119,6 +119,7 @@ def test_step_is_traced(method: str, topology: str) -> None:
     assert {f"{node}/loss" for node in run.topology.nodes} <= metrics.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "topology", "target"), CASES)
 def test_step(method: str, topology: str, target: str) -> None:
     run = planned(method, topology, target)
@@ -148,6 +149,7 @@ def test_step(method: str, topology: str, target: str) -> None:
     assert set(after.expert_steps) == ({f"{t}->{s}" for t, s in run.topology.pairs} if run.method.switches else set())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("parallelism", "devices"), [("jit", 2), ("pmap", 2)])
 def test_dropout_is_the_same_on_any_devices(parallelism: str, devices: int) -> None:
     """An example's mask depends on its place in the global batch, not on its device."""
@@ -161,6 +163,7 @@ def test_dropout_is_the_same_on_any_devices(parallelism: str, devices: int) -> N
     assert float(without["a/loss"]) != pytest.approx(float(alone["a/loss"]), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallelism", ["jit", "pmap"])
 def test_views_are_the_same_on_any_devices(parallelism: str) -> None:
     runs = [
@@ -174,6 +177,7 @@ def test_views_are_the_same_on_any_devices(parallelism: str) -> None:
         assert alone[f"{node}/loss"] != pytest.approx(float(shared[f"{node}/loss"]), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fitnet", "crd"])
 @pytest.mark.parametrize(("parallelism", "devices"), [("jit", 2), ("pmap", 2)])
 def test_adapters_and_memory_are_the_same_on_any_devices(method: str, parallelism: str, devices: int) -> None:
@@ -190,6 +194,7 @@ def test_adapters_and_memory_are_the_same_on_any_devices(method: str, parallelis
             np.testing.assert_allclose(here, there, rtol=1e-4, atol=5e-5)  # a bias before a norm has rounding only
 
 
+@pytest.mark.slow
 def test_kdcl_general_trains_and_weighs_on_held_out_images(tmp_path: Path) -> None:
     """A whole run: the weights leave their even start, sum to one, and are part of the saved state."""
     c = tiny_run(epochs=2.0, method="kdcl")
@@ -206,6 +211,7 @@ def tiny_run(**changes: Any) -> Any:
     return tiny_runs.tiny_config(**{"batch_size": 160, "data.train_examples": 480, **changes})
 
 
+@pytest.mark.slow
 def test_kd_learns_from_a_run_of_ours(tmp_path: Path) -> None:
     """The whole offline path: train a teacher, freeze it, teach a student."""
     c = tiny_run(epochs=1.0, method="vanilla")
@@ -223,6 +229,7 @@ def test_kd_learns_from_a_run_of_ours(tmp_path: Path) -> None:
     assert summary["networks"]["teacher"]["final_top1"] == published
 
 
+@pytest.mark.slow
 def test_resuming_keeps_what_a_method_trains(tmp_path: Path) -> None:
     """FitNet's regressor with its optimizer: a run that goes on from its first save ends with the same bits."""
     c = tiny_run(epochs=1.0, method="vanilla")
@@ -239,6 +246,7 @@ def test_resuming_keeps_what_a_method_trains(tmp_path: Path) -> None:
     assert (tmp_path / "whole" / "metrics.jsonl").read_text() == (tmp_path / "cut" / "metrics.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_rco_follows_its_teachers_route(tmp_path: Path) -> None:
     """Three saves of a teacher's run are its anchors; the right one speaks after each, also across a restart."""
     c = tiny_run(epochs=3.0, method="vanilla")

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import tiny_runs
 from switokd_jax.train import loop
 
@@ -17,6 +19,7 @@ def table(workdir: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(TABLE), str(workdir)], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_profile_names_the_operations(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"batch_size": 64, "steps": 2, "data.train_examples": 128, "log.profile": True}
     c = tiny_runs.tiny_config(**changes)
