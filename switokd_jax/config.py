@@ -76,6 +76,10 @@ class NetworkConfig:
       decay_bn_bias: whether BatchNorm's scale and bias and all other biases decay, too, as in the public code.
       init_from: 'WORKDIR:NAME@best', 'WORKDIR:NAME@latest', or a .pth, .pth.tar, .pt or .safetensors file.
       head: 'load' the classifier of `init_from`, or start with a 'new' one, for another number of classes.
+      branches: number of branches, copies of the last stages and the classifier behind one shared trunk. Each is a node
+        of the topology, NAME_1, NAME_2, ..., and is evaluated and saved as the network of trunk and branch.
+      branch_from: first stage that each branch has for itself, such as 'stage2'; '' for the last one.
+      trunk_gradient: the trunk of branches learns from the 'sum' of their gradients, or from the 'mean' (CL-ILR).
       frozen: whether the network runs in evaluation mode and is never updated.
       remat: whether only the inputs of blocks are stored and the rest is recomputed in the backward pass, which saves
         memory and costs time.
@@ -99,8 +103,19 @@ class NetworkConfig:
     decay_bn_bias: bool = config_fields.boolean(True)
     init_from: str = config_fields.text()
     head: str = config_fields.choice("load", "load", "new")
+    branches: int = config_fields.integer(1, low=1, high=64)
+    branch_from: str = config_fields.text()
+    trunk_gradient: str = config_fields.choice("sum", "sum", "mean")
     frozen: bool = config_fields.boolean(False)
     remat: bool = config_fields.boolean(False)
+
+    def nodes(self, name: str) -> tuple[str, ...]:
+        """Nodes of the topology that a network of this name computes: itself, or its branches.
+
+        >>> NetworkConfig().nodes("student"), NetworkConfig(branches=2).nodes("student")
+        (('student',), ('student_1', 'student_2'))
+        """
+        return (name,) if self.branches == 1 else tuple(f"{name}_{i}" for i in range(1, self.branches + 1))
 
     @property
     def optimizer_settings(self) -> OptimizerSettings:
@@ -280,6 +295,11 @@ class Config:
     networks: Mapping[str, NetworkConfig] = dataclasses.field(default_factory=dict)
     hyperparameters: Any = None
 
+    @property
+    def network_of(self) -> dict[str, str]:
+        """The network that computes each node of the topology: NAME itself, or its branches NAME_1, NAME_2, ..."""
+        return {node: name for name, network in self.networks.items() for node in network.nodes(name)}
+
 
 def network(**changes: Any) -> ConfigDict:
     """Returns the fields of one network with their defaults, except for `changes`.
@@ -340,6 +360,8 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Config:
     }
     for name, block in network_configs.items():
         _check_network(f"config.networks.{name}", block)
+        if taken := [node for node in block.nodes(name) if node != name and node in network_configs]:
+            raise UserError(f"config.networks.{taken[0]} has the name of a branch of {name!r}; take another one")
     if parsed.batch_norm == "local" and parsed.parallelism != "pmap":
         raise UserError("config.batch_norm is 'local', which needs config.parallelism = 'pmap'")
     if parsed.sharding == "fsdp" and parsed.parallelism != "jit":
@@ -357,6 +379,15 @@ def _check_network(path: str, network: NetworkConfig) -> None:
         raise UserError(f"{path}.milestones holds {bad[0]!r}; epochs are numbers from 1 on")
     if network.betas and (len(network.betas) != 2 or not all(_is_number(b) and 0 <= b < 1 for b in network.betas)):
         raise UserError(f"{path}.betas is {network.betas!r}; it must be () or two numbers of at least 0 and below 1")
+    if network.branches > 1 and network.init_from:
+        raise UserError(
+            f"{path} has {network.branches} branches and init_from, and branches that start equal stay equal; set one "
+            "of the two back to its default"
+        )
+    if network.branches == 1 and (network.branch_from or network.trunk_gradient != "sum"):
+        raise UserError(
+            f"{path} has one branch, so branch_from and trunk_gradient change nothing; set branches to 2, say"
+        )
     if network.final_learning_rate > network.learning_rate:
         raise UserError(
             f"{path}.final_learning_rate is {network.final_learning_rate}, above its learning_rate "

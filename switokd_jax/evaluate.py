@@ -49,7 +49,7 @@ def evaluate(
       UserError: naming what cannot be read, or does not fit the run.
     """
     config = trained_network.read_config(Path(workdir))
-    networks = {name: trained_network.read(workdir, name, version) for name in config.networks}
+    networks = {name: trained_network.read(workdir, name, version) for name in config.network_of}
     spec = dataclasses.replace(config.data, name=data or config.data.name, dir=data_dir or config.data.dir)
     network = next(iter(networks.values()))
     info = network.model_info

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from switokd_jax.models.branches import split_collection, split_logits
 from switokd_jax.optim import Schedule
 from switokd_jax.state import NetworkState, Tree
 
@@ -20,9 +21,10 @@ class NetworkSpec:
     """The static part of one network or adapter.
 
     Attributes:
-      module: maps images [batch, height, width, channels] to logits [batch, classes].
+      module: maps images [batch, height, width, channels] to logits [batch, classes], or to such logits of each branch.
       optimizer: optax chain without the learning rate; see `optim`.
       schedule: learning rate of a global step.
+      nodes: names of the topology's nodes whose logits it computes: its own name, or one for each branch.
       label_smoothing: of the network's cross-entropy, in [0, 1).
       ema: decay of the averaged parameters; 0 keeps none.
       frozen: runs in evaluation mode and takes no steps.
@@ -32,28 +34,35 @@ class NetworkSpec:
     module: nn.Module
     optimizer: optax.GradientTransformation
     schedule: Schedule
+    nodes: tuple[str, ...]
     label_smoothing: float = 0.0
     ema: float = 0.0
     frozen: bool = False
     features: tuple[str, ...] = ()
 
 
-class NetworkOutput(NamedTuple):
-    """One network's outputs on a batch: logits and the requested features. A loss may depend on nothing else."""
+class NodeOutput(NamedTuple):
+    """Outputs of a node of the topology on a batch: its logits and the requested features.
+
+    A loss may depend on nothing else.
+    """
 
     logits: jax.Array
     features: dict[str, jax.Array]
 
 
 class ForwardPass(NamedTuple):
-    """Result of one forward pass.
+    """Result of one forward pass of a network.
 
-    `pullback` maps a cotangent of `output` to the gradient of the parameters (see `jax.vjp`).
+    Attributes:
+      outputs: by node.
+      batch_stats: new running statistics.
+      pullback: maps a cotangent of `outputs` to the gradient of the parameters (see `jax.vjp`).
     """
 
-    output: NetworkOutput
+    outputs: dict[str, NodeOutput]
     batch_stats: Tree
-    pullback: Callable[[NetworkOutput], tuple[Tree]]
+    pullback: Callable[[dict[str, NodeOutput]], tuple[Tree]]
 
 
 def forward(
@@ -78,23 +87,29 @@ def forward(
 
     def apply(
         params: Tree, batch_stats: Tree, images: jax.Array, batch_positions: jax.Array
-    ) -> tuple[NetworkOutput, Tree]:
+    ) -> tuple[dict[str, NodeOutput], Tree]:
         variables = {"params": params, "batch_stats": batch_stats, "batch": {"positions": batch_positions}}
         mutable = ["intermediates"] if network.frozen else ["batch_stats", "intermediates"]
         logits, mutated = network.module.apply(
             variables, images, train=not network.frozen, mutable=mutable, rngs={"dropout": dropout_key}
         )
-        features = {name: mutated["intermediates"][name][0] for name in network.features}
-        return NetworkOutput(logits, features), mutated.get("batch_stats", batch_stats)
+        intermediates = split_collection(network.module, mutated.get("intermediates", {}))
+        outputs = {
+            node: NodeOutput(node_logits, {name: features[name][0] for name in network.features})
+            for node, node_logits, features in zip(
+                network.nodes, split_logits(network.module, logits), intermediates, strict=True
+            )
+        }
+        return outputs, mutated.get("batch_stats", batch_stats)
 
-    def full_batch(params: Tree) -> tuple[NetworkOutput, Tree]:
+    def full_batch(params: Tree) -> tuple[dict[str, NodeOutput], Tree]:
         return apply(params, state.batch_stats, images, batch_positions)
 
-    def microbatched(params: Tree) -> tuple[NetworkOutput, Tree]:
+    def microbatched(params: Tree) -> tuple[dict[str, NodeOutput], Tree]:
         @jax.checkpoint
-        def one_microbatch(batch_stats: Tree, microbatch: tuple[jax.Array, jax.Array]) -> tuple[Tree, NetworkOutput]:
-            output, new_batch_stats = apply(params, batch_stats, *microbatch)
-            return new_batch_stats, output
+        def one_microbatch(batch_stats: Tree, microbatch: tuple[jax.Array, jax.Array]) -> tuple[Tree, Tree]:
+            outputs, new_batch_stats = apply(params, batch_stats, *microbatch)
+            return new_batch_stats, outputs
 
         microbatches = (
             split_microbatches(images, num_microbatches),
@@ -104,8 +119,8 @@ def forward(
         return jax.tree.map(merge_microbatches, outputs), batch_stats
 
     run = full_batch if num_microbatches == 1 else microbatched
-    output, pullback, batch_stats = jax.vjp(run, state.params, has_aux=True)
-    return ForwardPass(output, batch_stats, pullback)
+    outputs, pullback, batch_stats = jax.vjp(run, state.params, has_aux=True)
+    return ForwardPass(outputs, batch_stats, pullback)
 
 
 def split_microbatches(x: jax.Array, num_microbatches: int) -> jax.Array:

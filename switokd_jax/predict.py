@@ -91,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
 
     def command() -> str:
-        names = args.network or [*trained_network.read_config(Path(args.workdir)).networks]
+        names = args.network or [*trained_network.read_config(Path(args.workdir)).network_of]
         networks = [trained_network.read(args.workdir, name, args.which) for name in names]
         probabilities = predict(networks, args.images)
         return table(names, args.images, networks[0].model_info.classes, probabilities, args.top)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from switokd_jax.data.sampling import Batch
-from switokd_jax.forward import ForwardPass, NetworkOutput, NetworkSpec, forward
+from switokd_jax.forward import ForwardPass, NetworkSpec, NodeOutput, forward
 from switokd_jax.losses import cross_entropy
 from switokd_jax.methods import AdapterFn, MethodFn, MethodInputs, MethodOutput
 from switokd_jax.metrics import finite_key, merge_metrics, top_k_correct
@@ -33,8 +33,8 @@ class StepSpec:
     """All that is static in a train step.
 
     Attributes:
-      networks: by name, the names of the topology's nodes.
-      topology: which network learns from which.
+      networks: by name. The topology's nodes are the networks, or their branches.
+      topology: which node learns from which.
       method: the distillation method, a pure function of `methods.METHODS`.
       hyperparameters: the method's own.
       adapters: the method's trained modules by name; that of an edge is 'student <- teacher'.
@@ -53,23 +53,28 @@ class StepSpec:
     skip_nonfinite: bool = False
 
     @property
+    def network_of(self) -> dict[str, NetworkSpec]:
+        """The network that computes each node."""
+        return {node: network for network in self.networks.values() for node in network.nodes}
+
+    @property
     def frozen(self) -> frozenset[str]:
-        """Names of the networks that take no steps."""
-        return frozenset(name for name, network in self.networks.items() if network.frozen)
+        """Nodes whose network takes no steps."""
+        return frozenset(node for node, network in self.network_of.items() if network.frozen)
 
 
 class _MethodGradients(NamedTuple):
     """Gradient of the sum of all losses, and what led to it.
 
     Attributes:
-      cotangents: by network, at its outputs on the global batch.
+      cotangents: by node, at its outputs on the global batch.
       adapters: by name, at the adapter's parameters.
       output: of the method.
-      task_losses: scalar by network, the cross-entropy with the labels.
-      top1: scalar by network, percent of the global batch.
+      task_losses: scalar by node, the cross-entropy with the labels.
+      top1: scalar by node, percent of the global batch.
     """
 
-    cotangents: Mapping[str, NetworkOutput]
+    cotangents: Mapping[str, NodeOutput]
     adapters: Mapping[str, Tree]
     output: MethodOutput
     task_losses: Mapping[str, jax.Array]
@@ -122,14 +127,14 @@ def _forward_all(
     batch_positions = collectives.shard_offset(size) + jnp.arange(size, dtype=jnp.int32)
     return {
         name: forward(
-            spec.networks[name],
+            network,
             _with_full_params(state.networks[name], collectives),
             batch.images_of(name),
             batch_positions,
             fold_in_name(key, name),
             spec.num_microbatches,
         )
-        for name in spec.topology.nodes
+        for name, network in spec.networks.items()
     }
 
 
@@ -142,11 +147,15 @@ def _method_gradients(
     key: jax.Array,
 ) -> _MethodGradients:
     """Applies the method to the outputs on the global batch, and differentiates its losses there."""
-    local_outputs = {name: jax.lax.stop_gradient(forward_pass.output) for name, forward_pass in passes.items()}
+    local_outputs = {
+        node: jax.lax.stop_gradient(output)
+        for forward_pass in passes.values()
+        for node, output in forward_pass.outputs.items()
+    }
     global_outputs, global_labels, global_indices = collectives.all_gather((local_outputs, batch.labels, batch.index))
 
     def total_loss(
-        outputs: Mapping[str, NetworkOutput], adapter_params: Mapping[str, Tree]
+        outputs: Mapping[str, NodeOutput], adapter_params: Mapping[str, Tree]
     ) -> tuple[jax.Array, tuple[MethodOutput, Mapping[str, jax.Array]]]:
         inputs = _method_inputs(outputs, adapter_params, global_labels, global_indices, state, spec, key)
         output = spec.method(inputs, global_labels, spec.topology, spec.hyperparameters)
@@ -156,13 +165,13 @@ def _method_gradients(
     gradient_fn = jax.grad(total_loss, argnums=(0, 1), has_aux=True)
     (cotangents, adapter_gradients), (output, task_losses) = gradient_fn(global_outputs, adapter_params)
     top1 = {
-        name: 100.0 * jnp.mean(top_k_correct(global_outputs[name].logits, global_labels)) for name in global_outputs
+        node: 100.0 * jnp.mean(top_k_correct(output.logits, global_labels)) for node, output in global_outputs.items()
     }
     return _MethodGradients(cotangents, adapter_gradients, output, task_losses, top1)
 
 
 def _method_inputs(
-    outputs: Mapping[str, NetworkOutput],
+    outputs: Mapping[str, NodeOutput],
     adapter_params: Mapping[str, Tree],
     labels: jax.Array,
     indices: jax.Array,
@@ -172,13 +181,13 @@ def _method_inputs(
 ) -> MethodInputs:
     """Collects what the method sees: everything of the global batch."""
     return MethodInputs(
-        logits={name: output.logits for name, output in outputs.items()},
+        logits={node: output.logits for node, output in outputs.items()},
         cross_entropy={
-            name: jnp.mean(cross_entropy(output.logits, labels, spec.networks[name].label_smoothing))
-            for name, output in outputs.items()
+            node: jnp.mean(cross_entropy(output.logits, labels, spec.network_of[node].label_smoothing))
+            for node, output in outputs.items()
         },
         frozen=spec.frozen,
-        features={name: output.features for name, output in outputs.items()},
+        features={node: output.features for node, output in outputs.items()},
         adapters={
             name: _adapter_fn(spec.adapters[name], state.adapters[name].batch_stats, params)
             for name, params in adapter_params.items()
@@ -197,20 +206,22 @@ def _update_networks(
     spec: StepSpec,
     collectives: Collectives,
 ) -> tuple[dict[str, NetworkState], dict[str, jax.Array]]:
-    """Returns every network after the step, and by name whether its loss and gradient are finite."""
-    new_networks, finite = {}, {}
-    for name in spec.topology.nodes:
+    """Returns every network after the step, and by node whether its loss and its network's gradient are finite."""
+    new_networks: dict[str, NetworkState] = {}
+    finite: dict[str, jax.Array] = {}
+    for name, network in spec.networks.items():
+        cotangents = {node: gradients.cotangents[node] for node in network.nodes}
         new_networks[name], finite_gradient = _update_network(
-            spec.networks[name],
+            network,
             state.networks[name],
             passes[name],
-            cotangent=jax.tree.map(collectives.local_shard, gradients.cotangents[name]),
-            learning_rate=spec.networks[name].schedule(state.step),
+            cotangents=jax.tree.map(collectives.local_shard, cotangents),
+            learning_rate=network.schedule(state.step),
             should_update=gradients.output.should_update.get(name),
             freeze_paused_stats=gradients.output.freeze_paused_stats,
             collectives=collectives,
         )
-        finite[name] = jnp.isfinite(gradients.output.losses[name]) & finite_gradient
+        finite |= {node: jnp.isfinite(gradients.output.losses[node]) & finite_gradient for node in network.nodes}
     return new_networks, finite
 
 
@@ -219,7 +230,7 @@ def _update_network(
     old: NetworkState,
     forward_pass: ForwardPass,
     *,
-    cotangent: NetworkOutput,
+    cotangents: Mapping[str, NodeOutput],
     learning_rate: jax.Array | float,
     should_update: jax.Array | None,
     freeze_paused_stats: bool,
@@ -232,7 +243,7 @@ def _update_network(
 
     def update() -> tuple[NetworkState, jax.Array]:
         # The loss is computed in float32; a bfloat16 network wants its cotangent in bfloat16.
-        cast = jax.tree.map(lambda x, output: x.astype(output.dtype), cotangent, forward_pass.output)
+        cast = jax.tree.map(lambda x, output: x.astype(output.dtype), cotangents, forward_pass.outputs)
         (gradient,) = forward_pass.pullback(cast)
         gradient = collectives.psum(gradient)
         return _apply_gradients(network, with_new_stats, gradient, learning_rate), _all_finite(gradient)
@@ -259,12 +270,12 @@ def _step_metrics(
     """Returns the scalar metrics that `train_step` names."""
     output = gradients.output
     metrics: dict[str, jax.Array] = {}
-    for name in spec.topology.nodes:
-        metrics[f"{name}/loss"] = output.losses[name]
-        metrics[f"{name}/cross_entropy"] = gradients.task_losses[name]
-        metrics[f"{name}/top1"] = gradients.top1[name]
-        metrics[f"{name}/learning_rate"] = jnp.asarray(spec.networks[name].schedule(step))
-        metrics[finite_key(name)] = finite[name]
+    for node in spec.topology.nodes:
+        metrics[f"{node}/loss"] = output.losses[node]
+        metrics[f"{node}/cross_entropy"] = gradients.task_losses[node]
+        metrics[f"{node}/top1"] = gradients.top1[node]
+        metrics[f"{node}/learning_rate"] = jnp.asarray(spec.network_of[node].schedule(step))
+        metrics[finite_key(node)] = finite[node]
     for pair, switch in output.switches.items():
         metrics |= {f"{pair_name(pair)}/{field}": value for field, value in switch._asdict().items()}
     return merge_metrics(metrics, output.metrics)

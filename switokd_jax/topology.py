@@ -172,7 +172,7 @@ class TopologySettings:
     """Arguments of a builder in `TOPOLOGIES`.
 
     Attributes:
-      networks: names of all networks of the run, in the config's order.
+      networks: names of all networks of the run, or of their branches, in the config's order.
       teachers, students, names, edges, relay: the fields of config.topology.
       alpha: the method's weight of a student's edge from its teacher; 1 for methods without edge weights.
       beta: the method's weight of a teacher's gated edge from its student; likewise.

@@ -16,7 +16,7 @@ from flax import linen as nn
 import tiny_runs
 from switokd_jax import models
 from switokd_jax.errors import UserError
-from switokd_jax.forward import NetworkOutput, NetworkSpec, forward
+from switokd_jax.forward import NetworkSpec, NodeOutput, forward
 from switokd_jax.models import layers
 from switokd_jax.precision import precision_context
 from switokd_jax.train import run_spec
@@ -36,23 +36,23 @@ class WithoutNorm(nn.Module):
         return options.dense(layers.dropout(self, x, 0.5, train=train), 10, name="head")
 
 
-def run_forward(module: nn.Module, features: tuple[str, ...], parts: int) -> tuple[NetworkOutput, Any, Any]:
+def run_forward(module: nn.Module, features: tuple[str, ...], parts: int) -> tuple[NodeOutput, Any, Any]:
     """What the network says of 16 images, its statistics afterwards, and the gradient of a sum of all it says."""
     images = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, 8, 8, 1)))
     variables = jax.jit(functools.partial(module.init, train=False))(jax.random.PRNGKey(0), images[:1])
     # Flax draws running statistics in float32 always.
     whole = jax.tree.map(lambda x: x.astype(jnp.float64), {"batch_stats": {}, **variables})
-    network = NetworkSpec(module, optax.identity(), lambda step: jnp.asarray(0.1), features=features)
+    network = NetworkSpec(module, optax.identity(), lambda step: jnp.asarray(0.1), ("net",), features=features)
 
     @jax.jit
-    def run(variables: Any) -> tuple[NetworkOutput, Any, Any]:
+    def run(variables: Any) -> tuple[NodeOutput, Any, Any]:
         state = init_network(network, variables)
         places = jnp.arange(BATCH, dtype=jnp.int32)
         said, moved, pullback = forward(network, state, images, places, jax.random.PRNGKey(3), parts)
         weights = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), said)
-        return said, moved, pullback(weights)[0]
+        return said["net"], moved, pullback(weights)[0]
 
-    out: tuple[NetworkOutput, Any, Any] = run(whole)
+    out: tuple[NodeOutput, Any, Any] = run(whole)
     return out
 
 

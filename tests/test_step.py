@@ -53,12 +53,13 @@ def test_a_step_needs_no_run_and_no_mesh() -> None:
     rng = np.random.default_rng(0)
     labels = jnp.asarray(rng.integers(0, 10, 8), jnp.int32)
     batch = Batch(index=jnp.arange(8), images=jnp.asarray(rng.normal(size=(8, 8, 8, 1)), jnp.float32), labels=labels)
-    network = NetworkSpec(models.create("one_layer", 10), optax.trace(0.9), optax.constant_schedule(0.1))
-    networks = {"teacher": network, "student": network}
-    spec = StepSpec(networks, topology.pair("teacher", "student"), METHODS["switokd"].apply, switokd.Hyperparameters())
-    variables = {
-        name: init_variables(network.module, jax.random.PRNGKey(i), (8, 8, 1)) for i, name in enumerate(networks)
+    module = models.create("one_layer", 10)
+    networks = {
+        name: NetworkSpec(module, optax.trace(0.9), optax.constant_schedule(0.1), nodes=(name,))
+        for name in ("teacher", "student")
     }
+    spec = StepSpec(networks, topology.pair("teacher", "student"), METHODS["switokd"].apply, switokd.Hyperparameters())
+    variables = {name: init_variables(module, jax.random.PRNGKey(i), (8, 8, 1)) for i, name in enumerate(networks)}
     state = create_train_state(networks, variables, spec.topology.pairs)
     new_state, metrics = jax.jit(functools.partial(train_step, spec=spec, collectives=Collectives()))(state, batch)
     assert int(new_state.step) == int(new_state.networks["student"].updates) == 1

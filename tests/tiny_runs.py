@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from PIL import Image
 from switokd_jax import config, models
 from switokd_jax.cli import config_module
 from switokd_jax.data import dataset, normalization, resident, sampling
+from switokd_jax.models.branches import Part
 from switokd_jax.models.layers import Layers, dropout, global_avg_pool, kaiming_normal, sow_feature
 from switokd_jax.parallel import mesh
 from switokd_jax.state import TrainState
@@ -37,16 +38,20 @@ class Few(nn.Module):
     num_classes: int
     dropout: float = 0.0
     layers: Layers = Layers()
+    part: Part = Part()
+    stage_count: ClassVar[int] = 3
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         layers = self.layers.replace(train=train, conv_init=kaiming_normal)
         x = x.astype(layers.dtype)
-        for i, features in enumerate(self.features, 1):
-            x = layers.conv(x, features, 3, stride=min(i, 2), name=f"conv{i}")
-            x = sow_feature(self, f"stage{i}", nn.relu(layers.norm(x, name=f"bn{i}")))
-        for stage in range(len(self.features), 3):
-            x = sow_feature(self, f"stage{stage + 1}", x)
+        for i in self.part.stages(self.stage_count):
+            if i <= len(self.features):
+                x = layers.conv(x, self.features[i - 1], 3, stride=min(i, 2), name=f"conv{i}")
+                x = nn.relu(layers.norm(x, name=f"bn{i}"))
+            x = sow_feature(self, f"stage{i}", x)
+        if not self.part.has_classifier:
+            return x
         x = dropout(self, global_avg_pool(self, x), self.dropout, train=train and self.dropout > 0)
         return layers.logits(x, self.num_classes, name="linear")
 

@@ -89,7 +89,7 @@ def forward_only(run: run_spec.RunSpec) -> TrainStepFn:
         forward_pass = forward(network, state.networks[name], images, positions, state.rng)
         with_new_stats = dataclasses.replace(state.networks[name], batch_stats=forward_pass.batch_stats)
         new_state = dataclasses.replace(state, networks={**state.networks, name: with_new_stats}, step=state.step + 1)
-        return new_state, jnp.mean(forward_pass.output.logits)
+        return new_state, jnp.mean(forward_pass.outputs[name].logits)
 
     return step
 

@@ -75,7 +75,7 @@ def read(workdir: str | Path, network: str, version: str = "best") -> TrainedNet
 
     Args:
       workdir: workdir of the run.
-      network: name of the network in the run.
+      network: name of the network in the run, or of a branch: 'student_1'.
       version: checkpoint to read: 'best', 'latest', or a saved step.
 
     Raises:
@@ -83,17 +83,17 @@ def read(workdir: str | Path, network: str, version: str = "best") -> TrainedNet
     """
     folder = Path(workdir).expanduser()
     config = read_config(folder)
-    if network not in config.networks:
-        raise UserError(f"--workdir {folder} has no network {network!r}; {did_you_mean(network, config.networks)}")
-    spec, data = config.networks[network], provenance.read_dataset_info(Workdir(folder))
+    if network not in config.network_of:
+        raise UserError(f"--workdir {folder} has no network {network!r}; {did_you_mean(network, config.network_of)}")
+    spec, data = config.networks[config.network_of[network]], provenance.read_dataset_info(Workdir(folder))
     model_info = ModelInfo(network, spec.model, tuple(data["classes"]), tuple(data["image_shape"]))
     dtype = "float32" if config.dtype == "float64" else config.dtype  # float64 has to be enabled in JAX
     try:
         module = models.create(spec.model, len(model_info.classes), **module_dtypes(dtype))
     except ValueError as error:
         raise UserError(
-            f"--workdir {folder}: config.networks.{network}.{error}; for a network of your own name the run's config "
-            "file: --config=FILE"
+            f"--workdir {folder}: config.networks.{config.network_of[network]}.{error}; for a network of your own "
+            "name the run's config file: --config=FILE"
         ) from None
     variables = restore.load_variables(folder, network, version)
     return TrainedNetwork(

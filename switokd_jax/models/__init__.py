@@ -11,6 +11,7 @@ from typing import Any
 from flax import linen as nn
 
 from switokd_jax.errors import did_you_mean
+from switokd_jax.models.branches import with_branches
 from switokd_jax.models.densenet import DenseNet
 from switokd_jax.models.imagenet_resnet import DEPTHS, VARIANTS, ImageNetResNet
 from switokd_jax.models.layers import OPTIONS, with_options
@@ -44,18 +45,32 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def create(name: str, num_classes: int, **overrides: Any) -> nn.Module:
+def create(
+    name: str,
+    num_classes: int,
+    *,
+    branches: int = 1,
+    branch_from: str = "",
+    mean_gradient: bool = False,
+    **overrides: Any,
+) -> nn.Module:
     """Creates the network of that name.
 
     Args:
       name: a key of `MODELS` with its capital letters replaced by numbers: wrn_16_2, mobilenetv2_0.5.
       num_classes: number of logits.
+      branches: how often its last stages exist; with 2 or more it is a `branches.Branches`.
+      branch_from: the first of these stages; '' for the last one.
+      mean_gradient: see `branches.Branches`.
       **overrides: options of the network's layers (dtype, param_dtype, axis_name, convolution, remat; see
         `layers.Layers`), or other attributes of the module.
 
     Raises:
-      ValueError: if there is no such network, its depth or width is not legal, or `remat` is set and it has no blocks.
+      ValueError: if there is no such network, its depth or width is not legal, `remat` is set and it has no blocks, or
+        it cannot have these branches.
     """
+    if branches > 1:
+        return with_branches(create(name, num_classes, **overrides), branches, branch_from, mean_gradient=mean_gradient)
     factory = _factory(name)
     if "layers" not in inspect.signature(factory).parameters:  # a user's own network with plain attributes
         return factory(num_classes=num_classes, **overrides)

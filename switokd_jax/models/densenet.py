@@ -7,10 +7,13 @@ parameters at 100 classes and is the student of the UniOKD tables.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from switokd_jax.models.branches import Part
 from switokd_jax.models.layers import Layers, global_avg_pool, kaiming_normal_fan_out, sow_feature
 
 
@@ -49,24 +52,30 @@ class DenseNet(nn.Module):
       growth: channels that each layer adds (k).
       num_classes: number of logits.
       layers: options of its layers.
+      part: stages that it consists of; the whole network unless it is the trunk or a branch of one with branches.
     """
 
     depth: int
     growth: int
     num_classes: int
     layers: Layers = Layers()
+    part: Part = Part()
+    stage_count: ClassVar[int] = 3
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps images [batch, height, width, channels] to logits [batch, num_classes]."""
         layers = self.layers.replace(train=train, conv_init=kaiming_normal_fan_out)
         layer_cls = layers.maybe_remat(DenseLayer)
-        x = layers.conv(x.astype(layers.dtype), 2 * self.growth, 3, name="conv1")
-        for block in range(3):
+        if self.part.has_stem:
+            x = layers.conv(x.astype(layers.dtype), 2 * self.growth, 3, name="conv1")
+        for stage in self.part.stages(self.stage_count):
             for i in range((self.depth - 4) // 6):
-                x = layer_cls(layers, self.growth, name=f"dense{block + 1}_{i}")(x)
-            x = sow_feature(self, f"stage{block + 1}", x)
-            if block < 2:
-                x = Transition(layers, name=f"trans{block + 1}")(x)
+                x = layer_cls(layers, self.growth, name=f"dense{stage}_{i}")(x)
+            x = sow_feature(self, f"stage{stage}", x)
+            if stage < self.stage_count:
+                x = Transition(layers, name=f"trans{stage}")(x)
+        if not self.part.has_classifier:
+            return x
         x = nn.relu(layers.norm(x, name="bn"))
         return layers.logits(global_avg_pool(self, x), self.num_classes, name="fc")

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import linen as nn
 
+from switokd_jax.models.branches import Part
 from switokd_jax.models.layers import (
     Initializer,
     Layers,
@@ -118,12 +119,15 @@ class ImageNetResNet(nn.Module):
       variant: one of `VARIANTS`.
       num_classes: number of logits.
       layers: options of its layers.
+      part: stages that it consists of; the whole network unless it is the trunk or a branch of one with branches.
     """
 
     depth: int
     variant: Variant
     num_classes: int
     layers: Layers = Layers()
+    part: Part = Part()
+    stage_count: ClassVar[int] = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -132,16 +136,19 @@ class ImageNetResNet(nn.Module):
         layers = self.layers.replace(train=train, conv_init=variant.conv_init)
         block_cls = layers.maybe_remat(ResidualBlock)
         blocks, bottleneck = DEPTHS[self.depth]
-        size, stride = (7, 2) if variant.large_stem else (3, 1)
-        x = layers.conv(x.astype(layers.dtype), 64, size, stride, name=variant.stem[0])
-        x = nn.relu(layers.norm(x, name=variant.stem[1]))
-        if variant.large_stem:
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        for stage, num_blocks in enumerate(blocks):
-            for block in range(num_blocks):
-                stride = 2 if stage and block == 0 else 1
-                name = f"layer{stage + 1}_{block}"
-                x = block_cls(layers, 64 * 2**stage, stride, bottleneck, variant, name=name)(x)
-            x = sow_feature(self, f"stage{stage + 1}", x)
+        if self.part.has_stem:
+            size, stride = (7, 2) if variant.large_stem else (3, 1)
+            x = layers.conv(x.astype(layers.dtype), 64, size, stride, name=variant.stem[0])
+            x = nn.relu(layers.norm(x, name=variant.stem[1]))
+            if variant.large_stem:
+                x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for stage in self.part.stages(self.stage_count):
+            for block in range(blocks[stage - 1]):
+                stride = 2 if stage > 1 and block == 0 else 1
+                name = f"layer{stage}_{block}"
+                x = block_cls(layers, 64 * 2 ** (stage - 1), stride, bottleneck, variant, name=name)(x)
+            x = sow_feature(self, f"stage{stage}", x)
+        if not self.part.has_classifier:
+            return x
         x = global_avg_pool(self, x)
         return layers.logits(x, self.num_classes, name=variant.head, kernel_init=variant.head_init)

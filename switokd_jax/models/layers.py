@@ -253,12 +253,14 @@ def dropout(module: nn.Module, x: jax.Array, rate: float, *, train: bool) -> jax
     """Zeroes the fraction `rate` of [batch, features] in training and scales up the rest.
 
     Every example draws by its position in the global batch, so the mask is the same on any device count. The train
-    step passes the positions in the collection 'batch'. Call it in the outermost module.
+    step passes the positions in the collection 'batch'.
     """
     if not train:
         return x
     key = module.make_rng("dropout")
-    positions = module.get_variable("batch", "positions", jnp.arange(x.shape[0], dtype=jnp.int32))
+    assert module.scope is not None  # A module that computes is bound.
+    # The root is another module where this one is a branch.
+    positions = module.scope.root.get_variable("batch", "positions", jnp.arange(x.shape[0], dtype=jnp.int32))
     bits = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(key, i), x.shape[1:], jnp.uint32))(positions)
     # Integers, because uniform draws in float64 are other numbers than in float32.
     keep = bits >= jnp.uint32(round(rate * 2**32))

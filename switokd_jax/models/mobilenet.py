@@ -9,9 +9,12 @@ with all strides, ReLU6, dropout, and widths rounded to multiples of 8 (4,674,37
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 from flax import linen as nn
 
+from switokd_jax.models.branches import Part
 from switokd_jax.models.layers import (
     Layers,
     dropout,
@@ -21,11 +24,16 @@ from switokd_jax.models.layers import (
     sow_feature,
 )
 
-# MobileNet's blocks as (features, stride), and the feature that is the output of a block.
-BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
-BLOCK_FEATURES = {0: "stage1", 2: "stage2", 4: "stage3", 10: "stage4", 12: "stage5"}
-# MobileNetV2's stages as (expansion, features, blocks, stride).
-STAGES = (
+# MobileNet's blocks as (features, stride), by stage.
+BLOCKS = (
+    ((64, 1),),
+    ((128, 2), (128, 1)),
+    ((256, 2), (256, 1)),
+    ((512, 2), *[(512, 1)] * 5),
+    ((1024, 2), (1024, 1)),
+)
+# MobileNetV2's sequences of blocks as (expansion, features, blocks, stride).
+SEQUENCES = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
     (6, 32, 3, 2),
@@ -34,8 +42,8 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-# The stages of STAGES whose outputs are features, as in the usual distillation benchmarks.
-STAGE_FEATURES = {1: "stage1", 2: "stage2", 4: "stage3", 6: "stage4"}
+# The sequences of each stage, so that the stages' outputs are those of the usual distillation benchmarks.
+STAGES = ((0, 1), (2,), (3, 4), (5, 6))
 
 
 class SeparableBlock(nn.Module):
@@ -60,21 +68,27 @@ class MobileNet(nn.Module):
     Attributes:
       num_classes: number of logits.
       layers: options of its layers.
+      part: stages that it consists of; the whole network unless it is the trunk or a branch of one with branches.
     """
 
     num_classes: int
     layers: Layers = Layers()
+    part: Part = Part()
+    stage_count: ClassVar[int] = 5
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps images [batch, height, width, channels] to logits [batch, num_classes]."""
         layers = self.layers.replace(train=train, conv_init=inverse_fan_in)
         block_cls = layers.maybe_remat(SeparableBlock)
-        x = nn.relu(layers.norm(layers.conv(x.astype(layers.dtype), 32, 3, name="conv1"), name="bn1"))
-        for index, (features, stride) in enumerate(BLOCKS):
-            x = block_cls(layers, features, stride, name=f"layers_{index}")(x)
-            if index in BLOCK_FEATURES:
-                x = sow_feature(self, BLOCK_FEATURES[index], x)
+        if self.part.has_stem:
+            x = nn.relu(layers.norm(layers.conv(x.astype(layers.dtype), 32, 3, name="conv1"), name="bn1"))
+        for stage in self.part.stages(self.stage_count):
+            for index, (features, stride) in enumerate(BLOCKS[stage - 1], sum(map(len, BLOCKS[: stage - 1]))):
+                x = block_cls(layers, features, stride, name=f"layers_{index}")(x)
+            x = sow_feature(self, f"stage{stage}", x)
+        if not self.part.has_classifier:
+            return x
         return layers.logits(global_avg_pool(self, x), self.num_classes, name="linear", kernel_init=inverse_fan_in)
 
 
@@ -104,25 +118,33 @@ class MobileNetV2(nn.Module):
       width: multiplies all channel counts, which are rounded down.
       num_classes: number of logits.
       layers: options of its layers.
+      part: stages that it consists of; the whole network unless it is the trunk or a branch of one with branches.
     """
 
     width: float
     num_classes: int
     layers: Layers = Layers()
+    part: Part = Part()
+    stage_count: ClassVar[int] = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps images [batch, height, width, channels] to logits [batch, num_classes]."""
         layers = self.layers.replace(train=train, conv_init=kaiming_normal_fan_out)
         block_cls = layers.maybe_remat(InvertedResidual)
-        x = layers.conv(x.astype(layers.dtype), int(32 * self.width), 3, 2, name="conv1_0")
-        x = nn.relu(layers.norm(x, name="conv1_1"))
-        for stage, (expansion, features, num_blocks, stage_stride) in enumerate(STAGES):
-            for block in range(num_blocks):
-                stride = stage_stride if block == 0 else 1
-                x = block_cls(layers, int(features * self.width), stride, expansion, name=f"blocks_{stage}_{block}")(x)
-            if stage in STAGE_FEATURES:
-                x = sow_feature(self, STAGE_FEATURES[stage], x)
+        if self.part.has_stem:
+            x = layers.conv(x.astype(layers.dtype), int(32 * self.width), 3, 2, name="conv1_0")
+            x = nn.relu(layers.norm(x, name="conv1_1"))
+        for stage in self.part.stages(self.stage_count):
+            for sequence in STAGES[stage - 1]:
+                expansion, features, num_blocks, first_stride = SEQUENCES[sequence]
+                for block in range(num_blocks):
+                    stride = first_stride if block == 0 else 1
+                    name = f"blocks_{sequence}_{block}"
+                    x = block_cls(layers, int(features * self.width), stride, expansion, name=name)(x)
+            x = sow_feature(self, f"stage{stage}", x)
+        if not self.part.has_classifier:
+            return x
         x = layers.conv(x, int(1280 * max(self.width, 1.0)), 1, name="conv2_0")
         x = global_avg_pool(self, nn.relu(layers.norm(x, name="conv2_1")))
         normal, zeros = nn.initializers.normal(0.01), nn.initializers.zeros_init()
@@ -167,29 +189,36 @@ class MobileNetV2Tiny(nn.Module):
       width: multiplies all channel counts, which are rounded by `make_divisible`.
       num_classes: number of logits.
       layers: options of its layers.
+      part: stages that it consists of; the whole network unless it is the trunk or a branch of one with branches.
     """
 
     width: float
     num_classes: int
     layers: Layers = Layers()
+    part: Part = Part()
+    stage_count: ClassVar[int] = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps images [batch, height, width, channels] to logits [batch, num_classes]."""
         layers = self.layers.replace(train=train, conv_init=inverse_fan_in)
         block_cls = layers.maybe_remat(InvertedResidual6)
-        x = layers.conv(x.astype(layers.dtype), make_divisible(32 * self.width), 3, 2, name="features_0_0")
-        x, index = nn.relu6(layers.norm(x, name="features_0_1")), 1
-        for stage, (expansion, features, num_blocks, stage_stride) in enumerate(STAGES):
-            for block in range(num_blocks):
-                # The CIFAR network has stride 1 in the second stage.
-                stride = (2 if stage == 1 else stage_stride) if block == 0 else 1
-                width = make_divisible(features * self.width)
-                x = block_cls(layers, width, stride, expansion, name=f"features_{index}")(x)
-                index += 1
-            if stage in STAGE_FEATURES:
-                x = sow_feature(self, STAGE_FEATURES[stage], x)
-        x = layers.conv(x, make_divisible(1280 * max(self.width, 1.0)), 1, name=f"features_{index}_0")
-        x = global_avg_pool(self, nn.relu6(layers.norm(x, name=f"features_{index}_1")))
+        if self.part.has_stem:
+            x = layers.conv(x.astype(layers.dtype), make_divisible(32 * self.width), 3, 2, name="features_0_0")
+            x = nn.relu6(layers.norm(x, name="features_0_1"))
+        for stage in self.part.stages(self.stage_count):
+            for sequence in STAGES[stage - 1]:
+                expansion, features, num_blocks, first_stride = SEQUENCES[sequence]
+                index = 1 + sum(blocks for _, _, blocks, _ in SEQUENCES[:sequence])
+                for block in range(num_blocks):
+                    # The CIFAR network has stride 1 in the second sequence.
+                    stride = (2 if sequence == 1 else first_stride) if block == 0 else 1
+                    width = make_divisible(features * self.width)
+                    x = block_cls(layers, width, stride, expansion, name=f"features_{index + block}")(x)
+            x = sow_feature(self, f"stage{stage}", x)
+        if not self.part.has_classifier:
+            return x
+        x = layers.conv(x, make_divisible(1280 * max(self.width, 1.0)), 1, name="features_18_0")
+        x = global_avg_pool(self, nn.relu6(layers.norm(x, name="features_18_1")))
         x = dropout(self, x, 0.2, train=train)
         return layers.logits(x, self.num_classes, name="classifier_1", kernel_init=inverse_fan_in)

@@ -7,9 +7,12 @@ averages with torch's momentum 0.9.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 from flax import linen as nn
 
+from switokd_jax.models.branches import Part
 from switokd_jax.models.layers import Layers, global_avg_pool, sow_feature, xavier_uniform_sqrt2
 
 
@@ -40,23 +43,29 @@ class WideResNet(nn.Module):
       width: multiplies the 16, 32, 64 channels of the three stages.
       num_classes: number of logits.
       layers: options of its layers.
+      part: stages that it consists of; the whole network unless it is the trunk or a branch of one with branches.
     """
 
     depth: int
     width: int
     num_classes: int
     layers: Layers = Layers()
+    part: Part = Part()
+    stage_count: ClassVar[int] = 3
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps images [batch, height, width, channels] to logits [batch, num_classes]."""
         layers = self.layers.replace(train=train, conv_init=xavier_uniform_sqrt2)
         block_cls = layers.maybe_remat(WideBlock)
-        x = layers.conv(x.astype(layers.dtype), 16, 3, name="conv1", use_bias=True)
-        for stage in range(3):
+        if self.part.has_stem:
+            x = layers.conv(x.astype(layers.dtype), 16, 3, name="conv1", use_bias=True)
+        for stage in self.part.stages(self.stage_count):
             for block in range((self.depth - 4) // 6):
-                stride = 2 if stage and block == 0 else 1
-                x = block_cls(layers, 16 * self.width * 2**stage, stride, name=f"layer{stage + 1}_{block}")(x)
-            x = sow_feature(self, f"stage{stage + 1}", x)
+                stride = 2 if stage > 1 and block == 0 else 1
+                x = block_cls(layers, 16 * self.width * 2 ** (stage - 1), stride, name=f"layer{stage}_{block}")(x)
+            x = sow_feature(self, f"stage{stage}", x)
+        if not self.part.has_classifier:
+            return x
         x = nn.relu(layers.norm(x, name="bn1", momentum=0.1))
         return layers.logits(global_avg_pool(self, x), self.num_classes, name="linear")

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from switokd_jax.errors import UserError, did_you_mean
 from switokd_jax.forward import NetworkSpec
 from switokd_jax.methods import FeatureSpec, TrainedModule
+from switokd_jax.models.branches import split_collection
 from switokd_jax.models.layers import with_options
 from switokd_jax.topology import Edge, Topology
 
@@ -19,7 +20,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def feature_shapes(module: Any, image_shape: tuple[int, ...]) -> Shapes:
-    """Shapes [1, ...] of a network's intermediate features by name, for images (height, width, channels)."""
+    """Shapes [1, ...] of the features of a network or its branches, for images (height, width, channels)."""
     # The axis of a norm exists inside the step only.
     module = with_options(module, axis_name=None)
 
@@ -29,7 +30,8 @@ def feature_shapes(module: Any, image_shape: tuple[int, ...]) -> Shapes:
 
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     intermediates = jax.eval_shape(run, image).get("intermediates", {})
-    return {name: values[0].shape for name, values in intermediates.items()}
+    # All branches have the same features.
+    return {name: values[0].shape for name, values in split_collection(module, intermediates)[0].items()}
 
 
 def with_features(
@@ -41,9 +43,10 @@ def with_features(
       UserError: for a feature that a network does not have; it lists those that it has.
     """
     wanted: dict[str, dict[str, None]] = {name: {} for name in networks}  # ordered sets
+    name_of = {node: name for name, network in networks.items() for node in network.nodes}
     for edge in edges:
-        wanted[edge.learner] |= dict.fromkeys(spec.learner)
-        wanted[edge.source] |= dict.fromkeys(spec.source)
+        wanted[name_of[edge.learner]] |= dict.fromkeys(spec.learner)
+        wanted[name_of[edge.source]] |= dict.fromkeys(spec.source)
     for features in wanted.values():
         features |= dict.fromkeys(spec.every)
     if len(spec.learner) != len(spec.source):
@@ -76,23 +79,24 @@ def trained_modules(
       UserError: if a module cannot be made for these features, or has a name or learner that cannot be.
     """
     modules: dict[str, TrainedModule] = {}
+    network_of = {node: network for network in networks.values() for node in network.nodes}
     for edge in edges:
         if spec.adapter is None:
             break
         shapes = (
-            feature_shapes(networks[edge.learner].module, image_shape)[spec.learner[0]],
-            feature_shapes(networks[edge.source].module, image_shape)[spec.source[0]],
+            feature_shapes(network_of[edge.learner].module, image_shape)[spec.learner[0]],
+            feature_shapes(network_of[edge.source].module, image_shape)[spec.source[0]],
         )
         try:
             modules[str(edge)] = TrainedModule(spec.adapter(*shapes, **dtypes), shapes, edge.learner)
         except ValueError as error:
             raise UserError(f"edge {edge}: {error}") from None
     every: dict[str, Shapes] = {}
-    for name, network in networks.items() if spec.every else ():
+    for network in networks.values() if spec.every else ():
         known = feature_shapes(network.module, image_shape)
-        every[name] = {feature: known[feature] for feature in spec.every}
+        every |= {node: {feature: known[feature] for feature in spec.every} for node in network.nodes}
     for name, trained in spec.modules(topology, every, **dtypes).items():
-        learner = networks.get(trained.learner)
+        learner = network_of.get(trained.learner)
         if name in modules or learner is None or learner.frozen:
             raise UserError(
                 f"the method's module {name!r} learns with {trained.learner!r}, which has to be a network that learns, "

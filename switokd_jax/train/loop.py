@@ -233,9 +233,8 @@ def open_evaluators(
 
     The first one selects the best epoch, and the last one is reported.
     """
-    modules = {name: network.module for name, network in run.networks.items()}
     eval_step = run.distribution.compile(
-        make_eval_step(modules, dataset.preprocess, DTYPES[run.config.dtype]), has_state=False
+        make_eval_step(run.node_modules, dataset.preprocess, DTYPES[run.config.dtype]), has_state=False
     )
     splits = {"validation": dataset.validation, "test": dataset.test}
     return {
@@ -300,7 +299,7 @@ def evaluate(
     Raises:
       Interrupted: if a signal comes meanwhile.
     """
-    variables = {name: state.networks[name].eval_variables for name in run.topology.nodes}
+    variables = run.eval_variables(state)
     return {
         split: evaluator.run(variables, lambda: stop_signal.interrupts_evaluation)
         for split, evaluator in evaluators.items()

@@ -63,7 +63,8 @@ def log_evaluations(
 ) -> None:
     """Writes and shows a row for each split."""
     names, unreplicate = run.topology.nodes, run.distribution.unreplicate
-    updates = {f"{name}/updates": int(unreplicate(state.networks[name].updates)) for name in names}
+    network_of = run.config.network_of
+    updates = {f"{name}/updates": int(unreplicate(state.networks[network_of[name]].updates)) for name in names}
     rows = [
         {**row_prefix(split, run, step), **metrics_row(evaluation, names), **updates}
         for split, evaluation in evaluations.items()
@@ -85,13 +86,12 @@ def save_best(
 ) -> BestScores:
     """Saves each network that is better than ever before; returns the best scores of those that are saved."""
     selection, reported = (list(evaluations.values())[i].networks for i in (0, -1))
-    saved = dict(best)
+    saved, variables = dict(best), run.eval_variables(state)
     for name in run.topology.nodes:
         score = selection[name]["top1"]
         if name in best and score <= best[name]["score"]:
             continue
-        variables = run.distribution.unreplicate(state.networks[name].eval_variables)
-        if outputs.checkpointer.save_best(name, step, variables):
+        if outputs.checkpointer.save_best(name, step, run.distribution.unreplicate(variables[name])):
             saved[name] = {"score": score, "step": step, "top1": reported[name]["top1"]}
     return saved
 

@@ -27,7 +27,7 @@ def own_code(run: RunSpec) -> list[Any]:
     return [
         run.method.apply,
         TOPOLOGIES[config.topology.kind],
-        *(type(network.module) for network in run.networks.values()),
+        *(type(module) for module in run.node_modules.values()),
         *(TRANSFORMS[name] for name in config.data.transforms),
         *(SOURCES[name] for name in [config.data.name] if name in SOURCES),
     ]

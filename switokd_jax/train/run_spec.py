@@ -15,6 +15,7 @@ from switokd_jax.data import dataset, loader, resident, sampling, transforms
 from switokd_jax.errors import UserError
 from switokd_jax.forward import NetworkSpec
 from switokd_jax.methods import METHODS, Method
+from switokd_jax.models.branches import single_networks, split_variables
 from switokd_jax.models.layers import with_options
 from switokd_jax.models.ops import convolution
 from switokd_jax.parallel import mesh
@@ -34,7 +35,7 @@ class RunSpec:
 
     Attributes:
       config: the validated config.
-      topology: which network learns from which.
+      topology: which node, a network or a branch, learns from which.
       networks: the static part of each network by name, in the topology's order.
       method: the distillation method.
       adapters: the method's trained modules, by name.
@@ -91,7 +92,28 @@ class RunSpec:
     @property
     def views(self) -> tuple[str, ...]:
         """Networks that see crops and transforms of their own; none if all see the same."""
-        return self.topology.nodes if self.config.data.views == "per_network" else ()
+        return tuple(self.networks) if self.config.data.views == "per_network" else ()
+
+    @property
+    def node_modules(self) -> dict[str, Any]:
+        """The ordinary network of each node: of a branch, with its trunk."""
+        modules = {
+            node: module
+            for network in self.networks.values()
+            for node, module in zip(network.nodes, single_networks(network.module), strict=True)
+        }
+        return {node: modules[node] for node in self.topology.nodes}
+
+    def eval_variables(self, state: TrainState) -> dict[str, dict[str, Any]]:
+        """The variables of `node_modules` to evaluate: with averaged parameters where a network keeps them."""
+        variables = {
+            node: of_node
+            for name, network in self.networks.items()
+            for node, of_node in zip(
+                network.nodes, split_variables(network.module, state.networks[name].eval_variables), strict=True
+            )
+        }
+        return {node: variables[node] for node in self.topology.nodes}
 
     def epoch(self, step: int) -> float:
         """Number of epochs completed after a global step."""
@@ -159,7 +181,8 @@ def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device
         **options,
         **module_dtypes(config.dtype),
     )
-    networks = {name: _network(config, name, create, steps_per_epoch, total_steps) for name in graph.nodes}
+    names = dict.fromkeys(config.network_of[node] for node in graph.nodes)  # in this order
+    networks = {name: _network(config, name, create, steps_per_epoch, total_steps) for name in names}
     _check_single_images(config, networks, info, distribution)
     method = METHODS[config.method]
     _check_method(config, method, graph)
@@ -176,7 +199,10 @@ def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device
         topology=graph,
         networks=networks,
         method=method,
-        adapters={name: adapters.adapter_spec(networks[of.learner], of.module) for name, of in trained.items()},
+        adapters={
+            name: adapters.adapter_spec(networks[config.network_of[of.learner]], of.module)
+            for name, of in trained.items()
+        },
         adapter_inputs={name: of.inputs for name, of in trained.items()},
         distribution=distribution,
         dataset_info=info,
@@ -198,7 +224,7 @@ def make_topology(config: Config) -> Topology:
         for name, field in zip(("alpha", "beta"), method.edge_weights, strict=False)
     }
     settings = topology.TopologySettings(
-        networks=[*config.networks],
+        networks=[*config.network_of],
         teachers=spec.teachers,
         students=spec.students,
         names=spec.names,
@@ -219,13 +245,18 @@ def make_topology(config: Config) -> Topology:
                 f"config.{config.method}.{field} is {weights[name]}, but topology.kind {kind!r} does not use it; leave "
                 f"it at {defaults[field]} and put weights on the edges (topology.kind 'custom', topology.edges)"
             )
-    if unknown := [name for name in graph.nodes if name not in config.networks]:
+    if unknown := [node for node in graph.nodes if node not in config.network_of]:
         raise UserError(
             f"config.topology names the unknown network {unknown[0]!r}; config.networks has "
-            f"{', '.join(config.networks)}"
+            f"{', '.join(config.network_of)}"
         )
-    if unused := [name for name in config.networks if name not in graph.nodes]:
+    if unused := [node for node in config.network_of if node not in graph.nodes]:
         raise UserError(f"config.networks.{unused[0]} takes no part in config.topology; remove it or name it there")
+    if branches := [teacher for teacher, _ in graph.pairs if teacher not in config.networks and method.switches]:
+        raise UserError(
+            f"config.method {config.method!r} would pause {branches[0]}, a branch, whose trunk learns from the other "
+            "branches; take a network of its own, or another method"
+        )
     return graph
 
 
@@ -285,7 +316,7 @@ def _check_single_images(
 
 
 def _frozen(config: Config, graph: Topology) -> frozenset[str]:
-    return frozenset(name for name in graph.nodes if config.networks[name].frozen)
+    return frozenset(node for node in graph.nodes if config.networks[config.network_of[node]].frozen)
 
 
 def _check_method(config: Config, method: Method, graph: Topology) -> None:
@@ -321,8 +352,12 @@ def _network(
     config: Config, name: str, create: Callable[[str], Any], steps_per_epoch: int, total_steps: int
 ) -> NetworkSpec:
     network = config.networks[name]
+    branches: dict[str, Any] = {}
+    if network.branches > 1:
+        branches = {"branches": network.branches, "branch_from": network.branch_from}
+        branches["mean_gradient"] = network.trunk_gradient == "mean"
     try:
-        module = create(network.model)
+        module = create(network.model, **branches)
     except ValueError as error:
         raise UserError(f"config.networks.{name}.model: {error}") from None
     if network.remat:
@@ -336,6 +371,7 @@ def _network(
         module=module,
         optimizer=optim.make_optimizer(network.optimizer, network.optimizer_settings, network.clip_norm),
         schedule=optim.make_schedule(network.schedule, network.schedule_settings(steps_per_epoch, total_steps)),
+        nodes=network.nodes(name),
         label_smoothing=network.label_smoothing,
         ema=network.ema,
         frozen=network.frozen,

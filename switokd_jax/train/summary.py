@@ -58,7 +58,7 @@ def describe_plan(run: RunSpec, dataset: Dataset, state: TrainState) -> str:
     images = sum(split.images.nbytes for split in splits if isinstance(split, Split)) / 2**20
     rows.append(("memory", f"{memory:.1f} MiB state and {images:.1f} MiB images on each device"))
     table = "\n".join(f"{head:<9}{row}" for head, row in rows)
-    return "\n".join([table, *(_parameters(name, run, state.networks[name].params) for name in run.topology.nodes)])
+    return "\n".join([table, *(_parameters(name, run, state.networks[name].params) for name in run.networks)])
 
 
 def _parameters(name: str, run: RunSpec, params: Any) -> str:
@@ -93,7 +93,7 @@ def make_summary(
         raise UserError(f"{workdir.metrics} lacks the last evaluation; start the same command in another --workdir")
     steps = int(final.step)
     shares = expert_share(final.expert_steps, steps)
-    networks = {name: _network(name, run, final, last, best[name]) for name in run.topology.nodes}
+    networks = {node: _network(node, run, final, last, best[node]) for node in run.topology.nodes}
     examples = run.epoch(steps) * run.dataset_info.train_examples
     return {
         "steps": steps,
@@ -110,18 +110,22 @@ def make_summary(
     }
 
 
-def _network(name: str, run: RunSpec, final: TrainState, last: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
-    counted = flops.count_flops_per_image(run.networks[name].module, run.dataset_info.image_shape)
+def _network(node: str, run: RunSpec, final: TrainState, last: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:
+    """Collects what summary.json holds of a node: of a branch, its parameters with those of the trunk."""
+    name = run.config.network_of[node]
+    network = run.networks[name]
+    counted = flops.count_flops_per_image(network.module, run.dataset_info.image_shape)
     return {
         "model": run.config.networks[name].model,
-        "parameters": count_parameters(final.networks[name].params),
-        "final_top1": last[f"{name}/top1"],
+        "parameters": count_parameters(run.eval_variables(final)[node]["params"]),
+        "final_top1": last[f"{node}/top1"],
         "best_top1": best["top1"],
         "best_epoch": round(run.epoch(int(best["step"])), 6),
-        "final_loss": last[f"{name}/loss"],
+        "final_loss": last[f"{node}/loss"],
         "updates": int(final.networks[name].updates),
-        "forward_flops": counted.forward,
-        "backward_flops": counted.backward,
+        # Branches share the cost of their network, so that the sum over the nodes is that of the run.
+        "forward_flops": counted.forward / len(network.nodes),
+        "backward_flops": counted.backward / len(network.nodes),
     }
 
 

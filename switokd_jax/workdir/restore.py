@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from switokd_jax.errors import UserError, one_line
+from switokd_jax.models.branches import of_branch, saved_branches
 from switokd_jax.state import Tree
 from switokd_jax.workdir import checksums
 from switokd_jax.workdir.checkpointer import IO_ERRORS
@@ -81,11 +82,23 @@ def load_variables(workdir: str | Path, network: str, version: str = "best") -> 
     if version == "best":
         return dict(_load(paths.best_checkpoints(network), "variables", source))
     step = int(version) if version.isdigit() else None
-    networks = _load(paths.latest_checkpoints, "state", source, step)["networks"]
+    networks = _eval_variables(_load(paths.latest_checkpoints, "state", source, step)["networks"])
     if network not in networks:
         raise UserError(f"{source!r}: that run has the networks {', '.join(networks)}")
-    state = networks[network]
-    return {"params": state["ema"] or state["params"], "batch_stats": state["batch_stats"]}
+    return networks[network]
+
+
+def _eval_variables(states: dict[str, Tree]) -> dict[str, dict[str, Tree]]:
+    """Returns the variables of networks, and for one with branches those of each branch with the trunk."""
+    networks: dict[str, dict[str, Tree]] = {}
+    for name, state in states.items():
+        variables = {"params": state["ema"] or state["params"], "batch_stats": state["batch_stats"]}
+        branches = saved_branches(variables["params"])
+        networks |= {
+            f"{name}_{i}": {kind: of_branch(tree, branch) for kind, tree in variables.items()}
+            for i, branch in enumerate(branches, 1)
+        } or {name: variables}
+    return networks
 
 
 def load_state(workdir: str | Path) -> dict[str, Tree]:
