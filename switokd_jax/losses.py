@@ -48,7 +48,15 @@ def kl_divergence(
     >>> print(f"{kl_divergence(p, q)[0]:.4f}")  # 0.5 log 2 + 0.5 log (2 / 3)
     0.1438
     """
-    target = promote_to_float32(jax.lax.stop_gradient(target_logits)) / temperature
-    log_p = jax.nn.log_softmax(target)
+    return joint_kl_divergence(jax.lax.stop_gradient(target_logits), logits, temperature)
+
+
+def joint_kl_divergence(
+    target_logits: Float[Array | np.ndarray, "batch classes"],
+    logits: Float[Array | np.ndarray, "batch classes"],
+    temperature: float = 1.0,
+) -> Float[Array, " batch"]:
+    """Computes the `kl_divergence` with a gradient at the target, too, for methods that are `joint`."""
+    log_p = jax.nn.log_softmax(promote_to_float32(target_logits) / temperature)
     log_q = jax.nn.log_softmax(promote_to_float32(logits) / temperature)
     return optax.losses.kl_divergence_with_log_targets(log_q, log_p)

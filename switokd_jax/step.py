@@ -41,6 +41,7 @@ class StepSpec:
       steps_per_epoch: for methods that depend on the epoch.
       num_microbatches: see `forward`.
       skip_nonfinite: a step with a loss or gradient that is not finite changes nothing but the step count.
+      mean_teachers: networks that learn also run with their averaged parameters, for the method.
     """
 
     networks: Mapping[str, NetworkSpec]
@@ -51,6 +52,7 @@ class StepSpec:
     steps_per_epoch: int = 1
     num_microbatches: int = 1
     skip_nonfinite: bool = False
+    mean_teachers: bool = False
 
     @property
     def network_of(self) -> dict[str, NetworkSpec]:
@@ -101,8 +103,9 @@ def train_step(
       T->S/teacher_distance, T->S/expert; and the method's own.
     """
     key = jax.random.fold_in(state.rng, state.step)
-    passes = _forward_all(state, batch, spec, collectives, key)
-    gradients = _method_gradients(passes, state, batch, spec, collectives, key)
+    passes = _forward_all(spec.networks, state, batch, spec, collectives, key)
+    averaged_logits = _averaged_logits(state, batch, spec, collectives, key) if spec.mean_teachers else {}
+    gradients = _method_gradients(passes, averaged_logits, state, batch, spec, collectives, key)
     networks, finite = _update_networks(passes, gradients, state, spec, collectives)
     new_state = dataclasses.replace(
         state,
@@ -120,9 +123,14 @@ def train_step(
 
 
 def _forward_all(
-    state: TrainState, batch: Batch, spec: StepSpec, collectives: Collectives, key: jax.Array
+    networks: Mapping[str, NetworkSpec],
+    state: TrainState,
+    batch: Batch,
+    spec: StepSpec,
+    collectives: Collectives,
+    key: jax.Array,
 ) -> dict[str, ForwardPass]:
-    """Runs every network on this device's shard of the batch."""
+    """Runs the networks on this device's shard of the batch."""
     size = len(batch.labels)
     batch_positions = collectives.shard_offset(size) + jnp.arange(size, dtype=jnp.int32)
     return {
@@ -134,12 +142,27 @@ def _forward_all(
             fold_in_name(key, name),
             spec.num_microbatches,
         )
-        for name, network in spec.networks.items()
+        for name, network in networks.items()
     }
+
+
+def _averaged_logits(
+    state: TrainState, batch: Batch, spec: StepSpec, collectives: Collectives, key: jax.Array
+) -> dict[str, jax.Array]:
+    """Runs the networks that learn with their averaged parameters; their running statistics do not change."""
+    networks = {
+        name: dataclasses.replace(network, features=()) for name, network in spec.networks.items() if not network.frozen
+    }
+    averaged = {name: dataclasses.replace(state.networks[name], params=state.networks[name].ema) for name in networks}
+    passes = _forward_all(
+        networks, dataclasses.replace(state, networks=averaged), batch, spec, collectives, fold_in_name(key, "averaged")
+    )
+    return {node: output.logits for run in passes.values() for node, output in run.outputs.items()}
 
 
 def _method_gradients(
     passes: Mapping[str, ForwardPass],
+    averaged_logits: Mapping[str, jax.Array],
     state: TrainState,
     batch: Batch,
     spec: StepSpec,
@@ -153,11 +176,14 @@ def _method_gradients(
         for node, output in forward_pass.outputs.items()
     }
     global_outputs, global_labels, global_indices = collectives.all_gather((local_outputs, batch.labels, batch.index))
+    global_averaged_logits = collectives.all_gather(jax.lax.stop_gradient(averaged_logits))
 
     def total_loss(
         outputs: Mapping[str, NodeOutput], adapter_params: Mapping[str, Tree]
     ) -> tuple[jax.Array, tuple[MethodOutput, Mapping[str, jax.Array]]]:
-        inputs = _method_inputs(outputs, adapter_params, global_labels, global_indices, state, spec, key)
+        inputs = _method_inputs(
+            outputs, global_averaged_logits, adapter_params, global_labels, global_indices, state, spec, key
+        )
         output = spec.method(inputs, global_labels, spec.topology, spec.hyperparameters)
         return jnp.sum(jnp.stack([*output.losses.values()])), (output, inputs.cross_entropy)
 
@@ -172,6 +198,7 @@ def _method_gradients(
 
 def _method_inputs(
     outputs: Mapping[str, NodeOutput],
+    averaged_logits: Mapping[str, jax.Array],
     adapter_params: Mapping[str, Tree],
     labels: jax.Array,
     indices: jax.Array,
@@ -196,6 +223,7 @@ def _method_inputs(
         keys={name: fold_in_name(key, name) for name in adapter_params},
         epoch=state.step // spec.steps_per_epoch + 1,
         memory=state.memory,
+        averaged_logits=averaged_logits,
     )
 
 
@@ -276,6 +304,7 @@ def _step_metrics(
         metrics[f"{node}/top1"] = gradients.top1[node]
         metrics[f"{node}/learning_rate"] = jnp.asarray(spec.network_of[node].schedule(step))
         metrics[finite_key(node)] = finite[node]
+    metrics |= {f"{name}/loss": loss for name, loss in output.losses.items() if name not in spec.topology.nodes}
     for pair, switch in output.switches.items():
         metrics |= {f"{pair_name(pair)}/{field}": value for field, value in switch._asdict().items()}
     return merge_metrics(metrics, output.metrics)
@@ -302,8 +331,8 @@ def _apply_gradients(
 def _adapter_fn(adapter: NetworkSpec, batch_stats: Tree, params: Tree) -> AdapterFn:
     """Binds an adapter's variables: its inputs -> (its output, new running statistics)."""
 
-    def apply(*inputs: jax.Array) -> tuple[Tree, Tree]:
-        variables = {"params": params, "batch_stats": batch_stats}
+    def apply(*inputs: jax.Array, frozen: bool = False) -> tuple[Tree, Tree]:
+        variables = {"params": jax.lax.stop_gradient(params) if frozen else params, "batch_stats": batch_stats}
         output, mutated = adapter.module.apply(variables, *inputs, train=True, mutable=["batch_stats"])
         return output, mutated.get("batch_stats", {})
 

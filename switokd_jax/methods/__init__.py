@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-from switokd_jax.methods import at, crd, dist, dkd, dml, fitnet, kd, kdcl, rco, switokd, uniokd, vanilla
+from switokd_jax.methods import (
+    afd,
+    at,
+    cl_ilr,
+    crd,
+    dist,
+    dkd,
+    dml,
+    ffl,
+    fitnet,
+    kd,
+    kdcl,
+    mcl,
+    okddip,
+    one,
+    pcl,
+    rco,
+    shake,
+    switokd,
+    uniokd,
+    vanilla,
+)
 from switokd_jax.methods.base import (
     AdapterFn,
     MemoryInputs,
     MethodFn,
     MethodInputs,
     MethodOutput,
+    Shapes,
+    TrainedModule,
     add_distillation,
+    add_ensemble,
+    rampup_weight,
+    stack_logits,
 )
-from switokd_jax.topology import Topology
+from switokd_jax.topology import Edge, Topology
 
 __all__ = [
     "METHODS",
@@ -30,31 +57,21 @@ __all__ = [
     "MethodOutput",
     "TrainedModule",
     "add_distillation",
+    "add_ensemble",
+    "rampup_weight",
+    "stack_logits",
 ]
-
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Shapes [1, ...] of a network's features, by name."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedModule:
-    """A module that a method trains beside the networks: a projection, a gate, a classifier of fused features.
-
-    Attributes:
-      module: a Flax module, called with its inputs and `train`.
-      inputs: shapes [1, ...] of its inputs.
-      learner: name of the network whose optimizer and learning rate it has.
-    """
-
-    module: Any
-    inputs: tuple[tuple[int, ...], ...]
-    learner: str
 
 
 def _no_modules(topology: Topology, shapes: Mapping[str, Shapes], **dtypes: Any) -> dict[str, TrainedModule]:
     """Trains nothing beside the networks."""
     del topology, shapes, dtypes
+    return {}
+
+
+def _no_edge_modules(edge: Edge, learner: Shapes, source: Shapes, **dtypes: Any) -> dict[str, TrainedModule]:
+    """Trains nothing more on an edge."""
+    del edge, learner, source, dtypes
     return {}
 
 
@@ -67,12 +84,15 @@ class FeatureSpec:
 
     Attributes:
       learner: names of the learner's features.
-      source: names of the source's features, one for each of the learner's.
+      source: names of the source's features, one for each of the learner's if the method compares them.
       adapter: creates the module that maps the learner's first feature to the source's. Arguments: the shapes
         [batch, ...] of both features, and the keywords dtype and param_dtype. None if the method trains no adapter.
       every: names of features that every network outputs.
-      modules: creates other modules, by name. Arguments: the topology, the shapes of the features in `every` by network
-        and name, and the keywords dtype and param_dtype. In the loss they are `MethodInputs.adapters` of that name.
+      modules: creates other modules, by name. Arguments: the topology, the shapes of the features in `every` and of the
+        'logits' by network and name, and the keywords dtype and param_dtype. In the loss they are
+        `MethodInputs.adapters` of that name.
+      of_edge: creates modules of one edge likewise. Arguments: the edge, the shapes of the learner's and of the
+        source's features and logits, and the keywords dtype and param_dtype.
     """
 
     learner: tuple[str, ...] = ()
@@ -80,6 +100,7 @@ class FeatureSpec:
     adapter: Callable[..., Any] | None = None
     every: tuple[str, ...] = ()
     modules: Callable[..., Mapping[str, TrainedModule]] = _no_modules
+    of_edge: Callable[..., Mapping[str, TrainedModule]] = _no_edge_modules
 
 
 def _no_features(hyperparameters: Any) -> FeatureSpec:
@@ -114,6 +135,10 @@ class Method:
         from its teacher (the builders' alpha), then that of the gated edge back (beta). () leaves all weights at 1.
       switches: whether it decides a mode for each gated pair in every step.
       offline: whether it learns from frozen networks.
+      joint: whether a loss has a gradient at several networks, as that of an ensemble has.
+      mean_teachers: whether it sees `MethodInputs.averaged_logits`, of a second forward pass.
+      branches: whether its nodes have to be branches of one network.
+      min_networks: smallest number of nodes.
       features: hyperparameters -> the features that it uses.
       init_memory: (hyperparameters, `MemoryInputs`) -> memory that is kept between steps and saved in checkpoints;
         None for no memory.
@@ -123,7 +148,7 @@ class Method:
         errors on held-out data to the new memory, called at each evaluation; or None.
 
     Raises:
-      ValueError: if `edge_weights` names no hyperparameter.
+      ValueError: if `edge_weights` names no hyperparameter, or the method both switches and is joint.
     """
 
     apply: MethodFn
@@ -131,12 +156,18 @@ class Method:
     edge_weights: tuple[str, ...] = ()
     switches: bool = False
     offline: bool = False
+    joint: bool = False
+    mean_teachers: bool = False
+    branches: bool = False
+    min_networks: int = 1
     features: Callable[[Any], FeatureSpec] = _no_features
     init_memory: Callable[[Any, MemoryInputs], Any] = _no_memory
     teacher_at_epoch: Callable[[Any, int], str | None] = _same_teacher
     update_memory_at_eval: Callable[[Any], Callable[[jax.Array], Any] | None] = _no_memory_update
 
     def __post_init__(self) -> None:
+        if self.joint and self.switches:
+            raise ValueError("a network that is paused cannot keep the gradient of a joint loss from the others")
         known = {field.name for field in dataclasses.fields(self.hyperparameters)}
         if len(self.edge_weights) > 2 or not known.issuperset(self.edge_weights):
             raise ValueError(
@@ -168,6 +199,48 @@ METHODS: dict[str, Method] = {
         edge_weights=("alpha", "beta"),
         switches=True,
     ),
+    "cl_ilr": Method(cl_ilr.cl_ilr, cl_ilr.Hyperparameters, min_networks=2),
+    # Online, with an ensemble or a module that all networks train.
+    "one": Method(
+        one.one,
+        one.Hyperparameters,
+        joint=True,
+        branches=True,
+        features=lambda h: FeatureSpec(every=(one.TRUNK,), modules=one.gate),
+    ),
+    "okddip": Method(
+        okddip.okddip,
+        okddip.Hyperparameters,
+        joint=True,
+        min_networks=3,
+        features=lambda h: FeatureSpec(every=("pooled",), modules=okddip.attention),
+    ),
+    "ffl": Method(
+        ffl.ffl,
+        ffl.Hyperparameters,
+        joint=True,
+        features=lambda h: FeatureSpec(every=(h.feature,), modules=functools.partial(ffl.fusion, h.feature)),
+    ),
+    "pcl": Method(
+        pcl.pcl,
+        pcl.Hyperparameters,
+        joint=True,
+        min_networks=2,
+        mean_teachers=True,
+        features=lambda h: FeatureSpec(every=("pooled",), modules=pcl.peer_ensemble),
+    ),
+    "mcl": Method(
+        mcl.mcl,
+        mcl.Hyperparameters,
+        joint=True,
+        features=lambda h: FeatureSpec(every=("pooled",), modules=functools.partial(mcl.embeddings, h.size)),
+    ),
+    "afd": Method(
+        afd.afd,
+        afd.Hyperparameters,
+        min_networks=2,
+        features=lambda h: FeatureSpec(every=(h.feature,), modules=functools.partial(afd.discriminators, h.feature)),
+    ),
     # Offline, from the logits of a frozen teacher.
     "kd": Method(kd.kd, kd.Hyperparameters, offline=True),
     "dkd": Method(dkd.dkd, dkd.Hyperparameters, offline=True),
@@ -192,5 +265,11 @@ METHODS: dict[str, Method] = {
         offline=True,
         features=lambda h: FeatureSpec((h.student,), (h.teacher,), crd.embedding(h)),
         init_memory=crd.init_memory,
+    ),
+    "shake": Method(
+        shake.shake,
+        shake.Hyperparameters,
+        offline=True,
+        features=lambda h: FeatureSpec(source=h.features, of_edge=functools.partial(shake.shadow_head, h.features)),
     ),
 }

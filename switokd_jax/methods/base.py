@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, no_type_check
 
 import jax
@@ -12,11 +12,37 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float
 
+from switokd_jax.losses import cross_entropy
+from switokd_jax.metrics import top_k_correct
+from switokd_jax.precision import promote_to_float32
 from switokd_jax.switching import Switch
 from switokd_jax.topology import Pair, Topology
 
 AdapterFn = Callable[..., tuple[Any, Any]]
-"""A trained module with its parameters: its inputs -> its output, and its new running statistics."""
+"""A trained module with its parameters: its inputs -> its output, and its new running statistics.
+
+With the keyword frozen=True no gradient reaches its parameters: a network that has to fool a discriminator does not
+train it.
+"""
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes [1, ...] of a network's features, by name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModule:
+    """A module that a method trains beside the networks: a projection, a gate, a classifier of fused features.
+
+    Attributes:
+      module: a Flax module, called with its inputs and `train`.
+      inputs: shapes [1, ...] of its inputs.
+      learner: name of the node whose network's optimizer and learning rate it has.
+    """
+
+    module: Any
+    inputs: tuple[tuple[int, ...], ...]
+    learner: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +75,8 @@ class MethodInputs:
       keys: PRNG key of this step, by adapter.
       epoch: scalar int32, counted from 1.
       memory: state that the method keeps between steps, as created by its `init_memory`; None for most methods.
+      averaged_logits: [batch, classes] by network that learns, of its averaged parameters on the same images; only for
+        methods with `mean_teachers`. They have no gradient.
     """
 
     logits: Mapping[str, jax.Array]
@@ -60,6 +88,7 @@ class MethodInputs:
     keys: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
     epoch: jax.Array | int = 1
     memory: Any = None
+    averaged_logits: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 @no_type_check  # JAX also builds it from other leaves, such as ShapeDtypeStruct
@@ -68,7 +97,9 @@ class MethodOutput:
     """Losses, update decisions and metrics of one step.
 
     Attributes:
-      losses: scalar by network. A loss may depend on another network's outputs only through stop_gradient.
+      losses: scalar by network. A loss may depend on another network's outputs only through stop_gradient, except for
+        methods that are `joint`. Other names are losses of an ensemble or of a module that the method trains; the step
+        reports them as 'NAME/loss'.
       should_update: traced boolean by network, for each network that can be paused. A network without an entry is
         updated in every step, without a conditional.
       switches: the switch of each gated pair.
@@ -115,3 +146,40 @@ def add_distillation(
     # A difference, not a second sum: a term with two uses would compile to another rounding of the loss.
     metrics = {f"{name}/distillation": loss - task_losses[name] for name, loss in losses.items()}
     return MethodOutput(losses, metrics=jax.lax.stop_gradient(metrics), **fields)
+
+
+def add_ensemble(output: MethodOutput, logits: jax.Array, labels: jax.Array, *terms: Float[Array, ""]) -> MethodOutput:
+    """Adds the loss of an ensemble, and reports its accuracy as the metric 'ensemble/top1'.
+
+    Args:
+      output: of the networks.
+      logits: [batch, classes], of the ensemble.
+      labels: [batch] int32.
+      *terms: scalars that are added to the ensemble's cross-entropy.
+    """
+    loss = sum(terms, jnp.mean(cross_entropy(logits, labels)))
+    top1 = 100.0 * jnp.mean(top_k_correct(logits, labels))
+    return dataclasses.replace(
+        output, losses={**output.losses, "ensemble": loss}, metrics={**output.metrics, "ensemble/top1": top1}
+    )
+
+
+def stack_logits(inputs: MethodInputs, nodes: Sequence[str]) -> Float[Array, "nodes batch classes"]:
+    """Stacks the logits of these networks, in float32 at least."""
+    return jnp.stack([promote_to_float32(inputs.logits[node]) for node in nodes])
+
+
+def rampup_weight(epoch: jax.Array | int, rampup_epochs: float) -> Float[Array, ""]:
+    """Computes the weight exp(-5 (1 - t)^2) of a distillation term, with t = min((epoch - 1) / rampup_epochs, 1).
+
+    Source: Laine and Aila 2017 (arXiv 1610.02242), as in the public code of ONE and OKDDip.
+
+    Args:
+      epoch: counted from 1.
+      rampup_epochs: epochs until the weight is 1; 0 for a weight of 1 from the start.
+
+    >>> [round(float(rampup_weight(epoch, 80.0)), 4) for epoch in (1, 41, 81, 300)], float(rampup_weight(1, 0.0))
+    ([0.0067, 0.2865, 1.0, 1.0], 1.0)
+    """
+    progress = jnp.minimum((epoch - 1) / rampup_epochs, 1.0) if rampup_epochs else jnp.ones(())
+    return jnp.exp(-5.0 * (1.0 - progress) ** 2)

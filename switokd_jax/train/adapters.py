@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from switokd_jax.errors import UserError, did_you_mean
 from switokd_jax.forward import NetworkSpec
 from switokd_jax.methods import FeatureSpec, TrainedModule
-from switokd_jax.models.branches import split_collection
+from switokd_jax.models.branches import split_collection, split_logits
 from switokd_jax.models.layers import with_options
 from switokd_jax.topology import Edge, Topology
 
@@ -20,18 +20,24 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def feature_shapes(module: Any, image_shape: tuple[int, ...]) -> Shapes:
-    """Shapes [1, ...] of the features of a network or its branches, for images (height, width, channels)."""
+    """Shapes [1, ...] of the features and the 'logits' of a network or its branches.
+
+    Args:
+      module: a network of `models.create`.
+      image_shape: (height, width, channels).
+    """
     # The axis of a norm exists inside the step only.
     module = with_options(module, axis_name=None)
 
     def run(image: jax.Array) -> Any:
         variables = module.init(jax.random.PRNGKey(0), image, train=False)
-        return module.apply(variables, image, train=False, mutable=["intermediates"])[1]
+        return module.apply(variables, image, train=False, mutable=["intermediates"])
 
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    intermediates = jax.eval_shape(run, image).get("intermediates", {})
+    logits, mutated = jax.eval_shape(run, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
     # All branches have the same features.
-    return {name: values[0].shape for name, values in split_collection(module, intermediates)[0].items()}
+    features = split_collection(module, mutated.get("intermediates", {}))[0]
+    shapes = {name: values[0].shape for name, values in features.items()}
+    return {**shapes, "logits": split_logits(module, logits)[0].shape}
 
 
 def with_features(
@@ -49,7 +55,7 @@ def with_features(
         wanted[name_of[edge.source]] |= dict.fromkeys(spec.source)
     for features in wanted.values():
         features |= dict.fromkeys(spec.every)
-    if len(spec.learner) != len(spec.source):
+    if spec.learner and len(spec.learner) != len(spec.source):
         raise UserError(
             f"config: {len(spec.learner)} features of the student and {len(spec.source)} of the teacher are named; "
             "each needs its counterpart"
@@ -57,6 +63,7 @@ def with_features(
     for name, features in wanted.items():
         try:
             known = feature_shapes(networks[name].module, image_shape) if features else {}
+            known.pop("logits", None)  # no feature, although methods see its shape
         except ValueError as error:  # images that the model cannot take
             raise UserError(f"network {name!r}: {error}") from None
         for feature in features:
@@ -80,30 +87,36 @@ def trained_modules(
     """
     modules: dict[str, TrainedModule] = {}
     network_of = {node: network for network in networks.values() for node in network.nodes}
+    uses_features = spec.every or spec.learner or spec.source
+    of_network = {
+        name: feature_shapes(network.module, image_shape) if uses_features else {} for name, network in networks.items()
+    }
+    shapes = {node: of_network[name] for name, network in networks.items() for node in network.nodes}
+    more: dict[str, TrainedModule] = {}
     for edge in edges:
-        if spec.adapter is None:
-            break
-        shapes = (
-            feature_shapes(network_of[edge.learner].module, image_shape)[spec.learner[0]],
-            feature_shapes(network_of[edge.source].module, image_shape)[spec.source[0]],
-        )
+        learner, source = shapes[edge.learner], shapes[edge.source]
         try:
-            modules[str(edge)] = TrainedModule(spec.adapter(*shapes, **dtypes), shapes, edge.learner)
+            if spec.adapter is not None:
+                inputs = (learner[spec.learner[0]], source[spec.source[0]])
+                modules[str(edge)] = TrainedModule(spec.adapter(*inputs, **dtypes), inputs, edge.learner)
+            more |= spec.of_edge(edge, learner, source, **dtypes)
         except ValueError as error:
             raise UserError(f"edge {edge}: {error}") from None
-    every: dict[str, Shapes] = {}
-    for network in networks.values() if spec.every else ():
-        known = feature_shapes(network.module, image_shape)
-        every |= {node: {feature: known[feature] for feature in spec.every} for node in network.nodes}
-    for name, trained in spec.modules(topology, every, **dtypes).items():
-        learner = network_of.get(trained.learner)
-        if name in modules or learner is None or learner.frozen:
+    every = {
+        node: {name: of_node[name] for name in (*spec.every, "logits")} for node, of_node in shapes.items() if of_node
+    }
+    try:
+        more |= spec.modules(topology, every, **dtypes)
+    except ValueError as error:
+        raise UserError(f"config.method: {error}") from None
+    for name, trained in more.items():
+        network = network_of.get(trained.learner)
+        if name in modules or network is None or network.frozen:
             raise UserError(
                 f"the method's module {name!r} learns with {trained.learner!r}, which has to be a network that learns, "
                 "and its name has to be its own"
             )
-        modules[name] = trained
-    return modules
+    return modules | more
 
 
 def adapter_spec(learner: NetworkSpec, module: Any) -> NetworkSpec:

@@ -87,6 +87,7 @@ class RunSpec:
             steps_per_epoch=self.steps_per_epoch,
             num_microbatches=self.config.gradient_accumulation,
             skip_nonfinite=self.config.on_nonfinite == "skip",
+            mean_teachers=self.method.mean_teachers,
         )
 
     @property
@@ -319,6 +320,10 @@ def _frozen(config: Config, graph: Topology) -> frozenset[str]:
     return frozenset(node for node in graph.nodes if config.networks[config.network_of[node]].frozen)
 
 
+def _ema(config: Config, node: str) -> float:
+    return config.networks[config.network_of[node]].ema
+
+
 def _check_method(config: Config, method: Method, graph: Topology) -> None:
     """Checks that the networks and the data are what the method needs.
 
@@ -338,6 +343,23 @@ def _check_method(config: Config, method: Method, graph: Topology) -> None:
         raise UserError(
             f"config.method {config.method!r} learns from frozen networks and finds none to learn from; set "
             f"config.networks.{graph.nodes[0]}.frozen = True and its init_from"
+        )
+    if len(graph.nodes) < method.min_networks:
+        raise UserError(
+            f"config.method {config.method!r} needs {method.min_networks} networks or branches, and there are "
+            f"{len(graph.nodes)}; add networks, or set config.networks.NAME.branches"
+        )
+    if method.branches and ({*graph.nodes} & {*config.networks} or len(config.networks) > 1):
+        raise UserError(
+            f"config.method {config.method!r} needs one network with branches; set config.networks.NAME.branches = 3, "
+            "remove the other networks, and take topology.kind 'complete'"
+        )
+    if method.mean_teachers and (
+        bare := [name for name in graph.nodes if name not in frozen and not _ema(config, name)]
+    ):
+        raise UserError(
+            f"config.networks.{config.network_of[bare[0]]}.ema is 0, and {config.method!r} learns from averaged "
+            "weights; set it to 0.999, say"
         )
     if frozen and len(frozen) == len(graph.nodes):
         raise UserError("config.networks: all networks are frozen, so none would learn")

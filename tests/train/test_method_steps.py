@@ -33,7 +33,25 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
     "relay": {"kind": "chain", "names": ("a", "b", "c"), "relay": "learn"},
     "complete": {"kind": "complete", "names": ("a", "b", "c")},
     "custom": {"kind": "custom", "names": ("a", "b"), "edges": (("b", "a"), ("a", "b", ("a", "b"), 0.5))},
+    "branches": {"kind": "complete", "names": ("a_1", "a_2", "a_3")},
 }
+
+
+def nodes(topology: str) -> tuple[str, ...]:
+    spec = TOPOLOGIES[topology]
+    return spec.get("names") or (*spec["teachers"], *spec["students"])
+
+
+def supported(method: str) -> list[str]:
+    """Topologies on which a method can run."""
+    entry = METHODS[method]
+    return [
+        name
+        for name in TOPOLOGIES
+        if len(nodes(name)) >= entry.min_networks
+        and (name == "branches" or not entry.branches)
+        and (name != "branches" or not (entry.switches or entry.offline))
+    ]
 
 
 def planned(
@@ -44,15 +62,19 @@ def planned(
     devices: int = 1,
     model: str = "one_layer",
     views: str = "shared",
+    dtype: str = "float32",
 ) -> run_spec.RunSpec:
-    spec = TOPOLOGIES[topology]
-    names = spec.get("names") or (*spec["teachers"], *spec["students"])
+    names = nodes(topology)
     c = config.default()
-    c.method, c.batch_size, c.kdcl.target, c.parallelism = method, 16, target, parallelism
+    c.method, c.batch_size, c.kdcl.target, c.parallelism, c.dtype = method, 16, target, parallelism, dtype
     c.data.validation_fraction, c.data.views = 0.1, views
-    for key, value in spec.items():
+    for key, value in TOPOLOGIES[topology].items():
         c.topology[key] = value
-    c.networks = {name: config.network(model=model, schedule="constant") for name in names}
+    ema = 0.9 if METHODS[method].mean_teachers else 0.0
+    network = {"model": model, "schedule": "constant", "ema": ema}
+    c.networks = {name: config.network(**network) for name in names}
+    if topology == "branches":
+        c.networks = {"a": config.network(branches=3, **network)}
     if METHODS[method].offline:
         c.networks[names[0]].frozen, c.networks[names[0]].init_from = True, "given:by@hand"
 
@@ -86,15 +108,16 @@ def one_step(run: run_spec.RunSpec) -> tuple[Any, Any, dict[str, Any]]:
     )
 
 
-ONLINE, OFFLINE = (
-    [name for name, method in METHODS.items() if name != "kdcl" and method.offline == offline]
-    for offline in (False, True)
-)
-# A step is written once for all topologies: several are computed, and all are traced.
-COMPUTED = {
-    **dict.fromkeys(ONLINE + OFFLINE, ("2t1s", "custom")),
-    **{name: ("2t1s", "chain", "relay", "custom") for name in ONLINE if METHODS[name].switches},
-}
+def computed(method: str) -> tuple[str, ...]:
+    """Topologies on which a step is computed; it is written once for all of them, and traced on the others."""
+    if METHODS[method].switches:
+        return ("2t1s", "chain", "relay", "custom")
+    if "branches" in supported(method):
+        return ("branches",)
+    return ("2t1s", "custom")
+
+
+COMPUTED = {name: computed(name) for name in METHODS if name != "kdcl"}
 CASES = [
     *((method, topology, "minlogit") for method, topologies in COMPUTED.items() for topology in topologies),
     *itertools.product(("kdcl",), ("pair", "complete"), ("naive", "general")),
@@ -104,7 +127,7 @@ CASES = [
 
 @pytest.mark.parametrize(
     ("method", "topology"),
-    [(method, topology) for method in COMPUTED for topology in TOPOLOGIES if topology not in COMPUTED[method]],
+    [(method, topology) for method in COMPUTED for topology in supported(method) if topology not in COMPUTED[method]],
 )
 def test_step_is_traced(method: str, topology: str) -> None:
     """Shapes and dtypes of the next state are those of this one, and every network has a loss."""
@@ -119,6 +142,12 @@ def test_step_is_traced(method: str, topology: str) -> None:
     assert {f"{node}/loss" for node in run.topology.nodes} <= metrics.keys()
 
 
+def changed(before: Any, after: Any) -> bool:
+    """Whether any number of a tree has changed."""
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    return any(np.any(np.asarray(a) != np.asarray(b)) for a, b in pairs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "topology", "target"), CASES)
 def test_step(method: str, topology: str, target: str) -> None:
@@ -127,23 +156,17 @@ def test_step(method: str, topology: str, target: str) -> None:
     assert int(after.step) == 1
     for node in run.topology.nodes:
         assert np.isfinite(metrics[f"{node}/loss"])
-        moved = any(
-            np.any(np.asarray(a) != np.asarray(b))
-            for a, b in zip(
-                jax.tree.leaves(before.networks[node].params),
-                jax.tree.leaves(after.networks[node].params),
-                strict=True,
-            )
-        )
-        assert moved == (int(after.networks[node].updates) == 1), node
-        assert moved or run.networks[node].frozen or METHODS[method].switches
-    adapting = run.topology.edges_from(frozenset("a")) if method in ("fitnet", "crd") else ()
-    assert {*after.adapters} == {str(edge) for edge in adapting}
-    for edge, adapter in after.adapters.items():
+    for name, network in run.networks.items():
+        moved = changed(before.networks[name].params, after.networks[name].params)
+        assert moved == (int(after.networks[name].updates) == 1), name
+        assert moved or network.frozen or METHODS[method].switches
+    if method in ("fitnet", "crd"):
+        assert {*run.adapters} == {str(edge) for edge in run.topology.edges_from(frozenset("a"))}
+    assert {*after.adapters} == {*run.adapters}
+    for name, adapter in after.adapters.items():
         assert int(adapter.updates) == 1
-        for part in ("params", "batch_stats") if method == "fitnet" else ("params",):
-            was, now = getattr(before.adapters[edge], part), getattr(adapter, part)
-            assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(was), jax.tree.leaves(now), strict=True))
+        for part in ("params", "batch_stats") if adapter.batch_stats else ("params",):
+            assert changed(getattr(before.adapters[name], part), getattr(adapter, part)), name
     if METHODS[method].offline:
         assert int(after.networks[run.topology.nodes[0]].updates) == 0
     assert set(after.expert_steps) == ({f"{t}->{s}" for t, s in run.topology.pairs} if run.method.switches else set())
@@ -177,21 +200,28 @@ def test_views_are_the_same_on_any_devices(parallelism: str) -> None:
         assert alone[f"{node}/loss"] != pytest.approx(float(shared[f"{node}/loss"]), rel=1e-4)
 
 
+def has_more_state(method: str) -> bool:
+    """Whether a method trains modules, keeps a memory, or uses averaged weights."""
+    run = planned(method, supported(method)[0])
+    return bool(run.adapters) or run.method.mean_teachers or init_state.init_memory(run) is not None
+
+
+# In turn with both kinds of parallelism, which other tests compare for every part of the step.
+WITH_MORE_STATE = [*zip([name for name in METHODS if has_more_state(name)], itertools.cycle(("jit", "pmap")))]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fitnet", "crd"])
-@pytest.mark.parametrize(("parallelism", "devices"), [("jit", 2), ("pmap", 2)])
-def test_adapters_and_memory_are_the_same_on_any_devices(method: str, parallelism: str, devices: int) -> None:
-    """Negatives are drawn by the global batch; every device keeps the same memory."""
-    alone, several = (
-        one_step(planned(method, "pair", parallelism=kind, devices=count))
-        for kind, count in (("jit", 1), (parallelism, devices))
-    )
-    assert several[2]["b/loss"] == pytest.approx(float(alone[2]["b/loss"]), rel=1e-5)
-    for part in ("memory", "adapters"):
-        ours, theirs = (jax.tree.leaves(getattr(state, part)) for _, state, _ in (several, alone))
-        assert len(ours) == len(theirs)
-        for here, there in zip(ours, theirs, strict=True):
-            np.testing.assert_allclose(here, there, rtol=1e-4, atol=5e-5)  # a bias before a norm has rounding only
+@pytest.mark.parametrize(("method", "parallelism"), WITH_MORE_STATE)
+def test_what_a_method_keeps_is_the_same_on_eight_devices(method: str, parallelism: str) -> None:
+    """Modules see the global batch, negatives are drawn by it, and every device keeps the same memory."""
+    topology = "branches" if "branches" in supported(method) else "pair"
+    with jax.enable_x64(True):
+        alone, several = (
+            one_step(planned(method, topology, parallelism=kind, devices=count, dtype="float64"))
+            for kind, count in (("jit", 1), (parallelism, 8))
+        )
+    for ours, theirs in zip(jax.tree.leaves(several[1:]), jax.tree.leaves(alone[1:]), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.slow
