@@ -32,6 +32,8 @@ class Study:
       full: the settings as published.
       smoke: a small version of the same grid that takes minutes.
       columns: whether networks share a column by their name or by their model.
+      make_table: builds another table than `table`, from the study, the grid points by job, the summaries by job name
+        and the folder of all runs.
       finish: writes further files from the folder of the runs once all have finished, and returns their paths.
     """
 
@@ -39,6 +41,7 @@ class Study:
     full: tuple[Setting, ...]
     smoke: tuple[Setting, ...]
     columns: Literal["name", "model"] = "name"
+    make_table: Callable[..., Table] | None = None
     finish: Callable[[Path], list[Path]] = lambda folder: []
 
 
@@ -72,7 +75,13 @@ def main(study: Study, doc: str | None) -> None:
             return job_runner.plan(with_flops, folder, args.jobs, args.gflops * 1e9 if args.gflops else measured)
         for job in points:
             parse_config(job)  # finds a mistake before the first run, not after hours
-        text = sweep.run_and_tabulate([*points], folder, args.jobs, lambda results: table(study, points, results))
+
+        def make_table(results: Mapping[str, Any]) -> Table:
+            return (
+                study.make_table(study, points, results, folder) if study.make_table else table(study, points, results)
+            )
+
+        text = sweep.run_and_tabulate([*points], folder, args.jobs, make_table)
         return "\n".join([text, *(f"wrote {path}" for path in study.finish(folder))])
 
     cli.run(command)
@@ -89,13 +98,17 @@ def run_flops(config: configs.Config) -> float:
     """Returns the floating-point operations of a run in which no network pauses."""
     size = DATA_SIZES[config.data.name]
     examples = config.epochs * (config.data.train_examples or size.train)
-    counts = [(_count_flops(network.model, size), network.frozen) for network in config.networks.values()]
+    counts = [
+        (_count_flops(network.model, network.branches, network.branch_from, size), network.frozen)
+        for network in config.networks.values()
+    ]
     return examples * sum(count.forward + (0.0 if frozen else count.backward) for count, frozen in counts)
 
 
 @functools.cache
-def _count_flops(model: str, size: DataSize) -> flops.FlopCount:
-    return flops.count_flops_per_image(models.create(model, size.classes), size.shape)
+def _count_flops(model: str, branches: int, branch_from: str, size: DataSize) -> flops.FlopCount:
+    module = models.create(model, size.classes, branches=branches, branch_from=branch_from)
+    return flops.count_flops_per_image(module, size.shape)
 
 
 def table(study: Study, points: Mapping[job_runner.Job, GridPoint], results: Mapping[str, Any]) -> Table:
@@ -134,10 +147,10 @@ def table(study: Study, points: Mapping[job_runner.Job, GridPoint], results: Map
                 cells.append(settings[setting].published.get(arm, {}).get(name))
         cells += [sweep.expert_share(seeds), MeanStd(tuple(summary["training_flops"] / size for summary in seeds))]
         rows.append(tuple(cells))
-    return Table(study.title, (*head, "expert steps %", unit), tuple(rows), _note(points, unit))
+    return Table(study.title, (*head, "expert steps %", unit), tuple(rows), note(points, unit))
 
 
-def _note(points: Mapping[job_runner.Job, GridPoint], unit: str) -> str:
+def note(points: Mapping[job_runner.Job, GridPoint], unit: str) -> str:
     """Describes the size of the runs and the meaning of the columns."""
     sizes: dict[str, dict[str, None]] = {}
     held_out: dict[str, None] = {}

@@ -43,7 +43,8 @@ def evaluate(
 
     Returns:
       {'examples': int, 'networks': {name: {'top1', 'top5' (percent), 'loss', 'calibration_error'}}, 'agreement':
-      {'one, other': percent of examples that both put into the same class}}
+      {'one, other': percent of examples that both put into the same class}}, and for several networks 'ensemble', the
+      same metrics of their mean probabilities.
 
     Raises:
       UserError: naming what cannot be read, or does not fit the run.
@@ -66,6 +67,7 @@ def evaluate(
         {name: network.module for name, network in networks.items()},
         dataclasses.replace(network.preprocess, scale=pixel_scale(spec.name)),
         layers_of(network.module).dtype,
+        with_ensemble=len(networks) > 1,
     )
     evaluator = Evaluator(
         step=distribution.compile(eval_step, has_state=False),
@@ -77,13 +79,16 @@ def evaluate(
     with contextlib.closing(evaluator):
         evaluation = evaluator.run(distribution.device_put(variables))
     pairs = itertools.combinations(enumerate(networks), 2)
-    return {
+    result = {
         "examples": evaluation.examples,
         "networks": {name: {metric: evaluation.networks[name][metric] for metric in METRICS} for name in networks},
         "agreement": {
             f"{first}, {second}": 100.0 * float(evaluation.agreement[i, j]) for (i, first), (j, second) in pairs
         },
     }
+    if evaluation.ensemble is not None:
+        result["ensemble"] = {metric: evaluation.ensemble[metric] for metric in METRICS}
+    return result
 
 
 def format_table(result: dict[str, Any]) -> str:
@@ -92,10 +97,14 @@ def format_table(result: dict[str, Any]) -> str:
     lines += [
         f"{name:<20} {metrics['top1']:>8.2f} {metrics['top5']:>8.2f} {metrics['loss']:>8.4f} "
         f"{metrics['calibration_error']:>8.4f}"
-        for name, metrics in result["networks"].items()
+        for name, metrics in [*result["networks"].items(), *_ensemble_row(result)]
     ]
     lines += [f"{pair} agree on {share:.2f} %" for pair, share in result["agreement"].items()]
     return "\n".join(lines)
+
+
+def _ensemble_row(result: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [("ensemble of all", result["ensemble"])] if "ensemble" in result else []
 
 
 def main() -> None:

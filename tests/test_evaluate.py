@@ -54,6 +54,10 @@ def test_every_example_of_a_split_counts_once(workdir: Path) -> None:
             name: np.asarray(jax.jit(trained_network.read(workdir, name).logits)(data.images), np.float64)
             for name in ("teacher", "student")
         }
+        mean = np.mean([np.asarray(jax.nn.softmax(z)) for z in logits.values()], axis=0)
+        assert found["ensemble"]["top1"] == pytest.approx(100.0 * np.mean(mean.argmax(axis=1) == data.labels))
+        likelihood = mean[np.arange(len(mean)), data.labels]
+        assert found["ensemble"]["loss"] == pytest.approx(-np.log(likelihood).mean(), rel=1e-4)
         choices = {name: z.argmax(axis=1) for name, z in logits.items()}
         agree = 100.0 * np.mean(choices["teacher"] == choices["student"])
         assert found["agreement"] == {"teacher, student": pytest.approx(agree)}
@@ -82,6 +86,7 @@ def test_the_table_fits_a_console(
     found = json.loads((tmp_path / "scores.json").read_text())
     assert lines[0] == "360 examples"
     assert f"{found['networks']['student']['top1']:.2f}" in lines[3]
+    assert lines[4].split()[:4] == ["ensemble", "of", "all", f"{found['ensemble']['top1']:.2f}"]
     assert lines[-1] == f"teacher, student agree on {found['agreement']['teacher, student']:.2f} %"
 
 

@@ -21,7 +21,7 @@ from switokd_jax.data.normalization import Preprocess
 from switokd_jax.data.resident import DeviceDataset, gather_batch
 from switokd_jax.data.sampling import Batch, BatchIterator, stack_batches
 from switokd_jax.errors import UserError
-from switokd_jax.metrics import classification_metrics, classification_sums
+from switokd_jax.metrics import classification_metrics, classification_sums, mean_log_probabilities
 from switokd_jax.parallel import mesh
 from switokd_jax.parallel.collectives import Collectives
 from switokd_jax.parallel.compile import CompiledStep
@@ -30,13 +30,16 @@ MAX_EVALUATIONS = 10**6  # of a run
 EvalStepFn = Callable[[Collectives, Mapping[str, Any], DeviceDataset | None, Batch], dict[str, Any]]
 
 
-def make_eval_step(modules: Mapping[str, Any], preprocess: Preprocess, dtype: Any) -> EvalStepFn:
+def make_eval_step(
+    modules: Mapping[str, Any], preprocess: Preprocess, dtype: Any, *, with_ensemble: bool = False
+) -> EvalStepFn:
     """Returns the step that evaluates all networks on one padded batch, for `Distribution.compile`.
 
     The step takes (collectives, variables by name, data, batch). It returns sums over the global batch:
       networks: by name, `metrics.classification_sums`;
       agreement: [networks, networks], examples that both put into the same class;
-      error_correlation: [networks, networks], e_i e_j with the errors e_i = 1 - softmax(z_i)[y] of the true class.
+      error_correlation: [networks, networks], e_i e_j with the errors e_i = 1 - softmax(z_i)[y] of the true class;
+      ensemble: `metrics.classification_sums` of the networks' mean probabilities, if it is asked for.
     """
 
     def step(
@@ -53,13 +56,14 @@ def make_eval_step(modules: Mapping[str, Any], preprocess: Preprocess, dtype: An
         errors = jnp.stack(
             [1.0 - jnp.take_along_axis(jax.nn.softmax(z), labels[:, None], axis=-1)[:, 0] for z in logits.values()]
         )
-        return collectives.psum(
-            {
-                "networks": {name: classification_sums(z, labels, mask) for name, z in logits.items()},
-                "agreement": same_class @ mask,
-                "error_correlation": (errors * mask.astype(errors.dtype)) @ errors.T,
-            }
-        )
+        sums = {
+            "networks": {name: classification_sums(z, labels, mask) for name, z in logits.items()},
+            "agreement": same_class @ mask,
+            "error_correlation": (errors * mask.astype(errors.dtype)) @ errors.T,
+        }
+        if with_ensemble:
+            sums["ensemble"] = classification_sums(mean_log_probabilities([*logits.values()]), labels, mask)
+        return collectives.psum(sums)
 
     return step
 
@@ -73,12 +77,14 @@ class Evaluation:
       networks: by name, `metrics.classification_metrics`.
       agreement: [networks, networks] float64, share of the examples that both put into the same class.
       error_correlation: [networks, networks] float64, mean over the split of e_i e_j, e = 1 - softmax(z)[y].
+      ensemble: `metrics.classification_metrics` of the networks' mean probabilities; None if nobody asked for it.
     """
 
     examples: int
     networks: Mapping[str, Mapping[str, Any]]
     agreement: np.ndarray
     error_correlation: np.ndarray
+    ensemble: Mapping[str, Any] | None = None
 
 
 class Interrupted(Exception):
@@ -127,6 +133,7 @@ class Evaluator:
             networks=networks,
             agreement=sums["agreement"] / examples,
             error_correlation=sums["error_correlation"] / examples,
+            ensemble=classification_metrics(sums["ensemble"]) if "ensemble" in sums else None,
         )
 
     def close(self) -> None:

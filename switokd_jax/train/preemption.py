@@ -29,20 +29,24 @@ class StopSignal:
     def __init__(self) -> None:
         self.stop_requested: signal.Signals | None = None
         self._received: signal.Signals | None = None
+        self._last_query = 0
 
     def should_stop(self, steps: range) -> bool:
         """Returns whether to stop now. All processes call it after each call of the devices.
 
         All processes must stop after the same call, whichever received the signal. JAX's sync point is the first step
-        after the largest step that any process has queried. Orbax queries it as well (with the step it saves), so we
-        query every global step, in all processes alike.
+        after the largest step that any process has queried, and only a query of that very step is answered with yes.
+        Orbax queries it as well (with the step it saves), so we query every global step, in all processes alike. A run
+        that is resumed at step 500 begins with step 1, which is the sync point if the signal came before any query.
 
         Args:
           steps: the global steps of the call, counted from 1.
         """
         if jax.process_count() == 1:
             self.stop_requested = self._received
-        elif any(multihost_utils.reached_preemption_sync_point(step) for step in steps):
+            return self.stop_requested is not None
+        first, self._last_query = self._last_query + 1, steps[-1]
+        if any(multihost_utils.reached_preemption_sync_point(step) for step in range(first, steps.stop)):
             self.stop_requested = self._received or signal.SIGTERM
         return self.stop_requested is not None
 

@@ -238,7 +238,7 @@ def test_rco_learns_from_four_checkpoints_of_its_teacher() -> None:
 
 
 def test_the_note_of_a_table_has_the_size_of_its_runs() -> None:
-    note = study._note(grids.jobs(STUDY.smoke, [], [0, 1], Path("runs/somewhere")), "GFLOP")
+    note = study.note(grids.jobs(STUDY.smoke, [], [0, 1], Path("runs/somewhere")), "GFLOP")
     assert "seeds 0, 1. 5 epochs of 1,437 images of digits in batches of 64. 'final'" in note
     assert "for kdcl_general of the one that is best on images held out of training" in note
 
