@@ -34,7 +34,7 @@ def get_config(argument: str = "cifar100,dml") -> ConfigDict:
         recipe |= {"model": "resnet32", "milestones": (151, 226)}
     else:
         c.epochs, c.batch_size = 20.0, 64
-        recipe |= {"model": "resnet8", "milestones": (11, 16)}
+        recipe |= {"model": "resnet8", "milestones": (11, 16), "learning_rate": 0.05}
         if "rampup_epochs" in c[method]:
             c[method].rampup_epochs = 5.0
     if METHODS[method].mean_teachers:

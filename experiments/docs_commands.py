@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("index", "glossary", "training", "results", "own_method")),
+    *(f"docs/{name}.md" for name in ("index", "glossary", "training", "methods", "results", "own_method")),
     *(f"docs/{name}.md" for name in ("architecture", "measured", "performance", "pods", "reliability", "api")),
 )
 PROGRAMS = ("python ", "make ", "pip ", "mkdocs ", "sbatch ", "experiments/launch/tpu_slice.sh --")
@@ -89,7 +89,8 @@ WAYS = (
     Way(MAIN + r" \.\.\. --coordinator", elsewhere="tests/parallel/test_multihost.py"),
     Way(MAIN + r" --help", quick=True),
     Way(MAIN + r" --config=my_method", "--config.epochs=1 --dry_run", quick=True),
-    Way(MAIN + r" --config=configs/cifar100", "--config.data.name=digits --config.steps=10"),
+    Way(MAIN + r" --config=configs/cifar100_offline\.py", elsewhere="tests/train/test_method_steps.py"),
+    Way(MAIN + r" --config=configs/(cifar100|online\.py:cifar100)", "--config.data.name=digits --config.steps=10"),
     Way(MAIN + r" .*--config\.data\.name=folder", elsewhere="tests/data/test_folder.py"),
     Way(MAIN + r" --config=configs/digits", f"--config.steps=2 {SMALL}", quick=True),
     Way(MAIN, "--config.epochs=1"),
@@ -116,6 +117,7 @@ WAYS = (
     Way(SPEED + r"/start\.py .*-- FLAGS OF MAIN", "--config=configs/digits.py --config.epochs=1"),
     Way(SPEED + r"/start\.py", "--config.data.name=digits"),
     Way(SPEED + r"/trace_table\.py"),
+    Way(SPEED + r"/method_cost\.py", "--arms one"),
 )
 # Placeholders for something of the reader's own, and their substitutes.
 PLACEHOLDERS = {"IMAGE...": "image.png", "--set ...": "", "FLAGS OF MAIN": ""}

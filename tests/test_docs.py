@@ -19,6 +19,7 @@ import tiny_runs
 from experiments import docs_commands, grids
 from experiments.docs_commands import PAGES, Command
 from switokd_jax import config as configs
+from switokd_jax.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 SHARED = (ROOT / "switokd_jax" / "cli.py", ROOT / "experiments" / "study.py")  # flags of more than one program
@@ -49,6 +50,16 @@ def test_commands_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_all_pages_are_read() -> None:
     assert {*PAGES} == {"README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))}
+
+
+def test_every_method_is_on_the_page_of_methods() -> None:
+    """In a row of its own, and with its cost if it is an online one."""
+    rows = {
+        match[1]: match[0] for match in re.finditer(r"^\| `(\w+)` \|.*$", (ROOT / "docs/methods.md").read_text(), re.M)
+    }
+    assert {*METHODS} == {*rows}
+    for name, method in METHODS.items():
+        assert method.offline or re.search(r"\| \d[.\d]*, \d[.\d]* \|", rows[name]), name
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda each: f"{each.page}:{each.line}")
