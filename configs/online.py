@@ -25,7 +25,7 @@ def get_config(argument: str = "cifar100,dml") -> ConfigDict:
     data, _, rest = argument.partition(",")
     method, _, kind = rest.partition(",")
     if data not in ("cifar100", "digits") or method not in METHODS or kind not in ("", "networks", "branches"):
-        raise UserError(f"--config: the argument {argument!r} is not DATA,METHOD[,networks|branches]; see the file")
+        raise UserError(f"--config argument {argument!r} is not cifar100 or digits, a method, and networks or branches")
     c = config.default()
     c.method, c.data.name = method, data
     recipe: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 5e-4, "nesterov": True}

@@ -131,7 +131,8 @@ def _missing_block(argv: Sequence[str], error: BaseException) -> str:
 def _last_line(error: BaseException) -> str:
     # ml_collections puts the whole traceback of a config file into its message; the last line is the error.
     message = str(error.args[0] if isinstance(error, KeyError) else error)
-    return [line.strip() for line in message.splitlines() if line.strip()][-1]
+    last = [line.strip() for line in message.splitlines() if line.strip()][-1]
+    return last.removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
 
 
 @contextlib.contextmanager

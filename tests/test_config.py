@@ -27,6 +27,12 @@ from switokd_jax.train import run_spec
 CONFIGS = sorted(tiny_runs.CONFIGS.glob("*.py"))
 
 
+@pytest.mark.parametrize("argument", ["digits", "mnist,dml", "digits,dmll", "digits,dml,trees"])
+def test_the_config_of_online_methods_names_a_wrong_argument(argument: str) -> None:
+    with pytest.raises(UserError, match=rf"--config argument '{argument}' is not cifar100 or digits, a method"):
+        tiny_runs.config_file("online").get_config(argument)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds_its_plan(path: Path) -> None:

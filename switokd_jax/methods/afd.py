@@ -121,7 +121,7 @@ def discriminators(
     for i, node in enumerate(topology.nodes):
         own, real = shapes[node][feature], shapes[topology.nodes[(i + 1) % len(topology.nodes)]][feature]
         if len(own) != 4:
-            raise ValueError(f"afd compares feature maps, and {feature!r} of {node!r} is {own[1:]}")
+            raise ValueError(f"afd compares feature maps, and {feature!r} of {node!r} is {own[1:]}; change afd.feature")
         modules[f"{node}/transfer"] = TrainedModule(Transfer(real[-1], **dtypes), (own,), node)
         modules[f"{node}/discriminator"] = TrainedModule(Discriminator(**dtypes), ((*own[:3], real[-1]),), node)
     return modules

@@ -107,6 +107,8 @@ def fusion(feature: str, topology: Topology, shapes: Mapping[str, Shapes], **dty
     inputs = tuple(shapes[node][feature] for node in nodes)
     if {len(shape) for shape in inputs} != {4} or len({shape[1:3] for shape in inputs}) > 1:
         sizes = ", ".join(f"{node} {shape[1:]}" for node, shape in zip(nodes, inputs, strict=True))
-        raise ValueError(f"ffl fuses maps of one height and width, and {feature!r} is {sizes}")
+        raise ValueError(
+            f"ffl fuses maps of one height and width, and {feature!r} is {sizes}; change ffl.feature or the networks"
+        )
     module = Fusion(shapes[nodes[0]]["logits"][-1], inputs[0][-1], **dtypes)
     return {"fusion": TrainedModule(module, inputs, nodes[0])}

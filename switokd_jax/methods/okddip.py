@@ -100,5 +100,7 @@ def attention(topology: Topology, shapes: Mapping[str, Shapes], **dtypes: Any) -
     inputs = tuple(shapes[node]["pooled"] for node in peers)
     if len({*inputs}) > 1:
         sizes = ", ".join(f"{node} {shape[-1]}" for node, shape in zip(peers, inputs, strict=True))
-        raise ValueError(f"okddip compares the pooled features of all peers, which differ in size: {sizes}")
+        raise ValueError(
+            f"okddip compares the pooled features of all peers, which differ in size: {sizes}; take equal ones"
+        )
     return {"attention": TrainedModule(Attention(**dtypes), inputs, peers[0])}

@@ -113,5 +113,8 @@ def shadow_head(
     del learner
     inputs = tuple(source[feature] for feature in features)
     if [len(shape) for shape in inputs] != [4, 4, 4]:
-        raise ValueError(f"shake fuses three feature maps of a teacher, and {', '.join(features)} are not")
+        raise ValueError(
+            f"shake fuses three feature maps of a teacher, and {', '.join(map(str, features))} are not; change "
+            "shake.features"
+        )
     return {f"{edge}/shadow": TrainedModule(ShadowHead(source["logits"][-1], **dtypes), inputs, edge.learner)}

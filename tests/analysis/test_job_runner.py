@@ -15,13 +15,16 @@ from typing import Any
 import pytest
 
 import tiny_runs
-from experiments import gap_study, grids, study
+from experiments import gap_study, grids, study, table_online
 from experiments.table_cifar import STUDY
+from experiments.table_online import STUDY as ONLINE_STUDY
 from switokd_jax import sweep
 from switokd_jax.analysis import job_runner
 from switokd_jax.analysis.job_runner import Job
 from switokd_jax.analysis.tables import MeanStd
 from switokd_jax.errors import UserError
+from switokd_jax.methods import METHODS
+from switokd_jax.train import run_spec
 
 ROOT = Path(__file__).parents[2]
 # Replaces main: writes the times of its start and end, and a summary; or fails; or waits for a signal.
@@ -217,6 +220,32 @@ def test_every_arm_of_the_smoke_table_has_a_config_that_parses() -> None:
         assert (config.seed, config.epochs) == (point.seed, 5.0)
         assert config.networks["student"].milestones == (3.5, 4.75)  # epochs 11 and 16 of the recipe's 20
         assert study.run_flops(config) > 0
+
+
+def test_the_table_of_online_methods_has_all_of_them() -> None:
+    """Each with four nodes and a plan that its method accepts."""
+    points = grids.jobs(ONLINE_STUDY.smoke, [], [0], Path("runs/somewhere"))
+    assert {name for name, method in METHODS.items() if not method.offline} <= {point.arm for point in points.values()}
+    for job, point in points.items():
+        config = grids.parse_config(job)
+        assert config.method == point.arm.removesuffix("_branches")
+        assert [*config.network_of] == [f"student_{i}" for i in range(1, 5)]
+        assert len(run_spec.make_topology(config).nodes) == 4
+
+
+def test_a_row_of_the_online_table_is_that_of_the_evaluation(tmp_path: Path) -> None:
+    """Means over the peers, by hand; the evaluation is read from peers.json."""
+    points = grids.jobs(ONLINE_STUDY.smoke, ["dml"], [0], tmp_path)
+    (job,) = points
+    peers = {f"student_{i}": {"top1": 90.0 + i, "calibration_error": 0.01 * i} for i in (1, 2, 3)}
+    found = {"networks": peers, "ensemble": {"top1": 95.0, "calibration_error": 0.005}}
+    (tmp_path / job.name).mkdir()
+    (tmp_path / job.name / "peers.json").write_text(json.dumps(found))
+    summary = {"training_flops": 2e9, "seconds": 4.0}
+    table = table_online.make_table(ONLINE_STUDY, points, {job.name: summary}, tmp_path)
+    assert table.rows[0][:3] == ("digits", "dml", None)
+    means = [cell.mean for cell in table.rows[0][3:] if isinstance(cell, MeanStd)]
+    assert means == pytest.approx([92.0, 93.0, 93.0, 95.0, 2.0, 0.5, 2.0, 4.0])
 
 
 def test_offline_arms_read_the_vanilla_run_of_their_seed() -> None:

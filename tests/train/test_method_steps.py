@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import serialization
 
 import tiny_runs
 from switokd_jax import config
@@ -23,6 +26,8 @@ from switokd_jax.state import TrainState
 from switokd_jax.train import init_state, loop, run_spec
 from switokd_jax.train.init_state import create_train_state
 from switokd_jax.workdir import restore
+from switokd_jax.workdir.checkpointer import open_checkpointer
+from switokd_jax.workdir.layout import Workdir
 
 SPLIT = tiny_runs.random_split(32)
 TOPOLOGIES: dict[str, dict[str, Any]] = {
@@ -142,6 +147,24 @@ def test_step_is_traced(method: str, topology: str) -> None:
     assert {f"{node}/loss" for node in run.topology.nodes} <= metrics.keys()
 
 
+def has_more_state(method: str) -> bool:
+    """Whether a method trains modules, keeps a memory, or uses averaged weights."""
+    run = planned(method, supported(method)[0])
+    return bool(run.adapters) or run.method.mean_teachers or init_state.init_memory(run) is not None
+
+
+def through_checkpoint(run: run_spec.RunSpec, state: TrainState, folder: Path) -> TrainState:
+    """Saves a state and restores it as a run does."""
+    tree = jax.tree.map(jnp.asarray, state)
+    checkpointer = open_checkpointer(Workdir(folder), run.topology.nodes, run.config.checkpoint, run.steps_per_epoch)
+    with contextlib.closing(checkpointer):
+        checkpointer.save_latest(1, tree, {})
+        checkpointer.latest.wait_until_finished()
+        restored = checkpointer.restore(tree, run.distribution.abstract_state(serialization.to_state_dict(tree)))
+    assert restored is not None
+    return restored[0]
+
+
 def changed(before: Any, after: Any) -> bool:
     """Whether any number of a tree has changed."""
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
@@ -150,7 +173,8 @@ def changed(before: Any, after: Any) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "topology", "target"), CASES)
-def test_step(method: str, topology: str, target: str) -> None:
+def test_step(method: str, topology: str, target: str, tmp_path: Path) -> None:
+    """One step moves all that learns, and a checkpoint of it comes back with the same bits."""
     run = planned(method, topology, target)
     before, after, metrics = one_step(run)
     assert int(after.step) == 1
@@ -169,6 +193,8 @@ def test_step(method: str, topology: str, target: str) -> None:
             assert changed(getattr(before.adapters[name], part), getattr(adapter, part)), name
     if METHODS[method].offline:
         assert int(after.networks[run.topology.nodes[0]].updates) == 0
+    if has_more_state(method):
+        tiny_runs.assert_same_bits(through_checkpoint(run, after, tmp_path), after)
     assert set(after.expert_steps) == ({f"{t}->{s}" for t, s in run.topology.pairs} if run.method.switches else set())
 
 
@@ -198,12 +224,6 @@ def test_views_are_the_same_on_any_devices(parallelism: str) -> None:
     for node in ("a", "b"):
         assert several[f"{node}/loss"] == pytest.approx(float(alone[f"{node}/loss"]), rel=1e-5)
         assert alone[f"{node}/loss"] != pytest.approx(float(shared[f"{node}/loss"]), rel=1e-4)
-
-
-def has_more_state(method: str) -> bool:
-    """Whether a method trains modules, keeps a memory, or uses averaged weights."""
-    run = planned(method, supported(method)[0])
-    return bool(run.adapters) or run.method.mean_teachers or init_state.init_memory(run) is not None
 
 
 # In turn with both kinds of parallelism, which other tests compare for every part of the step.
