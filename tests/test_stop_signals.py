@@ -57,7 +57,7 @@ def test_a_signal_while_the_program_starts(number: signal.Signals, delay: float,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGHUP])  # group_signals.py sends the others
 def test_a_stream_saves_when_its_group_is_asked_to_stop(number: signal.Signals, tmp_path: Path) -> None:
     """Its workers get the signal as well; while it trains or evaluates, and it always evaluates."""
     group_signals.make_images(tmp_path / "data")

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from flax import serialization
 import tiny_runs
 from switokd_jax import config
 from switokd_jax.data import dataset, resident, sampling
-from switokd_jax.methods import METHODS
+from switokd_jax.methods import METHODS, FeatureSpec
 from switokd_jax.models.init import init_variables
 from switokd_jax.parallel.collectives import Collectives
 from switokd_jax.state import TrainState
@@ -29,6 +30,7 @@ from switokd_jax.workdir import restore
 from switokd_jax.workdir.checkpointer import open_checkpointer
 from switokd_jax.workdir.layout import Workdir
 
+ALL_METHODS = bool(os.environ.get("ALL_METHODS"))
 SPLIT = tiny_runs.random_split(32)
 TOPOLOGIES: dict[str, dict[str, Any]] = {
     "pair": {"kind": "pair", "teachers": ("a",), "students": ("b",)},
@@ -149,8 +151,10 @@ def test_step_is_traced(method: str, topology: str) -> None:
 
 def has_more_state(method: str) -> bool:
     """Whether a method trains modules, keeps a memory, or uses averaged weights."""
-    run = planned(method, supported(method)[0])
-    return bool(run.adapters) or run.method.mean_teachers or init_state.init_memory(run) is not None
+    entry, plain = METHODS[method], FeatureSpec()
+    spec = entry.features(entry.hyperparameters())
+    trains = (spec.adapter, spec.modules, spec.of_edge) != (plain.adapter, plain.modules, plain.of_edge)
+    return trains or entry.mean_teachers or entry.init_memory is not METHODS["vanilla"].init_memory
 
 
 def through_checkpoint(run: run_spec.RunSpec, state: TrainState, folder: Path) -> TrainState:
@@ -193,7 +197,7 @@ def test_step(method: str, topology: str, target: str, tmp_path: Path) -> None:
             assert changed(getattr(before.adapters[name], part), getattr(adapter, part)), name
     if METHODS[method].offline:
         assert int(after.networks[run.topology.nodes[0]].updates) == 0
-    if has_more_state(method):
+    if run.adapters or run.method.mean_teachers or after.memory is not None:
         tiny_runs.assert_same_bits(through_checkpoint(run, after, tmp_path), after)
     assert set(after.expert_steps) == ({f"{t}->{s}" for t, s in run.topology.pairs} if run.method.switches else set())
 
@@ -226,8 +230,14 @@ def test_views_are_the_same_on_any_devices(parallelism: str) -> None:
         assert alone[f"{node}/loss"] != pytest.approx(float(shared[f"{node}/loss"]), rel=1e-4)
 
 
-# In turn with both kinds of parallelism, which other tests compare for every part of the step.
-WITH_MORE_STATE = [*zip([name for name in METHODS if has_more_state(name)], itertools.cycle(("jit", "pmap")))]
+# In turn with both kinds of parallelism, which other tests compare for every part of the step. One method each that
+# fuses features, averages weights and keeps a memory; ALL_METHODS=1 takes all, in two minutes more.
+WITH_MORE_STATE = [
+    *zip(
+        [name for name in METHODS if has_more_state(name) and (ALL_METHODS or name in ("ffl", "pcl", "crd"))],
+        itertools.cycle(("jit", "pmap")),
+    )
+]
 
 
 @pytest.mark.slow
