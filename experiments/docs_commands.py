@@ -98,7 +98,7 @@ WAYS = (
     Way(r"python -m switokd_jax\.(figures|report)"),
     Way(r"python -m switokd_jax\.sweep .* -- ", "--config.epochs=1"),
     Way(r"python -m switokd_jax\.sweep", "-- --config.epochs=1"),
-    Way(GRID + " --plan", quick=True),
+    Way(GRID + " --plan"),
     Way(GRID + " --smoke", "--seeds 0 --epochs=4"),
     Way(GRID, "--plan"),
     Way(r"python experiments/docs_commands\.py", "--list"),
