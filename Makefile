@@ -22,7 +22,7 @@ table: $(VENV)/ready
 	$(BIN)/python experiments/table_cifar.py --smoke --jobs=2
 	$(BIN)/python -m switokd_jax.report runs/table_cifar_smoke
 
-# Lint, types and every test that is not slow: about two minutes on two cores.
+# Lint, types and every test that is not slow: two and a half minutes on two cores.
 test-fast: lint
 	$(BIN)/python -m pytest -m "not torch and not slow" $(PARALLEL)
 
