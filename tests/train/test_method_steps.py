@@ -118,10 +118,10 @@ def one_step(run: run_spec.RunSpec) -> tuple[Any, Any, dict[str, Any]]:
 def computed(method: str) -> tuple[str, ...]:
     """Topologies on which a step is computed; it is written once for all of them, and traced on the others."""
     if METHODS[method].switches:
-        return ("2t1s", "chain", "relay", "custom")
+        return ("2t1s", "relay", "custom")
     if "branches" in supported(method):
         return ("branches",)
-    return ("2t1s", "custom")
+    return ("custom",)
 
 
 COMPUTED = {name: computed(name) for name in METHODS if name != "kdcl"}
