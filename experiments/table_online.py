@@ -11,7 +11,6 @@ paper of PCL (AAAI 2021) reports them of all methods.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from experiments.study import Study, main, note
 from switokd_jax import evaluate
 from switokd_jax.analysis import job_runner
 from switokd_jax.analysis.tables import Cell, MeanStd, Table
-from switokd_jax.files import write_json
+from switokd_jax.files import read_json, write_json
 from switokd_jax.methods import METHODS
 from switokd_jax.models import flops
 
@@ -46,7 +45,7 @@ def scores(workdir: Path) -> dict[str, Any]:
     path = workdir / "peers.json"
     if not path.exists():
         write_json(path, evaluate.evaluate(workdir, "latest"))
-    found: dict[str, Any] = json.loads(path.read_text())
+    found: dict[str, Any] = read_json(path)
     return found
 
 

@@ -48,6 +48,11 @@ class _AdaptiveOrNumberParser(flags.ArgumentParser[Any]):
 config_flags.register_flag_parser_for_type(AdaptiveOrNumber, _AdaptiveOrNumberParser())
 
 
+def branch_nodes(network: str, count: int) -> tuple[str, ...]:
+    """Names of the nodes that the branches of a network are."""
+    return tuple(f"{network}_{i}" for i in range(1, count + 1))
+
+
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
     """One network: its model, its optimization and its initial weights.
@@ -115,7 +120,7 @@ class NetworkConfig:
         >>> NetworkConfig().nodes("student"), NetworkConfig(branches=2).nodes("student")
         (('student',), ('student_1', 'student_2'))
         """
-        return (name,) if self.branches == 1 else tuple(f"{name}_{i}" for i in range(1, self.branches + 1))
+        return (name,) if self.branches == 1 else branch_nodes(name, self.branches)
 
     @property
     def optimizer_settings(self) -> OptimizerSettings:

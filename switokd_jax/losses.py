@@ -51,6 +51,15 @@ def kl_divergence(
     return joint_kl_divergence(jax.lax.stop_gradient(target_logits), logits, temperature)
 
 
+def mean_kl_divergence(
+    target_logits: Float[Array | np.ndarray, "batch classes"],
+    logits: Float[Array | np.ndarray, "batch classes"],
+    temperature: float,
+) -> Float[Array, ""]:
+    """Computes tau^2 times the mean `kl_divergence` of a batch, whose gradients do not shrink with tau."""
+    return temperature**2 * jnp.mean(kl_divergence(target_logits, logits, temperature))
+
+
 def joint_kl_divergence(
     target_logits: Float[Array | np.ndarray, "batch classes"],
     logits: Float[Array | np.ndarray, "batch classes"],

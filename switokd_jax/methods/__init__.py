@@ -102,6 +102,11 @@ class FeatureSpec:
     modules: Callable[..., Mapping[str, TrainedModule]] = _no_modules
     of_edge: Callable[..., Mapping[str, TrainedModule]] = _no_edge_modules
 
+    @property
+    def has_modules(self) -> bool:
+        """Whether the method trains modules other than the adapters of edges."""
+        return self.modules is not _no_modules or self.of_edge is not _no_edge_modules
+
 
 def _no_features(hyperparameters: Any) -> FeatureSpec:
     """Requests no features: most methods use logits only."""

@@ -18,7 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from switokd_jax import config_fields
-from switokd_jax.losses import kl_divergence
+from switokd_jax.losses import mean_kl_divergence
 from switokd_jax.methods.base import (
     MethodInputs,
     MethodOutput,
@@ -91,23 +91,21 @@ def mcl(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparame
     similarity = {(i, j): embeddings[i] @ embeddings[j].T / h.tau for i, j in itertools.product(nodes, nodes)}
     mean_logits = jnp.mean(stack_logits(inputs, nodes), axis=0)
 
-    def divergence(target: jax.Array, learner: jax.Array) -> jax.Array:
-        return h.temperature**2 * jnp.mean(kl_divergence(target, learner, h.temperature))
-
     terms = []
     for i in nodes:
-        term = h.vcl * contrast(similarity[i, i], labels) + h.logits * divergence(mean_logits, inputs.logits[i])
+        from_mean = mean_kl_divergence(mean_logits, inputs.logits[i], h.temperature)
+        term = h.vcl * contrast(similarity[i, i], labels) + h.logits * from_mean
         for j in nodes:
             if j != i:
-                term += h.soft_vcl * divergence(similarity[j, j], similarity[i, i])
+                term += h.soft_vcl * mean_kl_divergence(similarity[j, j], similarity[i, i], h.temperature)
                 term += h.icl * contrast(similarity[i, j], labels)
-                term += h.soft_icl * divergence(similarity[j, i], similarity[i, j])
+                term += h.soft_icl * mean_kl_divergence(similarity[j, i], similarity[i, j], h.temperature)
         terms.append((i, term))
     return add_distillation(inputs.cross_entropy, terms)
 
 
 def contrast(similarity: Float[Array, "batch batch"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
-    """Computes the supervised InfoNCE loss: - log of an image's share among all others, for those of its own class.
+    """Computes the supervised InfoNCE loss: minus the log-softmax over all other images, of those of the same class.
 
     The mean over the images of its class without itself, and over the images that have such; 0 if none has.
     """

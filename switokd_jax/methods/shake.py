@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from switokd_jax import config_fields
-from switokd_jax.losses import cross_entropy, kl_divergence
+from switokd_jax.losses import cross_entropy, mean_kl_divergence
 from switokd_jax.methods.base import MethodInputs, MethodOutput, Shapes, TrainedModule, add_distillation
 from switokd_jax.precision import promote_to_float32
 from switokd_jax.topology import Edge, Topology
@@ -85,19 +85,18 @@ def shake(
     """
     h, terms, losses, stats = hyperparameters, [], {}, {}
 
-    def divergence(target: jax.Array, learner: jax.Array) -> jax.Array:
-        return h.temperature**2 * jnp.mean(kl_divergence(target, learner, h.temperature))
-
     for edge in topology.edges_from(inputs.frozen):
         name = f"{edge}/shadow"
         student, teacher = inputs.logits[edge.learner], jax.lax.stop_gradient(inputs.logits[edge.source])
         maps = (jax.lax.stop_gradient(inputs.features[edge.source][feature]) for feature in h.features)
         shadow, stats[name] = inputs.adapters[name](*maps)
         shadow = promote_to_float32(shadow)
-        term = h.alpha * divergence(teacher, student) + h.beta * divergence(shadow, student)
+        from_teacher = mean_kl_divergence(teacher, student, h.temperature)
+        from_shadow = mean_kl_divergence(shadow, student, h.temperature)
+        term = h.alpha * from_teacher + h.beta * from_shadow
         terms.append((edge.learner, edge.weight * term))
         task = jnp.mean(cross_entropy(shadow, labels)) + jnp.mean((shadow - promote_to_float32(teacher)) ** 2)
-        losses[name] = h.beta * edge.weight * (divergence(student, shadow) + task)
+        losses[name] = h.beta * edge.weight * (mean_kl_divergence(student, shadow, h.temperature) + task)
     output = add_distillation(inputs.cross_entropy, terms, adapter_stats=stats)
     return dataclasses.replace(output, losses={**output.losses, **losses})
 

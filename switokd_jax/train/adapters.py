@@ -86,6 +86,8 @@ def trained_modules(
       UserError: if a module cannot be made for these features, or has a name or learner that cannot be.
     """
     modules: dict[str, TrainedModule] = {}
+    if spec.adapter is None and not spec.has_modules:
+        return modules
     network_of = {node: network for network in networks.values() for node in network.nodes}
     uses_features = spec.every or spec.learner or spec.source
     of_network = {

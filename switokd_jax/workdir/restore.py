@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from switokd_jax.config import branch_nodes
 from switokd_jax.errors import UserError, one_line
 from switokd_jax.models.branches import of_branch, saved_branches
 from switokd_jax.state import Tree
@@ -95,8 +96,8 @@ def _eval_variables(states: dict[str, Tree]) -> dict[str, dict[str, Tree]]:
         variables = {"params": state["ema"] or state["params"], "batch_stats": state["batch_stats"]}
         branches = saved_branches(variables["params"])
         networks |= {
-            f"{name}_{i}": {kind: of_branch(tree, branch) for kind, tree in variables.items()}
-            for i, branch in enumerate(branches, 1)
+            node: {kind: of_branch(tree, branch) for kind, tree in variables.items()}
+            for node, branch in zip(branch_nodes(name, len(branches)), branches, strict=True)
         } or {name: variables}
     return networks
 

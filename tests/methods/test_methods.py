@@ -15,7 +15,6 @@ from switokd_jax import topology
 from switokd_jax.losses import cross_entropy
 from switokd_jax.methods import (
     METHODS,
-    FeatureSpec,
     MemoryInputs,
     MethodInputs,
     MethodOutput,
@@ -38,12 +37,8 @@ TOPOLOGIES = {
 }
 LABELS = np.asarray([0, 1, 2, 3, 0, 1])
 # Those with modules other than adapters of edges are in test_joint_methods.py.
-PLAIN = FeatureSpec()
 WITHOUT_MODULES = [
-    name
-    for name, method in METHODS.items()
-    for spec in [method.features(method.hyperparameters())]
-    if (spec.modules, spec.of_edge) == (PLAIN.modules, PLAIN.of_edge)
+    name for name, method in METHODS.items() if not method.features(method.hyperparameters()).has_modules
 ]
 
 
