@@ -64,8 +64,8 @@ models.MODELS["dropout"] = functools.partial(Few, (4,), dropout=0.5)
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """Environment of a process with so many devices, which shares the tests' compilation cache."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    """Environment of a process with so many devices, which shares the tests' flags and their compilation cache."""
+    flags = f"--xla_backend_optimization_level=1 --xla_force_host_platform_device_count={devices}"
     return {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
 
 
