@@ -179,6 +179,8 @@ class DataConfig:
       dir: TFDS's data_dir, '' for its default; for 'folder' the folder of train/CLASS/*.png and test/CLASS/*.png.
       augment: augmentation in training; False switches off the transforms and random resized crops.
       transforms: names of `data.transforms.TRANSFORMS`, applied in this order in every training step.
+      mix: names of `data.mixing.MIXINGS`, such as 'mixup(alpha=0.4)' and 'cutmix'; () for none. Each training image
+        draws one of them, and is mixed with another image of its batch; their labels likewise. Only if `augment`.
       views: 'shared', or 'per_network': each network sees its own crops and transforms of the same images, keyed by
         (seed, epoch, index, network), as KDCL and PCL were published.
       image_size: side in pixels of the squares into which images of any size are cropped: random resized crops in
@@ -198,6 +200,7 @@ class DataConfig:
     dir: str = config_fields.text()
     augment: bool = config_fields.boolean(True)
     transforms: tuple[str, ...] = config_fields.sequence(("random_crop_and_flip",))
+    mix: tuple[str, ...] = config_fields.sequence(())
     views: str = config_fields.choice("shared", "shared", "per_network")
     train_examples: int = config_fields.integer(0, low=0)
     validation_fraction: float = config_fields.number(0.0, low=0.0, high=0.9)

@@ -8,23 +8,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from switokd_jax.errors import UserError
-from switokd_jax.losses import cross_entropy
+from switokd_jax.losses import Labels, cross_entropy, hard_labels
 from switokd_jax.precision import promote_to_float32
 
 CALIBRATION_BINS = 15  # as in Guo et al. 2017
 
 
 def top_k_correct(
-    logits: Float[Array | np.ndarray, "batch classes"], labels: Int[Array | np.ndarray, " batch"], k: int = 1
+    logits: Float[Array | np.ndarray, "batch classes"], labels: Labels, k: int = 1
 ) -> Float[Array, " batch"]:
-    """Returns 1.0 where the label is among the k highest logits, else 0.0; float32. Ties go to lower classes.
+    """Returns 1.0 where the (likeliest) label is among the k highest logits, else 0.0; float32.
+
+    Ties go to lower classes.
 
     >>> top_k_correct(jnp.asarray([[0.1, 0.2, 0.7], [0.5, 0.3, 0.2]]), jnp.asarray([2, 1])).tolist()
     [1.0, 0.0]
     """
+    labels = hard_labels(labels)
     if k == 1:
         return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
     _, top_classes = jax.lax.top_k(logits, min(k, logits.shape[-1]))

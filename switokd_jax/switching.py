@@ -20,8 +20,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
+from switokd_jax.losses import Labels, class_probabilities
 from switokd_jax.precision import promote_to_float32
 
 Mean = Callable[[jax.Array], jax.Array]
@@ -70,7 +71,7 @@ def adaptive_epsilon(student_distance: Float[Array, ""], teacher_distance: Float
 def switch(
     student_logits: Float[Array | np.ndarray, "batch classes"],
     teacher_logits: Float[Array | np.ndarray, "batch classes"],
-    labels: Int[Array | np.ndarray, " batch"],
+    labels: Labels,
     *,
     temperature: float = 1.0,
     mean: Mean = jnp.mean,
@@ -82,7 +83,7 @@ def switch(
     Args:
       student_logits: [batch, classes] of any float dtype; computed in float32 at least.
       teacher_logits: [batch, classes], likewise.
-      labels: [batch], integer classes.
+      labels: [batch] integer classes, or [batch, classes] probabilities, which then stand for onehot(y).
       temperature: tau of the softmax, above 0.
       mean: maps [batch] to the scalar mean over the GLOBAL batch. If the batch is split over devices, it has to
         average over all of them; otherwise replicas would decide differently.
@@ -104,7 +105,7 @@ def switch(
     student, teacher = (promote_to_float32(jax.lax.stop_gradient(z)) for z in (student_logits, teacher_logits))
     p_student = jax.nn.softmax(student / temperature)
     p_teacher = jax.nn.softmax(teacher / temperature)
-    p_labels = jax.nn.one_hot(labels, student.shape[-1], dtype=student.dtype)
+    p_labels = class_probabilities(labels, student.shape[-1], student.dtype)
     d_student = distance(p_student, p_labels, mean)
     d_teacher = distance(p_teacher, p_labels, mean)
     gap = distance(p_student, p_teacher, mean)

@@ -23,7 +23,7 @@ hook = install_import_hook([f"switokd_jax.{name}" for name in TYPED], "beartype.
 
 import tiny_runs
 from switokd_jax import methods, models, optim, topology
-from switokd_jax.data import dataset, transforms
+from switokd_jax.data import dataset, mixing, transforms
 
 # Tests leave the user's own cache folder alone.
 os.environ["XDG_CACHE_HOME"] = str(tiny_runs.CACHE.parent / "user")
@@ -40,6 +40,7 @@ def own_additions() -> Iterator[None]:
         models.MODELS,
         dataset.SOURCES,
         transforms.TRANSFORMS,
+        mixing.MIXINGS,
         topology.TOPOLOGIES,
         optim.OPTIMIZERS,
         optim.SCHEDULES,

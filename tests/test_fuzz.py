@@ -60,6 +60,8 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "switokd.threshold": st.one_of(st.just("adaptive"), st.floats(0.0, 2.0)),
     "switokd.mode": st.sampled_from(["switch", "learning", "expert"]),
     "data.augment": st.booleans(),
+    "data.transforms": st.lists(st.sampled_from(["cutout(2)", "rand_augment"]), max_size=2, unique=True).map(tuple),
+    "data.mix": st.lists(st.sampled_from(["mixup", "cutmix(alpha=2)"]), max_size=2, unique=True).map(tuple),
     "data.validation_fraction": st.floats(0.0, 0.5),
     "data.train_examples": st.integers(0, 1000),
     "checkpoint.every": st.floats(0.0, 5.0),

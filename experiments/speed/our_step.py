@@ -84,7 +84,7 @@ def forward_only(run: run_spec.RunSpec) -> TrainStepFn:
     def step(
         collectives: Collectives, state: TrainState, data: Any, batch: sampling.Batch
     ) -> tuple[TrainState, jax.Array]:
-        images = make_inputs(data, batch, state.rng, state.step).images
+        images = make_inputs(data, batch, state.rng, state.step, collectives).images
         positions = jnp.arange(BATCH, dtype=jnp.int32)
         forward_pass = forward(network, state.networks[name], images, positions, state.rng)
         with_new_stats = dataclasses.replace(state.networks[name], batch_stats=forward_pass.batch_stats)

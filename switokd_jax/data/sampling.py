@@ -25,7 +25,7 @@ class Batch:
       index: [batch] int32, indices of the examples in their split.
       mask: [batch] float32, 0 for padding; None in training.
       images: [batch, height, width, channels] uint8; None if the split is in device memory.
-      labels: [batch] int32; None if the split is in device memory.
+      labels: [batch] int32; None if the split is in device memory. Of mixed images [batch, classes] probabilities.
       views: by network, the images that it sees in place of `images`; None where all see the same.
     """
 

@@ -11,9 +11,7 @@ On the host, the streaming pipeline crops images of any size when it decodes the
 
 from __future__ import annotations
 
-import ast
 import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,9 +22,10 @@ import numpy as np
 from PIL import Image
 
 from switokd_jax.data import image_ops
+from switokd_jax.data.entries import get_functions
 from switokd_jax.data.normalization import Preprocess
 from switokd_jax.data.rand_augment import rand_augment
-from switokd_jax.errors import UserError, did_you_mean
+from switokd_jax.errors import UserError
 from switokd_jax.precision import float32_or_wider
 from switokd_jax.state import fold_in_name
 
@@ -160,47 +159,9 @@ def get_transforms(entries: Sequence[str]) -> dict[str, Transform]:
       entries: names, or names with options after images, keys and preprocess: 'rand_augment(2, magnitude=9)'.
 
     Raises:
-      UserError: naming the first that is unknown, repeated or no name with constants.
+      UserError: naming the first that is unknown, repeated or no name with numbers.
     """
-    found: dict[str, Transform] = {}
-    for entry in entries:
-        name, args, options = _parse_entry(entry)
-        if name not in TRANSFORMS:
-            raise UserError(f"config.data.transforms: no transform {name!r}; {did_you_mean(name, TRANSFORMS)}")
-        if name in found:
-            raise UserError(f"config.data.transforms names {name!r} twice; name it once")
-        try:
-            inspect.signature(TRANSFORMS[name]).bind(None, None, None, *args, **options)
-        except TypeError as error:
-            raise UserError(f"config.data.transforms: {entry!r}: {error}") from None
-        found[name] = _with_options(TRANSFORMS[name], args, options)
-    return found
-
-
-def _parse_entry(entry: str) -> tuple[str, list[Any], dict[str, Any]]:
-    """Parses NAME or NAME(CONSTANT, OPTION=CONSTANT)."""
-    if entry in TRANSFORMS:
-        return entry, [], {}
-    try:
-        node = ast.parse(str(entry), mode="eval").body
-        if isinstance(node, ast.Name):
-            return node.id, [], {}
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-            raise ValueError
-        args = [ast.literal_eval(arg) for arg in node.args]
-        options = {option.arg: ast.literal_eval(option.value) for option in node.keywords if option.arg}
-        if not all(isinstance(value, int | float) for value in [*args, *options.values()]):
-            raise ValueError
-        return node.func.id, args, options
-    except (ValueError, SyntaxError):
-        raise UserError(
-            f"config.data.transforms: {entry!r} is neither a name nor a name with numbers, as 'cutout(size=16)'; "
-            f"known: {', '.join(TRANSFORMS)}"
-        ) from None
-
-
-def _with_options(transform: Callable[..., jax.Array], args: list[Any], options: dict[str, Any]) -> Transform:
-    return lambda images, keys, preprocess: transform(images, keys, preprocess, *args, **options)
+    return get_functions("data.transforms", entries, TRANSFORMS, inputs=3)
 
 
 def check_transforms(names: Sequence[str], image_shape: tuple[int, int, int], preprocess: Preprocess) -> None:

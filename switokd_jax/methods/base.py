@@ -119,6 +119,11 @@ class MethodOutput:
 
 
 MethodFn = Callable[[MethodInputs, jax.Array, Topology, Any], MethodOutput]
+"""Pure function (inputs, labels, topology, hyperparameters) -> output, traced inside the train step.
+
+labels: [batch] int32 of the global batch; with `config.data.mix` [batch, classes] probabilities, for which `losses` has
+`hard_labels`, `class_probabilities` and `value_at_labels`.
+"""
 
 
 def add_distillation(
@@ -154,7 +159,7 @@ def add_ensemble(output: MethodOutput, logits: jax.Array, labels: jax.Array, *te
     Args:
       output: of the networks.
       logits: [batch, classes], of the ensemble.
-      labels: [batch] int32.
+      labels: [batch] int32, or [batch, classes] probabilities of mixed images.
       *terms: scalars that are added to the ensemble's cross-entropy.
     """
     loss = sum(terms, jnp.mean(cross_entropy(logits, labels)))

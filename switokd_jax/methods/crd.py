@@ -18,6 +18,7 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from switokd_jax import config_fields
+from switokd_jax.losses import hard_labels
 from switokd_jax.methods.base import MemoryInputs, MethodInputs, MethodOutput, add_distillation
 from switokd_jax.precision import promote_to_float32
 from switokd_jax.topology import Topology
@@ -120,7 +121,7 @@ def crd(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparame
         name = str(edge)
         source = jax.lax.stop_gradient(inputs.features[edge.source][h.teacher])
         views, stats[name] = inputs.adapters[name](inputs.features[edge.learner][h.student], source)
-        negatives = other_classes(inputs.keys[name], labels, h.negatives, inputs.memory)
+        negatives = other_classes(inputs.keys[name], hard_labels(labels), h.negatives, inputs.memory)
         candidates = jnp.concatenate([inputs.indices[:, None], negatives], axis=1)
         student, teacher = inputs.memory.banks[name]
         student_loss, teacher_scale = _contrast(views[0], teacher, candidates, h.temperature)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from switokd_jax import config_fields
-from switokd_jax.losses import kl_divergence
+from switokd_jax.losses import hard_labels, kl_divergence
 from switokd_jax.methods.base import MethodInputs, MethodOutput, add_distillation
 from switokd_jax.precision import promote_to_float32
 from switokd_jax.topology import Edge, Topology
@@ -40,9 +40,9 @@ class Hyperparameters:
 def dkd(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> MethodOutput:
     """Computes L_i = CE(z_i, y) + warmup * sum over edges from frozen j of weight T^2 (a TCKD + b NCKD).
 
-    warmup = min(epoch / warmup_epochs, 1).
+    warmup = min(epoch / warmup_epochs, 1). The target of a mixed image is its likeliest class.
     """
-    h = hyperparameters
+    h, labels = hyperparameters, hard_labels(labels)
     warmup = jnp.minimum(inputs.epoch / h.warmup_epochs, 1.0) if h.warmup_epochs else 1.0
 
     def term(edge: Edge) -> jax.Array:

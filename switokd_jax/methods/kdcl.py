@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.optimize
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from switokd_jax import config_fields
-from switokd_jax.losses import cross_entropy, kl_divergence
+from switokd_jax.losses import Labels, cross_entropy, kl_divergence, value_at_labels
 from switokd_jax.methods.base import MemoryInputs, MethodInputs, MethodOutput, add_distillation
 from switokd_jax.precision import promote_to_float32
 from switokd_jax.topology import Topology
@@ -60,13 +60,13 @@ def kdcl(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparam
     return add_distillation(inputs.cross_entropy, terms)
 
 
-def naive(z: Float[Array, "networks batch classes"], labels: Int[Array, " batch"]) -> Float[Array, "batch classes"]:
+def naive(z: Float[Array, "networks batch classes"], labels: Labels) -> Float[Array, "batch classes"]:
     """Selects for each example the logits of the network with the lowest cross-entropy."""
     best = jnp.argmin(jax.vmap(cross_entropy, (0, None))(z, labels), axis=0)
     return jnp.take_along_axis(z, best[None, :, None], axis=0)[0]
 
 
-def minlogit(z: Float[Array, "networks batch classes"], labels: Int[Array, " batch"]) -> Float[Array, "batch classes"]:
+def minlogit(z: Float[Array, "networks batch classes"], labels: Labels) -> Float[Array, "batch classes"]:
     """Computes the minimum over the networks i of z_i,c - z_i,y.
 
     >>> minlogit(jnp.asarray([[[1.0, 3.0]], [[2.0, 0.0]]]), jnp.asarray([0])).tolist()
@@ -75,9 +75,7 @@ def minlogit(z: Float[Array, "networks batch classes"], labels: Int[Array, " bat
     return jnp.min(_relative(z, labels), axis=0)
 
 
-def linear(
-    z: Float[Array, "networks batch classes"], labels: Int[Array, " batch"], steps: int
-) -> Float[Array, "batch classes"]:
+def linear(z: Float[Array, "networks batch classes"], labels: Labels, steps: int) -> Float[Array, "batch classes"]:
     """Computes for each example the convex combination of logits with the lowest cross-entropy.
 
     The cross-entropy is convex in the weights. With r_i the range of z_i over the classes, its second derivative is at
@@ -140,6 +138,6 @@ def general_weights(correlation: Float[Array, "networks networks"]) -> Float[Arr
     return jnp.asarray(v / v.sum(), jnp.float32)
 
 
-def _relative(z: jax.Array, labels: jax.Array) -> jax.Array:
-    """Subtracts the true class's logit from the logits, which leaves the softmax unchanged."""
-    return z - jnp.take_along_axis(z, labels[None, :, None], axis=-1)
+def _relative(z: jax.Array, labels: Labels) -> jax.Array:
+    """Subtracts the label's logit from the logits, which leaves the softmax unchanged."""
+    return z - value_at_labels(z, labels)[..., None]

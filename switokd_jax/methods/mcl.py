@@ -18,7 +18,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from switokd_jax import config_fields
-from switokd_jax.losses import mean_kl_divergence
+from switokd_jax.losses import hard_labels, mean_kl_divergence
 from switokd_jax.methods.base import (
     MethodInputs,
     MethodOutput,
@@ -84,9 +84,10 @@ def mcl(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparame
         R_ij = soft_vcl D(S_jj, S_ii) + icl C(S_ij) + soft_icl D(S_ji, S_ij)
 
     S_ij: [batch, batch] = v_i v_j' / tau, for embeddings v of the pooled features.
-    C: `contrast`. D(a, b) = T^2 KL(sg softmax(a / T) || softmax(b / T)), the mean over rows.
+    C: `contrast`, where a mixed image is of its likeliest class.
+    D(a, b) = T^2 KL(sg softmax(a / T) || softmax(b / T)), the mean over rows.
     """
-    h, nodes = hyperparameters, topology.nodes
+    h, nodes, labels = hyperparameters, topology.nodes, hard_labels(labels)
     embeddings = {node: inputs.adapters[f"{node}/embedding"](inputs.features[node]["pooled"])[0] for node in nodes}
     similarity = {(i, j): embeddings[i] @ embeddings[j].T / h.tau for i, j in itertools.product(nodes, nodes)}
     mean_logits = jnp.mean(stack_logits(inputs, nodes), axis=0)

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from switokd_jax.data.dataset import SOURCES
-from switokd_jax.data.transforms import TRANSFORMS
+from switokd_jax.data.mixing import MIXINGS, get_mixings
+from switokd_jax.data.transforms import TRANSFORMS, get_transforms
 from switokd_jax.parallel.agreement import check_agreement, gather
 from switokd_jax.topology import TOPOLOGIES
 from switokd_jax.train.run_spec import RunSpec
@@ -28,7 +29,8 @@ def own_code(run: RunSpec) -> list[Any]:
         run.method.apply,
         TOPOLOGIES[config.topology.kind],
         *(type(module) for module in run.node_modules.values()),
-        *(TRANSFORMS[name] for name in config.data.transforms),
+        *(TRANSFORMS[name] for name in get_transforms(config.data.transforms)),
+        *(MIXINGS[name] for name in get_mixings(config.data.mix)),
         *(SOURCES[name] for name in [config.data.name] if name in SOURCES),
     ]
 

@@ -11,7 +11,7 @@ import jax
 
 from switokd_jax import config_fields, models, optim, topology
 from switokd_jax.config import Config
-from switokd_jax.data import dataset, loader, resident, sampling, transforms
+from switokd_jax.data import dataset, loader, mixing, resident, sampling, transforms
 from switokd_jax.errors import UserError
 from switokd_jax.forward import NetworkSpec
 from switokd_jax.methods import METHODS, Method
@@ -122,14 +122,36 @@ class RunSpec:
 
 
 def make_train_inputs(run: RunSpec) -> Callable[..., sampling.Batch]:
-    """Returns (data, batch, rng, step) -> batch for inside the run's step; see `loader.train_inputs`."""
-    return loader.train_inputs(
-        run.dataset_info.preprocess,
-        run.config.data,
+    """Returns (data, batch, rng, step, collectives) -> batch for inside the run's step.
+
+    See `loader.train_inputs`. With `config.data.mix` images and labels are mixed within the global batch.
+    """
+    config, info = run.config, run.dataset_info
+    own_inputs = loader.train_inputs(
+        info.preprocess,
+        config.data,
         steps_per_epoch=run.steps_per_epoch,
-        dtype=DTYPES[run.config.dtype],
+        dtype=DTYPES[config.dtype],
         views=run.views,
     )
+    mixings = mixing.get_mixings(config.data.mix) if config.data.augment else {}
+
+    def train_inputs(
+        data: resident.DeviceDataset | None,
+        batch: sampling.Batch,
+        rng: jax.Array,
+        step: jax.Array,
+        collectives: Collectives,
+    ) -> sampling.Batch:
+        inputs = own_inputs(data, batch, rng, step)
+        if not mixings:
+            return inputs
+        keys = transforms.example_keys(rng, step // run.steps_per_epoch, batch.index)
+        return mixing.mix_batch(
+            mixings, inputs, keys, info.num_classes, collectives.all_gather, collectives.local_shard
+        )
+
+    return train_inputs
 
 
 def make_train_step(run: RunSpec) -> TrainStepFn:
@@ -139,7 +161,7 @@ def make_train_step(run: RunSpec) -> TrainStepFn:
     def step(
         collectives: Collectives, state: TrainState, data: resident.DeviceDataset | None, batch: sampling.Batch
     ) -> Any:
-        return train_step(state, make_inputs(data, batch, state.rng, state.step), spec, collectives)
+        return train_step(state, make_inputs(data, batch, state.rng, state.step, collectives), spec, collectives)
 
     return step
 
@@ -161,6 +183,7 @@ def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device
     )
     check_microbatches(config, info.train_examples, distribution.device_count)
     transforms.check_transforms(config.data.transforms, info.image_shape, info.preprocess)
+    mixing.check_mixings(config.data.mix, info.image_shape)
     steps_per_epoch = sampling.steps_per_epoch(info.train_examples, config.batch_size)
     total_steps = config.steps or max(round(config.epochs * steps_per_epoch), 1)
     for name, steps in {"epochs": total_steps, **_warmup_steps(config, steps_per_epoch)}.items():

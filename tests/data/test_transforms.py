@@ -206,8 +206,11 @@ def test_a_transform_that_changes_the_shape_or_dtype_is_refused_with_one_line(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("random_crop",), "no transform 'random_crop'; did you mean 'random_crop_and_flip'"),
-        ((3,), "3 is neither a name nor a name with numbers, as 'cutout\\(size=16\\)'; known: random_crop_and_flip"),
+        (("random_crop",), "'random_crop' is unknown; did you mean 'random_crop_and_flip'"),
+        (
+            (3,),
+            "3 is neither a name nor a name with numbers, as in 'NAME\\(OPTION=0.5\\)'; known: random_crop_and_flip",
+        ),
         (("cutout(size=os.getpid())",), "'cutout\\(size=os.getpid\\(\\)\\)' is neither a name nor"),
         (("cutout('8')",), '"cutout.*" is neither a name nor a name with numbers'),
         (("cutout(width=8)",), "'cutout\\(width=8\\)': got an unexpected keyword argument 'width'"),

@@ -84,10 +84,11 @@ def decide(
     epoch: int = 1,
     memory: Any = None,
     features: dict[str, Any] | None = None,
+    labels: np.ndarray = LABELS,
     **changes: Any,
 ) -> MethodOutput:
     """The method on these logits; the first node is frozen for the offline ones."""
-    ce = {name: jnp.mean(cross_entropy(jnp.asarray(z), jnp.asarray(LABELS))) for name, z in logits.items()}
+    ce = {name: jnp.mean(cross_entropy(jnp.asarray(z), jnp.asarray(labels))) for name, z in logits.items()}
     entry = METHODS[method]
     frozen = frozenset(graph.nodes[:1] if entry.offline else ())
     hyperparameters = entry.hyperparameters(**(SMALL_CRD if method == "crd" else {}), **changes)
@@ -104,7 +105,7 @@ def decide(
         epoch,
         memory,
     )
-    return entry.apply(inputs, jnp.asarray(LABELS), graph, hyperparameters)
+    return entry.apply(inputs, jnp.asarray(labels), graph, hyperparameters)
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
@@ -178,6 +179,21 @@ def test_the_distillation_metric_is_the_loss_without_its_task_part(method: str, 
         for node in graph.nodes:
             distillation = float(output.losses[node]) - task_share * ce(z[node]).mean()
             assert output.metrics[f"{node}/distillation"] == pytest.approx(distillation, abs=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", WITHOUT_MODULES)
+def test_probabilities_of_one_class_are_as_good_as_its_number(method: str) -> None:
+    """As with mixed images, of which each is its own partner."""
+    graph = TOPOLOGIES["pair"]
+    for target in ("naive", "linear", "minlogit", "general") if method == "kdcl" else ("",):
+        changes: dict[str, Any] = {"target": target} if target else {}
+        with jax.enable_x64(True):
+            logits = random_logits(graph, 3)
+            numbers = decide(method, graph, logits, **changes)
+            probabilities = decide(method, graph, logits, labels=np.eye(CLASSES)[LABELS], **changes)
+        assert numbers.losses
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10), numbers, probabilities)
 
 
 def test_distillation_terms_are_added_in_their_order() -> None:

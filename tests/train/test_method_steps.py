@@ -69,12 +69,13 @@ def planned(
     devices: int = 1,
     model: str = "one_layer",
     views: str = "shared",
+    mix: tuple[str, ...] = (),
     dtype: str = "float32",
 ) -> run_spec.RunSpec:
     names = nodes(topology)
     c = config.default()
     c.method, c.batch_size, c.kdcl.target, c.parallelism, c.dtype = method, 16, target, parallelism, dtype
-    c.data.validation_fraction, c.data.views = 0.1, views
+    c.data.validation_fraction, c.data.views, c.data.mix = 0.1, views, mix
     for key, value in TOPOLOGIES[topology].items():
         c.topology[key] = value
     ema = 0.9 if METHODS[method].mean_teachers else 0.0
@@ -133,12 +134,20 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("method", "topology"),
-    [(method, topology) for method in COMPUTED for topology in supported(method) if topology not in COMPUTED[method]],
+    ("method", "topology", "mix"),
+    [
+        *(
+            (method, topology, ())
+            for method in COMPUTED
+            for topology in supported(method)
+            if topology not in COMPUTED[method]
+        ),
+        *((method, supported(method)[0], ("mixup", "cutmix")) for method in METHODS),
+    ],
 )
-def test_step_is_traced(method: str, topology: str) -> None:
+def test_step_is_traced(method: str, topology: str, mix: tuple[str, ...]) -> None:
     """Shapes and dtypes of the next state are those of this one, and every network has a loss."""
-    run = planned(method, topology)
+    run = planned(method, topology, mix=mix)
     before = jax.eval_shape(lambda: start(run))
     examples = sampling.Batch(np.arange(16, dtype=np.int32))
     step = functools.partial(run_spec.make_train_step(run), Collectives())
