@@ -31,6 +31,7 @@ class Study:
       title: its first line.
       full: the settings as published.
       smoke: a small version of the same grid that takes minutes.
+      smoke_seeds: seeds of the small version, unless others are given.
       columns: whether networks share a column by their name or by their model.
       make_table: builds another table than `table`, from the study, the grid points by job, the summaries by job name
         and the folder of all runs.
@@ -40,6 +41,7 @@ class Study:
     title: str
     full: tuple[Setting, ...]
     smoke: tuple[Setting, ...]
+    smoke_seeds: tuple[int, ...] = (0, 1, 2)
     columns: Literal["name", "model"] = "name"
     make_table: Callable[..., Table] | None = None
     finish: Callable[[Path], list[Path]] = lambda folder: []
@@ -51,7 +53,7 @@ def main(study: Study, doc: str | None) -> None:
     parser.add_argument("--workdir", type=Path, help="a folder for all runs (runs/NAME, or runs/NAME_smoke)")
     parser.add_argument("--smoke", action="store_true", help="the whole grid in minutes, on scikit-learn's digits")
     parser.add_argument("--plan", action="store_true", help="print what would run, and how long it would take")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="0 1 2 if not given; --smoke may have fewer")
     parser.add_argument("--settings", nargs="+", default=[], help="only these")
     parser.add_argument("--arms", nargs="+", default=[], help="only these (and those that they need)")
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
@@ -62,13 +64,15 @@ def main(study: Study, doc: str | None) -> None:
     name = Path(parser.prog).stem
     folder = args.workdir.expanduser() if args.workdir else Path("runs") / (f"{name}_smoke" if args.smoke else name)
 
+    seeds = args.seeds or (study.smoke_seeds if args.smoke else (0, 1, 2))
+
     def command() -> str:
-        if len({*args.seeds}) < len(args.seeds):
-            raise UserError(f"--seeds {' '.join(map(str, args.seeds))} names a seed twice; give each once")
+        if len({*seeds}) < len(seeds):
+            raise UserError(f"--seeds {' '.join(map(str, seeds))} names a seed twice; give each once")
         if args.epochs is not None and not 0.0 < args.epochs < float("inf"):
             raise UserError(f"--epochs is {args.epochs}; it must be a number above 0")
         settings = _select(study.smoke if args.smoke else study.full, args.settings)
-        points = jobs(settings, args.arms, args.seeds, folder, args.epochs, args.flags)
+        points = jobs(settings, args.arms, seeds, folder, args.epochs, args.flags)
         if args.plan:
             with_flops = [dataclasses.replace(job, flops=run_flops(parse_config(job))) for job in points]
             measured = MEASURED_FLOPS_PER_SECOND.get(jax.default_backend(), MEASURED_FLOPS_PER_SECOND["gpu"])

@@ -1,6 +1,6 @@
 """Online methods on equal terms: four peers, or four branches of one network, and the ensemble of all.
 
-python experiments/table_online.py --smoke --jobs=2           # all methods on digits, in minutes
+python experiments/table_online.py --smoke --jobs=2           # all methods on digits, one seed, in minutes
 python experiments/table_online.py --plan                     # what would run, and how long
 python experiments/table_online.py --arms vanilla dml one -- --config.data.dir=DIR
 
@@ -99,7 +99,8 @@ STUDY = Study(
             published={arm: {"peer": top1} for arm, top1 in PUBLISHED.items()},
         ),
     ),
-    smoke=(Setting(name="digits", config="configs/online.py:digits,vanilla", arms=arms("digits"), epochs=5),),
+    smoke=(Setting(name="digits", config="configs/online.py:digits,vanilla", arms=arms("digits"), epochs=16),),
+    smoke_seeds=(0,),
     make_table=make_table,
 )
 

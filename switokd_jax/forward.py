@@ -89,18 +89,7 @@ def forward(
         params: Tree, batch_stats: Tree, images: jax.Array, batch_positions: jax.Array
     ) -> tuple[dict[str, NodeOutput], Tree]:
         variables = {"params": params, "batch_stats": batch_stats, "batch": {"positions": batch_positions}}
-        mutable = ["intermediates"] if network.frozen else ["batch_stats", "intermediates"]
-        logits, mutated = network.module.apply(
-            variables, images, train=not network.frozen, mutable=mutable, rngs={"dropout": dropout_key}
-        )
-        intermediates = split_collection(network.module, mutated.get("intermediates", {}))
-        outputs = {
-            node: NodeOutput(node_logits, {name: features[name][0] for name in network.features})
-            for node, node_logits, features in zip(
-                network.nodes, split_logits(network.module, logits), intermediates, strict=True
-            )
-        }
-        return outputs, mutated.get("batch_stats", batch_stats)
+        return apply_network(network, variables, images, dropout_key)
 
     def full_batch(params: Tree) -> tuple[dict[str, NodeOutput], Tree]:
         return apply(params, state.batch_stats, images, batch_positions)
@@ -121,6 +110,33 @@ def forward(
     run = full_batch if num_microbatches == 1 else microbatched
     outputs, pullback, batch_stats = jax.vjp(run, state.params, has_aux=True)
     return ForwardPass(outputs, batch_stats, pullback)
+
+
+def apply_network(
+    network: NetworkSpec, variables: Tree, images: jax.Array, dropout_key: jax.Array | None = None
+) -> tuple[dict[str, NodeOutput], Tree]:
+    """Computes the outputs of a network's nodes: in training mode, or in evaluation mode if it is frozen.
+
+    Args:
+      network: the static part.
+      variables: {'params', 'batch_stats'}; for dropout also {'batch': {'positions'}}, see `forward`.
+      images: [batch, height, width, channels].
+      dropout_key: of this step and network; evaluation mode needs none.
+
+    Returns:
+      `NodeOutput` by node, and the new running statistics.
+    """
+    mutable = ["intermediates"] if network.frozen else ["batch_stats", "intermediates"]
+    rngs = {} if dropout_key is None else {"dropout": dropout_key}
+    logits, mutated = network.module.apply(variables, images, train=not network.frozen, mutable=mutable, rngs=rngs)
+    intermediates = split_collection(network.module, mutated.get("intermediates", {}))
+    outputs = {
+        node: NodeOutput(node_logits, {name: features[name][0] for name in network.features})
+        for node, node_logits, features in zip(
+            network.nodes, split_logits(network.module, logits), intermediates, strict=True
+        )
+    }
+    return outputs, mutated.get("batch_stats", variables["batch_stats"])
 
 
 def split_microbatches(x: jax.Array, num_microbatches: int) -> jax.Array:

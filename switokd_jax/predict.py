@@ -16,11 +16,15 @@ from switokd_jax import cli
 from switokd_jax.analysis import trained_network
 from switokd_jax.data.decode import decode, read_file
 from switokd_jax.data.transforms import centre_crop
+from switokd_jax.train.trained_ensemble import TrainedEnsemble, read_classifier
 
 MAX_PIXEL = 255  # largest value in an image file
 
 
-def read_image(path: str | Path, network: trained_network.TrainedNetwork) -> np.ndarray:
+Classifier = trained_network.TrainedNetwork | TrainedEnsemble
+
+
+def read_image(path: str | Path, network: Classifier) -> np.ndarray:
     """Reads an image file in the size, channels and pixel range of a network's inputs.
 
     Runs with config.data.image_size use the same center crop as in their evaluation. For others the image is cropped
@@ -42,7 +46,7 @@ def read_image(path: str | Path, network: trained_network.TrainedNetwork) -> np.
     return pixels.round().astype(np.uint8)
 
 
-def predict(networks: Sequence[trained_network.TrainedNetwork], paths: Sequence[str | Path]) -> np.ndarray:
+def predict(networks: Sequence[Classifier], paths: Sequence[str | Path]) -> np.ndarray:
     """Computes class probabilities [networks, images, classes] of image files.
 
     Raises:
@@ -84,7 +88,7 @@ def main() -> None:
     """Parses the flags, predicts and prints."""
     parser = cli.make_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="workdir of a run")
-    parser.add_argument("--network", nargs="+", default=[], help="names of networks (default: all of the run)")
+    parser.add_argument("--network", nargs="+", default=[], help="names, or ensemble (default: each network)")
     parser.add_argument("--which", default="best", help="checkpoint: best, latest, or a saved step")
     parser.add_argument("--top", type=int, default=3, help="number of classes to print for each image and network")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
@@ -92,7 +96,7 @@ def main() -> None:
 
     def command() -> str:
         names = args.network or [*trained_network.read_config(Path(args.workdir)).network_of]
-        networks = [trained_network.read(args.workdir, name, args.which) for name in names]
+        networks = [read_classifier(args.workdir, name, args.which) for name in names]
         probabilities = predict(networks, args.images)
         return table(names, args.images, networks[0].model_info.classes, probabilities, args.top)
 

@@ -145,6 +145,8 @@ class Method:
       branches: whether its nodes have to be branches of one network.
       min_networks: smallest number of nodes.
       features: hyperparameters -> the features that it uses.
+      ensemble: (inputs, topology, hyperparameters) -> logits of the method's own ensemble of its networks, and new
+        running statistics of its modules; None for methods without, whose ensemble is the mean probability.
       init_memory: (hyperparameters, `MemoryInputs`) -> memory that is kept between steps and saved in checkpoints;
         None for no memory.
       teacher_at_epoch: (hyperparameters, number of completed epochs) -> checkpoint that the frozen networks load at
@@ -166,6 +168,7 @@ class Method:
     branches: bool = False
     min_networks: int = 1
     features: Callable[[Any], FeatureSpec] = _no_features
+    ensemble: Callable[[MethodInputs, Topology, Any], tuple[Any, Any]] | None = None
     init_memory: Callable[[Any, MemoryInputs], Any] = _no_memory
     teacher_at_epoch: Callable[[Any, int], str | None] = _same_teacher
     update_memory_at_eval: Callable[[Any], Callable[[jax.Array], Any] | None] = _no_memory_update
@@ -212,6 +215,7 @@ METHODS: dict[str, Method] = {
         joint=True,
         branches=True,
         features=lambda h: FeatureSpec(every=(one.TRUNK,), modules=one.gate),
+        ensemble=one.gated_ensemble,
     ),
     "okddip": Method(
         okddip.okddip,
@@ -225,6 +229,7 @@ METHODS: dict[str, Method] = {
         ffl.Hyperparameters,
         joint=True,
         features=lambda h: FeatureSpec(every=(h.feature,), modules=functools.partial(ffl.fusion, h.feature)),
+        ensemble=ffl.fused_ensemble,
     ),
     "pcl": Method(
         pcl.pcl,
@@ -233,6 +238,7 @@ METHODS: dict[str, Method] = {
         min_networks=2,
         mean_teachers=True,
         features=lambda h: FeatureSpec(every=("pooled",), modules=pcl.peer_ensemble),
+        ensemble=pcl.concatenated_ensemble,
     ),
     "mcl": Method(
         mcl.mcl,

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from switokd_jax import config_fields
 from switokd_jax.losses import kl_divergence
@@ -89,12 +90,21 @@ def ffl(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparame
     w: `rampup_weight` of the epoch.
     """
     h, nodes = hyperparameters, topology.nodes
-    fused, stats = inputs.adapters["fusion"](*(inputs.features[node][h.feature] for node in nodes))
-    fused, mean = promote_to_float32(fused), jnp.mean(stack_logits(inputs, nodes), axis=0)
+    fused, stats = fused_ensemble(inputs, topology, h)
+    mean = jnp.mean(stack_logits(inputs, nodes), axis=0)
     weight = rampup_weight(inputs.epoch, h.rampup_epochs) * h.temperature**2
     terms = [(node, weight * jnp.mean(kl_divergence(fused, inputs.logits[node], h.temperature))) for node in nodes]
-    output = add_distillation(inputs.cross_entropy, terms, adapter_stats={"fusion": stats})
+    output = add_distillation(inputs.cross_entropy, terms, adapter_stats=stats)
     return add_ensemble(output, fused, labels, weight * jnp.mean(kl_divergence(mean, fused, h.temperature)))
+
+
+def fused_ensemble(
+    inputs: MethodInputs, topology: Topology, hyperparameters: Hyperparameters
+) -> tuple[Float[Array, "batch classes"], dict[str, Any]]:
+    """Computes the logits z_f, and the fusion module's new running statistics."""
+    maps = (inputs.features[node][hyperparameters.feature] for node in topology.nodes)
+    fused, stats = inputs.adapters["fusion"](*maps)
+    return promote_to_float32(fused), {"fusion": stats}
 
 
 def fusion(feature: str, topology: Topology, shapes: Mapping[str, Shapes], **dtypes: Any) -> dict[str, TrainedModule]:

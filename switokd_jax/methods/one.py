@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from switokd_jax import config_fields
 from switokd_jax.losses import kl_divergence
@@ -73,12 +74,20 @@ def one(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparame
     w: `rampup_weight` of the epoch.
     """
     h, nodes = hyperparameters, topology.nodes
-    weights, stats = inputs.adapters["gate"](inputs.features[nodes[0]][TRUNK])
-    ensemble = jnp.einsum("bn,nbc->bc", weights, stack_logits(inputs, nodes))
+    ensemble, stats = gated_ensemble(inputs, topology, h)
     weight = rampup_weight(inputs.epoch, h.rampup_epochs) * h.temperature**2
     terms = [(node, weight * jnp.mean(kl_divergence(ensemble, inputs.logits[node], h.temperature))) for node in nodes]
-    output = add_distillation(inputs.cross_entropy, terms, adapter_stats={"gate": stats})
+    output = add_distillation(inputs.cross_entropy, terms, adapter_stats=stats)
     return add_ensemble(output, ensemble, labels)
+
+
+def gated_ensemble(
+    inputs: MethodInputs, topology: Topology, hyperparameters: Hyperparameters
+) -> tuple[Float[Array, "batch classes"], dict[str, Any]]:
+    """Computes the logits z_e, and the gate's new running statistics."""
+    del hyperparameters
+    weights, stats = inputs.adapters["gate"](inputs.features[topology.nodes[0]][TRUNK])
+    return jnp.einsum("bn,nbc->bc", weights, stack_logits(inputs, topology.nodes)), {"gate": stats}
 
 
 def gate(topology: Topology, shapes: Mapping[str, Shapes], **dtypes: Any) -> dict[str, TrainedModule]:

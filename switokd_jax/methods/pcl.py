@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from switokd_jax import config_fields
 from switokd_jax.losses import kl_divergence
@@ -71,8 +72,7 @@ def pcl(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparame
     w: `rampup_weight` of the epoch. p and q are softmaxes at temperature T.
     """
     h, nodes = hyperparameters, topology.nodes
-    ensemble, _ = inputs.adapters["ensemble"](*(inputs.features[node]["pooled"] for node in nodes))
-    ensemble = promote_to_float32(ensemble)
+    ensemble, _ = concatenated_ensemble(inputs, topology, h)
     weight = rampup_weight(inputs.epoch, h.rampup_epochs) * h.temperature**2
     terms = []
     for node in nodes:
@@ -81,6 +81,15 @@ def pcl(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparame
         from_others = jnp.stack([kl_divergence(other, inputs.logits[node], h.temperature) for other in others])
         terms.append((node, weight * (jnp.mean(from_ensemble) + jnp.mean(from_others))))
     return add_ensemble(add_distillation(inputs.cross_entropy, terms), ensemble, labels)
+
+
+def concatenated_ensemble(
+    inputs: MethodInputs, topology: Topology, hyperparameters: Hyperparameters
+) -> tuple[Float[Array, "batch classes"], dict[str, Any]]:
+    """Computes the logits z_e; their classifier has no running statistics."""
+    del hyperparameters
+    logits, _ = inputs.adapters["ensemble"](*(inputs.features[node]["pooled"] for node in topology.nodes))
+    return promote_to_float32(logits), {}
 
 
 def peer_ensemble(topology: Topology, shapes: Mapping[str, Shapes], **dtypes: Any) -> dict[str, TrainedModule]:

@@ -102,13 +102,17 @@ def _eval_variables(states: dict[str, Tree]) -> dict[str, dict[str, Tree]]:
     return networks
 
 
-def load_state(workdir: str | Path) -> dict[str, Tree]:
-    """Loads the latest train state of a run as a nested dict of NumPy arrays.
+def load_state(workdir: str | Path, step: int | None = None) -> dict[str, Tree]:
+    """Loads a train state of a run as a nested dict of NumPy arrays.
+
+    Args:
+      workdir: folder of a run.
+      step: a saved step; None for the latest.
 
     Raises:
       UserError: if there is none, or it is damaged.
     """
-    return _load(Workdir(Path(workdir).resolve()).latest_checkpoints, "state", str(workdir))
+    return _load(Workdir(Path(workdir).resolve()).latest_checkpoints, "state", str(workdir), step)
 
 
 def _load(folder: Path, item: str, source: str, step: int | None = None) -> Any:
