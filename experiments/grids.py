@@ -31,6 +31,7 @@ class DataSize:
     classes: int
 
 
+RESULTS = Path(__file__).parents[1] / "results"
 NUM_ANCHORS = 4  # teacher checkpoints that RCO learns from in turn, equally spaced
 
 DATA_SIZES = {
@@ -71,6 +72,7 @@ class Setting:
       flags: of all arms, as in `Arm`.
       epochs: replaces the config's; milestones are scaled with it.
       published: top-1 of the best test epoch, percent, by arm and network.
+      keeps_results: whether `results/NAME` in the repository keeps every result, for other machines and for the docs.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Setting:
     flags: tuple[str, ...] = ()
     epochs: float | None = None
     published: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    keeps_results: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,7 @@ KDCL: dict[str, Arm] = {
     "kdcl_general": Arm(("method=kdcl", "kdcl.target=general", "data.validation_fraction=0.1")),
 }
 OFFLINE: dict[str, Arm] = {
-    **{name: Arm((f"method={name}",), offline=True) for name in ("kd", "dkd", "dist", "at", "fitnet", "crd")},
+    **{name: Arm((f"method={name}",), offline=True) for name in ("kd", "dkd", "dist", "at", "fitnet", "crd", "shake")},
     "rco": Arm(("method=rco",), offline=True, anchored=True),
 }
 
@@ -165,7 +168,9 @@ def _job(point: GridPoint, folder: Path, epochs: float | None, extra_flags: Sequ
             anchors = (*(f"{teacher}@{steps * i}" for i in range(2, NUM_ANCHORS)), f"{teacher}@latest")
             flags += [f"rco.anchors={anchors}", f"rco.every={anchor_epochs}"]
         flags += ["networks.teacher.frozen=True", f"networks.teacher.init_from={teacher}@{version}"]
-    return job_runner.Job(_name(point), config, (*(f"--config.{flag}" for flag in flags), *extra_flags), depends_on)
+    name, all_flags = _name(point), (*(f"--config.{flag}" for flag in flags), *extra_flags)
+    kept = RESULTS / setting.name / f"{name}.json" if setting.keeps_results and not epochs else None
+    return job_runner.Job(name, config, all_flags, depends_on, kept=kept)
 
 
 def _name(point: GridPoint) -> str:

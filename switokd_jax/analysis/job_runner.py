@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from switokd_jax.errors import UserError
 from switokd_jax.files import read_json, write_json
 from switokd_jax.stop_signals import PARENT_VARIABLE, STOP_SIGNALS, raise_stop_requested
 from switokd_jax.workdir.layout import Workdir
+from switokd_jax.workdir.metric_writers import evaluation_rows, read_metrics
 from switokd_jax.workdir.resume import OVERRIDABLE_ON_RESUME
 
 LogFn = Callable[[str], None]
@@ -39,6 +41,7 @@ class Job:
       flags: the flags of `switokd_jax.main` besides --config and --workdir.
       depends_on: names of the jobs whose checkpoints it reads; it starts after them.
       flops: floating-point operations of its training, or None if they have not been counted.
+      kept: a second file for its result, which other machines read as well; None for none.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Job:
     flags: tuple[str, ...] = ()
     depends_on: tuple[str, ...] = ()
     flops: float | None = None
+    kept: Path | None = None
 
     def command(self, folder: Path) -> list[str]:
         """Returns the command line; the workdir is FOLDER/NAME."""
@@ -54,13 +58,16 @@ class Job:
 
 
 def read_result(job: Job, folder: Path) -> dict[str, Any] | None:
-    """Reads the summary of a finished job from FOLDER/results/NAME.json; returns None if the job has not finished.
+    """Reads the summary of a finished job from FOLDER/results/NAME.json or the file that is kept for other machines.
+
+    Returns:
+      The summary; None if the job has not finished.
 
     Raises:
       UserError: if the result is of a run with another config file or other flags.
     """
-    path = _result_path(job, folder)
-    if not path.exists():
+    path = next((path for path in (_result_path(job, folder), job.kept) if path and path.exists()), None)
+    if path is None:
         return None
     result = read_json(path)
     if not {"config", "flags", "summary"} <= result.keys():
@@ -94,7 +101,7 @@ def run(jobs: Sequence[Job], folder: Path, max_parallel: int = 1, log: LogFn = p
       KeyboardInterrupt: after the running jobs have ended.
     """
     _check(jobs, folder, max_parallel)
-    pending = [job for job in jobs if read_result(job, folder) is None]
+    pending = _unfinished(jobs, folder)
     finished, failed = {job.name for job in jobs} - {job.name for job in pending}, dict[str, str]()
     if finished:
         log(f"{len(finished)} of {len(jobs)} runs are done")
@@ -247,6 +254,14 @@ class _Processes:
         return process
 
 
+def _unfinished(jobs: Sequence[Job], folder: Path) -> list[Job]:
+    """Returns the jobs without a result, and those of another machine whose checkpoints one of them reads."""
+    pending = [job for job in jobs if read_result(job, folder) is None]
+    needed = {name for job in pending for name in job.depends_on}
+    elsewhere = {job.name for job in jobs if job.name in needed and not Workdir(folder / job.name).checkpoints.exists()}
+    return [job for job in jobs if job in pending or job.name in elsewhere]
+
+
 def _take_ready(pending: list[Job], finished: set[str], limit: int) -> list[Job]:
     """Removes from `pending`, and returns, the first jobs whose dependencies have finished: at most `limit`."""
     ready = [job for job in pending if finished.issuperset(job.depends_on)][:limit]
@@ -294,14 +309,18 @@ def _write_result(job: Job, folder: Path) -> str:
     summary = read_json(Workdir(folder / job.name).summary)
     path = _result_path(job, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"config": job.config, "flags": [*job.flags], "summary": summary})
+    result = {"config": job.config, "flags": [*job.flags], "summary": summary}
+    write_json(path, result)
+    if job.kept and not job.kept.exists():
+        job.kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(job.kept, {**result, "epochs": evaluation_rows(read_metrics(Workdir(folder / job.name).metrics))})
     return ", ".join(f"{name} {scores['final_top1']:.2f} %" for name, scores in summary["networks"].items())
 
 
 def _fixed_flags(flags: Sequence[str]) -> list[str]:
-    """Returns the flags that must be the same when a run is resumed."""
+    """Returns the flags that must be the same when a run is resumed; checkpoints without this machine's folders."""
     overridable = tuple(f"--config.{name}" for name in OVERRIDABLE_ON_RESUME)
-    return [flag for flag in flags if not flag.startswith(overridable)]
+    return [re.sub(r"[^\s'\"=(,]*/(?=[^/]*@)", "", flag) for flag in flags if not flag.startswith(overridable)]
 
 
 def _result_path(job: Job, folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -160,6 +161,25 @@ def mean_by_split(rows: Sequence[MetricsRow]) -> list[tuple[int, dict[str, float
                 metrics[f"{split}/{name}"] = sum(values) / len(values)
         means.append((last["step"], metrics))
     return means
+
+
+def evaluation_rows(rows: Sequence[MetricsRow]) -> list[dict[str, float]]:
+    """Returns a row for each evaluation: its numbers, and the means of the training steps since the one before.
+
+    >>> train = [{"split": "train", "epoch": 0.5 * step, "step": step, "loss": float(step)} for step in (1, 2, 3)]
+    >>> test = {"split": "test", "epoch": 1.0, "step": 2, "top1": 90.0}
+    >>> evaluation_rows([*train[:2], test, train[2]])
+    [{'epoch': 1.0, 'test/top1': 90.0, 'train/loss': 1.5}]
+    """
+    found, chunk = [], list[MetricsRow]()
+    for row, following in itertools.zip_longest(rows, rows[1:]):
+        chunk.append(row)
+        is_evaluation = row["split"] not in TRAINING_SPLITS
+        if is_evaluation and (following is None or following["step"] > row["step"]):
+            means = {name: mean for _, metrics in mean_by_split(chunk) for name, mean in metrics.items()}
+            found.append({"epoch": row["epoch"], **means})
+            chunk = []
+    return found
 
 
 class Sink(Protocol):

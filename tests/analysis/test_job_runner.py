@@ -47,6 +47,9 @@ time.sleep(0.5)
 network = {"final_top1": 90.0, "best_top1": 91.0, "updates": 5}
 summary = {"networks": {"student": network}, "switch": {}, "training_flops": 2e9, "seconds": 4.0}
 (folder / "summary.json").write_text(json.dumps(summary))
+rows = [{"split": "train", "epoch": 0.5 * step, "step": step, "loss": float(step)} for step in (1, 2)]
+rows.append({"split": "test", "epoch": 1.0, "step": 2, "top1": 90.0})
+(folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
 (folder / "times").write_text(f"{began} {time.monotonic()}")
 """
 
@@ -112,6 +115,58 @@ def test_finished_jobs_are_skipped(fake_main: Path) -> None:
     job_runner.run(jobs, fake_main, log=lines.append)
     assert lines[0] == "1 of 2 runs are done"
     assert times(fake_main, "a") == before
+
+
+def kept_jobs(repository: Path, folder: Path) -> list[Job]:
+    """A student of a frozen teacher, with the paths of one machine."""
+    init_from = f"--config.networks.teacher.init_from={folder}/vanilla:teacher@latest"
+    return [
+        Job("vanilla", "works.py", kept=repository / "vanilla.json"),
+        Job("kd", "works.py", (init_from,), depends_on=("vanilla",), kept=repository / "kd.json"),
+    ]
+
+
+@pytest.mark.slow
+def test_results_of_another_machine_count(fake_main: Path, tmp_path: Path) -> None:
+    """A kept result has the curves, too; it is not written a second time."""
+    repository = tmp_path / "results"
+    ours, theirs = fake_main / "ours", fake_main / "theirs"
+    assert job_runner.run(kept_jobs(repository, ours), ours, log=ignore) == {}
+    kept = json.loads((repository / "kd.json").read_text())
+    assert kept["summary"]["networks"]["student"]["best_top1"] == 91.0
+    assert kept["epochs"] == [{"epoch": 1.0, "test/top1": 90.0, "train/loss": 1.5}]
+    lines: list[str] = []
+    assert job_runner.run(kept_jobs(repository, theirs), theirs, log=lines.append) == {}
+    assert lines == ["2 of 2 runs are done"]
+    assert not (theirs / "kd").exists()
+    assert job_runner.read_result(kept_jobs(repository, theirs)[1], theirs) == kept["summary"]
+
+
+@pytest.mark.slow
+def test_a_teacher_of_another_machine_is_trained_again(fake_main: Path, tmp_path: Path) -> None:
+    """Its result is kept; its checkpoints are not here."""
+    repository = tmp_path / "results"
+    ours, theirs = fake_main / "ours", fake_main / "theirs"
+    job_runner.run(kept_jobs(repository, ours)[:1], ours, log=ignore)
+    before = (repository / "vanilla.json").stat().st_mtime_ns
+    assert job_runner.run(kept_jobs(repository, theirs), theirs, log=ignore) == {}
+    assert times(theirs, "kd")[0] > times(theirs, "vanilla")[1]
+    assert (repository / "vanilla.json").stat().st_mtime_ns == before
+    (theirs / "vanilla" / "checkpoints").mkdir()
+    (repository / "kd.json").unlink()
+    (theirs / "results" / "kd.json").unlink()
+    trained = times(theirs, "vanilla")
+    job_runner.run(kept_jobs(repository, theirs), theirs, log=ignore)
+    assert times(theirs, "vanilla") == trained
+
+
+def test_only_settings_that_keep_results_have_a_place_for_them(tmp_path: Path) -> None:
+    by_name = {setting.name: setting for setting in STUDY.full}
+    kept = grids.jobs([by_name["cifar100_short"]], ["vanilla"], [3], tmp_path)
+    assert [job.kept for job in kept] == [ROOT / "results/cifar100_short/cifar100_short_vanilla_seed3.json"]
+    shorter = grids.jobs([by_name["cifar100_short"]], ["vanilla"], [3], tmp_path, epochs=1.0)
+    others = grids.jobs([by_name["cifar100_small"]], ["vanilla"], [3], tmp_path)
+    assert [job.kept for job in (*shorter, *others)] == [None, None]
 
 
 @pytest.mark.slow
@@ -251,7 +306,7 @@ def test_a_row_of_the_online_table_is_that_of_the_evaluation(tmp_path: Path) -> 
 def test_offline_arms_read_the_vanilla_run_of_their_seed() -> None:
     points = grids.jobs(STUDY.smoke, [], [0, 1], Path("runs/somewhere"))
     offline = {job: point for job, point in points.items() if point.setting.arms[point.arm].offline}
-    assert len(offline) == 2 * 7
+    assert len(offline) == 2 * 8
     for job, point in offline.items():
         teacher = grids.parse_config(job).networks["teacher"]
         assert job.depends_on == (f"digits_vanilla_seed{point.seed}",)
