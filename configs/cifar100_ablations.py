@@ -3,7 +3,8 @@
 python -m switokd_jax.main --config=configs/cifar100_ablations.py:epsilon_1 --workdir=runs/epsilon_1
 
 Names: epsilon_0 (the threshold's upper bound), epsilon_1 (its lower), threshold_X (a fixed delta),
-always_learning, always_expert, temperature_X, alpha_X, beta_X; without one it is the full method.
+always_learning, always_expert, gap_alone (a teacher is paused even where it is the worse one), temperature_X, alpha_X,
+beta_X; without one it is the full method.
 """
 
 from ml_collections import ConfigDict
@@ -20,6 +21,7 @@ ABLATIONS = {
     "threshold_0.8": ("threshold", 0.8),
     "always_learning": ("mode", "learning"),
     "always_expert": ("mode", "expert"),
+    "gap_alone": ("require_better_teacher", False),
     "temperature_0.5": ("temperature", 0.5),
     "temperature_2": ("temperature", 2.0),
     "temperature_4": ("temperature", 4.0),

@@ -9,7 +9,7 @@ public code. With p = softmax(z / tau) and the mean taken over the global batch:
     expert mode  <=>  G > delta  and  d_t < d_s
 
 The paper's text has only the first condition. The second is in its code: a teacher that is further from the
-labels than its student is never paused.
+labels than its student is never paused (`require_better_teacher`).
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def switch(
     mean: Mean = jnp.mean,
     epsilon: float | Epsilon | None = None,
     threshold: float | None = None,
+    require_better_teacher: bool = True,
 ) -> Switch:
     """Decides between learning mode and expert mode for one teacher-student pair.
 
@@ -90,6 +91,7 @@ def switch(
       epsilon: fixed coefficient in place of the adaptive one (ablation; 1 gives the lower bound of the threshold, 0
         the upper bound), or another function of both distances.
       threshold: fixed delta in place of the adaptive one (ablation).
+      require_better_teacher: whether expert mode needs d_t < d_s, as in the code but not in the paper's text.
 
     Returns:
       A `Switch` of scalars. Its `expert` is True if the teacher is paused in this step.
@@ -112,5 +114,7 @@ def switch(
     epsilon = adaptive_epsilon if epsilon is None else epsilon
     coefficient = epsilon(d_student, d_teacher) if callable(epsilon) else jnp.full_like(gap, epsilon)
     delta = d_student - coefficient * d_teacher if threshold is None else jnp.full_like(gap, threshold)
-    expert = (gap > delta) & (d_teacher < d_student)
+    expert = gap > delta
+    if require_better_teacher:
+        expert = expert & (d_teacher < d_student)
     return Switch(gap, delta, coefficient, d_student, d_teacher, expert)

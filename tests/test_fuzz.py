@@ -58,6 +58,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "switokd.alpha": st.floats(0.0, 5.0),
     "switokd.epsilon": st.one_of(st.just("adaptive"), st.floats(0.0, 1.0)),
     "switokd.threshold": st.one_of(st.just("adaptive"), st.floats(0.0, 2.0)),
+    "switokd.require_better_teacher": st.booleans(),
     "switokd.mode": st.sampled_from(["switch", "learning", "expert"]),
     "data.augment": st.booleans(),
     "data.transforms": st.lists(st.sampled_from(["cutout(2)", "rand_augment"]), max_size=2, unique=True).map(tuple),

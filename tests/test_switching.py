@@ -36,6 +36,8 @@ def test_expert_needs_both_conditions() -> None:
     assert switch(STUDENT, TEACHER, LABELS, threshold=0.4).expert  # G = .5 > .4 and d_t < d_s
     assert not switch(STUDENT, TEACHER, LABELS, threshold=0.6).expert
     assert not switch(TEACHER, STUDENT, LABELS, threshold=0.4).expert  # the teacher is the worse one
+    assert switch(TEACHER, STUDENT, LABELS, threshold=0.4, require_better_teacher=False).expert  # in the paper's text
+    assert not switch(TEACHER, STUDENT, LABELS, threshold=0.6, require_better_teacher=False).expert
 
 
 def test_fixed_epsilon_bounds_the_threshold() -> None:

@@ -28,6 +28,8 @@ class Hyperparameters:
     beta: weight of a teacher's distillation term, likewise.
     epsilon: 'adaptive' or a number in [0, 1]; 1 gives the threshold's lower bound, 0 its upper bound.
     threshold: 'adaptive' or a fixed number in place of delta.
+    require_better_teacher: whether a teacher that is further from the labels than its student goes on learning, as in
+      the public code. With False the gap alone decides, as in the paper's text.
     mode: 'switch', or 'learning' or 'expert' to force that mode in every step.
     paused_batch_stats: 'update' or 'freeze' the BatchNorm running statistics of a paused network. The public code
       updates them: its forward pass runs in train mode.
@@ -38,6 +40,7 @@ class Hyperparameters:
     beta: float = config_fields.number(1.0, low=0.0)
     epsilon: float | None = config_fields.adaptive(low=0.0, high=1.0)
     threshold: float | None = config_fields.adaptive()
+    require_better_teacher: bool = config_fields.boolean(True)
     mode: str = config_fields.choice("switch", "switch", "learning", "expert")
     paused_batch_stats: str = config_fields.choice("update", "update", "freeze")
 
@@ -55,7 +58,15 @@ def switokd(
     h, tau = hyperparameters, hyperparameters.temperature
 
     def decide(student: jax.Array, teacher: jax.Array) -> Switch:
-        return switch(student, teacher, labels, temperature=tau, epsilon=h.epsilon, threshold=h.threshold)
+        return switch(
+            student,
+            teacher,
+            labels,
+            temperature=tau,
+            epsilon=h.epsilon,
+            threshold=h.threshold,
+            require_better_teacher=h.require_better_teacher,
+        )
 
     switches = decide_modes(inputs, topology, decide, h.mode)
 
