@@ -65,10 +65,12 @@ class Discriminator(nn.Module):
     Attributes:
       dtype: computation dtype.
       param_dtype: parameter dtype.
+      convolution: function with the arguments of `lax.conv_general_dilated`; None for that one. Runs give theirs.
     """
 
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    convolution: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -76,7 +78,9 @@ class Discriminator(nn.Module):
         del train
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         for i in (1, 2):
-            layer: Any = nn.Conv(x.shape[-1], (3, 3), name=f"conv{i}", **dtypes)
+            layer: Any = nn.Conv(
+                x.shape[-1], (3, 3), padding=1, conv_general_dilated=self.convolution, name=f"conv{i}", **dtypes
+            )
             x = nn.leaky_relu(layer(x), 0.1)
         x = promote_to_float32(nn.Dense(1, name="linear", **dtypes)(jnp.mean(x, axis=(1, 2))))
         return nn.sigmoid(x[:, 0])

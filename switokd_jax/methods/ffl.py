@@ -54,12 +54,14 @@ class Fusion(nn.Module):
       features: channels of the fused maps.
       dtype: computation dtype.
       param_dtype: parameter dtype.
+      convolution: function with the arguments of `lax.conv_general_dilated`; None for that one. Runs give theirs.
     """
 
     num_classes: int
     features: int
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    convolution: Any = None
 
     @nn.compact
     def __call__(self, *maps: jax.Array, train: bool) -> jax.Array:
@@ -71,9 +73,11 @@ class Fusion(nn.Module):
         conv: Any = nn.Conv(
             channels,
             (3, 3),
+            padding=1,
             feature_group_count=channels,
             use_bias=False,
             kernel_init=kaiming,
+            conv_general_dilated=self.convolution,
             name="depthwise",
             **dtypes,
         )

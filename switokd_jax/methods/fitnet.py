@@ -59,28 +59,31 @@ class Regressor(nn.Module):
       size: height and width of the teacher's features.
       dtype: computation dtype.
       param_dtype: parameter dtype.
+      convolution: function with the arguments of `lax.conv_general_dilated`; None for that one. Runs give theirs.
     """
 
     features: int
     size: tuple[int, int]
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    convolution: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, source: jax.Array, *, train: bool) -> jax.Array:
         """Maps [batch, height, width, channels] to [batch, *size, features]."""
         del source  # `regressor` has used its shape already
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv: dict[str, Any] = {"conv_general_dilated": self.convolution}
         height, width = x.shape[1:3]
         if (height, width) == self.size:
             layer: Any = nn.Dense(self.features, name="conv", **dtypes)  # a 1x1 convolution
         elif (height, width) == (2 * self.size[0], 2 * self.size[1]):
-            layer = nn.Conv(self.features, (3, 3), 2, padding=1, name="conv", **dtypes)
+            layer = nn.Conv(self.features, (3, 3), 2, padding=1, name="conv", **conv, **dtypes)
         elif (2 * height, 2 * width) == self.size:
             layer = nn.ConvTranspose(self.features, (4, 4), (2, 2), name="conv", **dtypes)
         else:
             kernel = (1 + height - self.size[0], 1 + width - self.size[1])
-            layer = nn.Conv(self.features, kernel, padding="VALID", name="conv", **dtypes)
+            layer = nn.Conv(self.features, kernel, padding=0, name="conv", **conv, **dtypes)
         x = layer(x)
         return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="bn", **dtypes)(x))
 

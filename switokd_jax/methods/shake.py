@@ -43,11 +43,13 @@ class ShadowHead(nn.Module):
       num_classes: number of logits.
       dtype: computation dtype.
       param_dtype: parameter dtype.
+      convolution: function with the arguments of `lax.conv_general_dilated`; None for that one. Runs give theirs.
     """
 
     num_classes: int
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
+    convolution: Any = None
 
     @nn.compact
     def __call__(self, first: jax.Array, second: jax.Array, third: jax.Array, *, train: bool) -> jax.Array:
@@ -63,6 +65,7 @@ class ShadowHead(nn.Module):
                 padding=kernel // 2,
                 use_bias=False,
                 kernel_init=kaiming,
+                conv_general_dilated=self.convolution,
                 name=name,
                 **dtypes,
             )

@@ -78,9 +78,19 @@ def trained_modules(
     topology: Topology,
     edges: tuple[Edge, ...],
     image_shape: tuple[int, ...],
+    convolution: Any = None,
     **dtypes: Any,
 ) -> dict[str, TrainedModule]:
     """Creates the method's modules: the adapters of edges by the edge, the others by their own names.
+
+    Args:
+      networks: the static parts, by name.
+      spec: what the method asks for.
+      topology: of the run.
+      edges: those that the method uses.
+      image_shape: (height, width, channels).
+      convolution: for modules with an attribute of this name, see `models.ops.convolution`.
+      **dtypes: `dtype` and `param_dtype` of all modules.
 
     Raises:
       UserError: if a module cannot be made for these features, or has a name or learner that cannot be.
@@ -118,7 +128,12 @@ def trained_modules(
                 f"the method's module {name!r} learns with {trained.learner!r}, which has to be a network that learns, "
                 "and its name has to be its own"
             )
-    return modules | more
+    return {
+        name: dataclasses.replace(trained, module=trained.module.clone(convolution=convolution))
+        if hasattr(trained.module, "convolution")
+        else trained
+        for name, trained in (modules | more).items()
+    }
 
 
 def adapter_spec(learner: NetworkSpec, module: Any) -> NetworkSpec:

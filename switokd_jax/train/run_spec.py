@@ -197,11 +197,12 @@ def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device
         )
     # A user's own network may lack the option; torch's way is the default of ours.
     options: dict[str, Any] = {} if config.running_variance == "unbiased" else {"unbiased_variance": False}
+    convolve = convolution.for_devices(distribution.platform, single_device=distribution.single_device_program)
     create = functools.partial(
         models.create,
         num_classes=info.num_classes,
         axis_name=distribution.batch_norm_axis_name,
-        convolution=convolution.for_devices(distribution.platform, single_device=distribution.single_device_program),
+        convolution=convolve,
         **options,
         **module_dtypes(config.dtype),
     )
@@ -216,7 +217,7 @@ def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device
     edges = graph.edges_from(frozen) if method.offline else learning_edges
     networks = adapters.with_features(networks, features, edges, info.image_shape)
     trained = adapters.trained_modules(
-        networks, features, graph, edges, info.image_shape, **module_dtypes(config.dtype)
+        networks, features, graph, edges, info.image_shape, convolve, **module_dtypes(config.dtype)
     )
     return RunSpec(
         config=config,

@@ -20,6 +20,7 @@ from switokd_jax import topology
 from switokd_jax.losses import cross_entropy
 from switokd_jax.methods import METHODS, MethodInputs, MethodOutput, rampup_weight
 from switokd_jax.models.init import init_in_float32
+from switokd_jax.models.ops import convolution
 
 BATCH, CLASSES = 8, 4
 LABELS = np.asarray([0, 1, 2, 3, 0, 1, 2, 0])  # 3 is alone
@@ -62,6 +63,7 @@ def make_state(method: str) -> dict[str, Any]:
         "f": {node: {k: rng.normal(size=(BATCH, *v)) for k, v in FEATURES.items()} for node in NODES},
         "params": params,
         "modules": {name: trained.module for name, trained in modules.items()},
+        "shapes": {name: trained.inputs for name, trained in modules.items()},
         "stats": {name: of["batch_stats"] for name, of in variables.items()},
         "averaged": {node: rng.normal(size=(BATCH, CLASSES)) for node in NODES},
     }
@@ -331,6 +333,28 @@ def test_fooling_does_not_train_the_discriminator() -> None:
     assert all(np.any(g) for g in jax.tree.leaves(of_network["params"]["a/transfer"]["conv"]))
     assert all(np.any(g) for g in jax.tree.leaves(of_discriminator["params"]["a/discriminator"]))
     assert not np.any(of_discriminator["f"]["a"]["stage3"])
+
+
+@pytest.mark.parametrize("method", ["ffl", "afd", "shake"])
+def test_modules_take_the_convolution_of_their_run(method: str) -> None:
+    """It has the same values and gradients; its padding is written in numbers."""
+    with jax.enable_x64(True):
+        state = make_state(method)
+        found = [name for name, module in state["modules"].items() if hasattr(module, "convolution")]
+        assert found
+        for name in found:
+            module, rng = state["modules"][name], np.random.default_rng(0)
+            variables = {"params": state["params"][name], "batch_stats": state["stats"][name]}
+            inputs = [jnp.asarray(rng.normal(size=(BATCH, *shape[1:]))) for shape in state["shapes"][name]]
+
+            def loss(params: Any, module: Any = module, variables: Any = variables, inputs: Any = inputs) -> Any:
+                output, _ = module.apply({**variables, "params": params}, *inputs, train=True, mutable=["batch_stats"])
+                return jnp.sum(jnp.sin(output))
+
+            plain = jax.value_and_grad(loss)(variables["params"])
+            own = convolution.for_devices("cpu", single_device=True)
+            fast = jax.value_and_grad(loss)(variables["params"], module.clone(convolution=own))
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12), plain, fast)
 
 
 def test_an_ensemble_reports_its_accuracy() -> None:
