@@ -32,8 +32,11 @@ SHORT: dict[str, Arm] = {
         (
             "method=pcl",
             f"pcl.rampup_epochs={SHORT_RAMPUP}",
-            "networks.teacher.ema=0.999",
-            "networks.student.ema=0.999",
+            *(
+                f"networks.{name}.{field}"
+                for name in ("teacher", "student")
+                for field in ("ema=0.999", "ema_warmup=True")
+            ),
         )
     ),
     "afd": Arm(("method=afd",)),

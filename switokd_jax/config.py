@@ -78,6 +78,8 @@ class NetworkConfig:
       label_smoothing: 0 <= s < 1.
       clip_norm: largest global norm of the gradient; 0 for no clipping.
       ema: decay of an exponential moving average of the weights, which is then evaluated; 0 for none.
+      ema_warmup: whether update t (from 1) has a decay of at most 1 - 1 / t, so that the first weights are forgotten at
+        once, as in the public code of mean teachers (Tarvainen and Valpola 2017).
       decay_bn_bias: whether BatchNorm's scale and bias and all other biases decay, too, as in the public code.
       init_from: 'WORKDIR:NAME@best', 'WORKDIR:NAME@latest', or a .pth, .pth.tar, .pt or .safetensors file.
       head: 'load' the classifier of `init_from`, or start with a 'new' one, for another number of classes.
@@ -105,6 +107,7 @@ class NetworkConfig:
     label_smoothing: float = config_fields.number(0.0, low=0.0, high=0.999)
     clip_norm: float = config_fields.number(0.0, low=0.0)
     ema: float = config_fields.number(0.0, low=0.0, high=0.999999)
+    ema_warmup: bool = config_fields.boolean(False)
     decay_bn_bias: bool = config_fields.boolean(True)
     init_from: str = config_fields.text()
     head: str = config_fields.choice("load", "load", "new")

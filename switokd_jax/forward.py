@@ -27,6 +27,7 @@ class NetworkSpec:
       nodes: names of the topology's nodes whose logits it computes: its own name, or one for each branch.
       label_smoothing: of the network's cross-entropy, in [0, 1).
       ema: decay of the averaged parameters; 0 keeps none.
+      ema_warmup: the decay of update t, from 1, is at most 1 - 1 / t.
       frozen: runs in evaluation mode and takes no steps.
       features: names of the intermediate features that the method asks for.
     """
@@ -37,6 +38,7 @@ class NetworkSpec:
     nodes: tuple[str, ...]
     label_smoothing: float = 0.0
     ema: float = 0.0
+    ema_warmup: bool = False
     frozen: bool = False
     features: tuple[str, ...] = ()
 

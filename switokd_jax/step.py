@@ -324,7 +324,10 @@ def _apply_gradients(
     """Takes one optimizer step: params - learning_rate * updates."""
     updates, opt_state = network.optimizer.update(gradient, old.opt_state, old.params)
     params = jax.tree.map(lambda p, update: p - jnp.asarray(learning_rate, p.dtype) * update, old.params, updates)
-    ema = optax.incremental_update(params, old.ema, 1.0 - network.ema) if network.ema else old.ema
+    share: jax.Array | float = 1.0 - network.ema
+    if network.ema_warmup:
+        share = jnp.maximum(share, 1.0 / (old.updates + 1))
+    ema = optax.incremental_update(params, old.ema, share) if network.ema else old.ema
     return dataclasses.replace(old, params=params, opt_state=opt_state, ema=ema, updates=old.updates + 1)
 
 

@@ -83,6 +83,7 @@ VALID_IN_A_NETWORK: dict[str, st.SearchStrategy[Any]] = {
     "label_smoothing": st.floats(0.0, 0.9),
     "clip_norm": st.floats(0.0, 10.0),
     "ema": st.floats(0.0, 0.999),
+    "ema_warmup": st.booleans(),
     "decay_bn_bias": st.booleans(),
 }
 

@@ -166,6 +166,18 @@ def test_averaged_weights() -> None:
     assert states[2].eval_variables["params"] is states[2].ema
 
 
+def test_averages_may_forget_the_initial_weights() -> None:
+    """With warmup the new weights have the shares 1, 1/2, and then 1 - 0.6 = 0.4, which is more than 1/3."""
+    c = tiny_runs.alone_config(batch_size=BATCH)
+    c.networks.student.ema, c.networks.student.ema_warmup = 0.6, True
+    states = [take(c, None, range(n))[0].networks["student"] for n in range(4)]
+    expected = states[0].params
+    for state, share in zip(states[1:], (1.0, 0.5, 0.4), strict=True):
+        expected = jax.tree.map(lambda e, p, share=share: (1 - share) * e + share * p, expected, state.params)
+    for got, wanted in zip(jax.tree.leaves(states[3].ema), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
+
+
 def test_bfloat16_follows_float32() -> None:
     """Two learning steps: parameters and optimizer stay float32, losses agree to bfloat16's 2-3 digits."""
     losses = {}

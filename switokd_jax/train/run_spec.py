@@ -420,5 +420,6 @@ def _network(
         nodes=network.nodes(name),
         label_smoothing=network.label_smoothing,
         ema=network.ema,
+        ema_warmup=network.ema_warmup,
         frozen=network.frozen,
     )
