@@ -29,14 +29,16 @@ from switokd_jax.methods import METHODS
 from switokd_jax.models import flops
 
 ONLINE = [name for name, method in METHODS.items() if not method.offline]
-ON_BRANCHES = ("vanilla", "dml", "kdcl", "afd", "mcl")  # with branches, too; the others have one published form
+ALSO_ON_BRANCHES = ("vanilla", "dml", "kdcl", "afd", "mcl")  # with branches, too; the others have one published form
 PUBLISHED = {"dml": 73.68, "cl_ilr": 72.33, "one": 73.79, "ffl": 72.18, "okddip": 73.25, "kdcl": 73.76, "pcl": 74.14}
 
 
 def arms(data: str) -> dict[str, Arm]:
     """Returns an arm for every online method: networks, or branches where it is published so."""
     methods = {name: Arm(config=f"configs/online.py:{data},{name}") for name in ONLINE}
-    branches = {f"{name}_branches": Arm(config=f"configs/online.py:{data},{name},branches") for name in ON_BRANCHES}
+    branches = {
+        f"{name}_branches": Arm(config=f"configs/online.py:{data},{name},branches") for name in ALSO_ON_BRANCHES
+    }
     return methods | branches
 
 

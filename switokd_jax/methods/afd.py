@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from switokd_jax import config_fields
-from switokd_jax.losses import kl_divergence
+from switokd_jax.losses import mean_kl_divergence
 from switokd_jax.methods.base import MethodInputs, MethodOutput, Shapes, TrainedModule, add_distillation
 from switokd_jax.precision import promote_to_float32
 from switokd_jax.topology import Topology
@@ -100,8 +100,8 @@ def afd(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparame
     terms, losses, stats = [], {}, {}
     for i, node in enumerate(nodes):
         others = [inputs.logits[other] for other in nodes if other != node]
-        divergences = jnp.stack([kl_divergence(other, inputs.logits[node], h.temperature) for other in others])
-        terms.append((node, h.logits * h.temperature**2 * jnp.mean(divergences)))
+        divergences = [mean_kl_divergence(other, inputs.logits[node], h.temperature) for other in others]
+        terms.append((node, h.logits * jnp.mean(jnp.stack(divergences))))
         discriminator = inputs.adapters[f"{node}/discriminator"]
         transferred, stats[f"{node}/transfer"] = inputs.adapters[f"{node}/transfer"](inputs.features[node][h.feature])
         real = jax.lax.stop_gradient(inputs.features[nodes[(i + 1) % len(nodes)]][h.feature])

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from switokd_jax import config_fields
-from switokd_jax.losses import kl_divergence
+from switokd_jax.losses import mean_kl_divergence
 from switokd_jax.methods.base import MethodInputs, MethodOutput, add_distillation, rampup_weight, stack_logits
 from switokd_jax.topology import Topology
 
@@ -43,9 +43,9 @@ def cl_ilr(
     del labels
     h, z = hyperparameters, stack_logits(inputs, topology.nodes)
     others = (jnp.sum(z, axis=0) - z) / (len(z) - 1)
-    weight = (1.0 - h.beta) * rampup_weight(inputs.epoch, h.rampup_epochs) * h.temperature**2
+    weight = (1.0 - h.beta) * rampup_weight(inputs.epoch, h.rampup_epochs)
     terms = [
-        (node, weight * jnp.mean(kl_divergence(target, inputs.logits[node], h.temperature)))
+        (node, weight * mean_kl_divergence(target, inputs.logits[node], h.temperature))
         for node, target in zip(topology.nodes, others, strict=True)
     ]
     return add_distillation({node: h.beta * loss for node, loss in inputs.cross_entropy.items()}, terms)

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from switokd_jax import config_fields
-from switokd_jax.losses import kl_divergence
+from switokd_jax.losses import mean_kl_divergence
 from switokd_jax.methods.base import (
     MethodInputs,
     MethodOutput,
@@ -96,10 +96,10 @@ def ffl(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparame
     h, nodes = hyperparameters, topology.nodes
     fused, stats = fused_ensemble(inputs, topology, h)
     mean = jnp.mean(stack_logits(inputs, nodes), axis=0)
-    weight = rampup_weight(inputs.epoch, h.rampup_epochs) * h.temperature**2
-    terms = [(node, weight * jnp.mean(kl_divergence(fused, inputs.logits[node], h.temperature))) for node in nodes]
+    weight = rampup_weight(inputs.epoch, h.rampup_epochs)
+    terms = [(node, weight * mean_kl_divergence(fused, inputs.logits[node], h.temperature)) for node in nodes]
     output = add_distillation(inputs.cross_entropy, terms, adapter_stats=stats)
-    return add_ensemble(output, fused, labels, weight * jnp.mean(kl_divergence(mean, fused, h.temperature)))
+    return add_ensemble(output, fused, labels, weight * mean_kl_divergence(mean, fused, h.temperature))
 
 
 def fused_ensemble(

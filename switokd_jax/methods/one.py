@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from switokd_jax import config_fields
-from switokd_jax.losses import kl_divergence
+from switokd_jax.losses import mean_kl_divergence
 from switokd_jax.methods.base import (
     MethodInputs,
     MethodOutput,
@@ -75,8 +75,8 @@ def one(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparame
     """
     h, nodes = hyperparameters, topology.nodes
     ensemble, stats = gated_ensemble(inputs, topology, h)
-    weight = rampup_weight(inputs.epoch, h.rampup_epochs) * h.temperature**2
-    terms = [(node, weight * jnp.mean(kl_divergence(ensemble, inputs.logits[node], h.temperature))) for node in nodes]
+    weight = rampup_weight(inputs.epoch, h.rampup_epochs)
+    terms = [(node, weight * mean_kl_divergence(ensemble, inputs.logits[node], h.temperature)) for node in nodes]
     output = add_distillation(inputs.cross_entropy, terms, adapter_stats=stats)
     return add_ensemble(output, ensemble, labels)
 

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from switokd_jax import config_fields
-from switokd_jax.losses import kl_divergence
+from switokd_jax.losses import mean_kl_divergence
 from switokd_jax.methods.base import (
     MethodInputs,
     MethodOutput,
@@ -73,13 +73,13 @@ def pcl(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparame
     """
     h, nodes = hyperparameters, topology.nodes
     ensemble, _ = concatenated_ensemble(inputs, topology, h)
-    weight = rampup_weight(inputs.epoch, h.rampup_epochs) * h.temperature**2
+    weight = rampup_weight(inputs.epoch, h.rampup_epochs)
     terms = []
     for node in nodes:
         others = [inputs.averaged_logits[other] for other in nodes if other != node]
-        from_ensemble = kl_divergence(ensemble, inputs.logits[node], h.temperature)
-        from_others = jnp.stack([kl_divergence(other, inputs.logits[node], h.temperature) for other in others])
-        terms.append((node, weight * (jnp.mean(from_ensemble) + jnp.mean(from_others))))
+        from_ensemble = mean_kl_divergence(ensemble, inputs.logits[node], h.temperature)
+        from_others = [mean_kl_divergence(other, inputs.logits[node], h.temperature) for other in others]
+        terms.append((node, weight * (from_ensemble + jnp.mean(jnp.stack(from_others)))))
     return add_ensemble(add_distillation(inputs.cross_entropy, terms), ensemble, labels)
 
 
