@@ -45,7 +45,13 @@ def make_run(config_file: str) -> run_spec.RunSpec:
         name: dataclasses.replace(network, module=with_options(network.module, convolution=lax_convolution))
         for name, network in run.networks.items()
     }
-    return dataclasses.replace(run, networks=networks)
+    adapters = {
+        name: dataclasses.replace(adapter, module=adapter.module.clone(convolution=None))
+        if hasattr(adapter.module, "convolution")
+        else adapter
+        for name, adapter in run.adapters.items()
+    }
+    return dataclasses.replace(run, networks=networks, adapters=adapters)
 
 
 def cost(run: run_spec.RunSpec) -> dict[str, float]:
