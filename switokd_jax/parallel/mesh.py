@@ -206,6 +206,11 @@ class Distribution:
         return jax.make_array_from_single_device_arrays(x.shape[1:], self.strategy.named_sharding(), copies)
 
 
+def one_device() -> list[jax.Device]:
+    """The first device of this process, for programs that need no others."""
+    return jax.local_devices()[:1]
+
+
 def create(
     parallelism: str,
     sharding: str,

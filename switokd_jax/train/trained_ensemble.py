@@ -22,6 +22,7 @@ from switokd_jax.interop.stablehlo import ModelInfo
 from switokd_jax.methods import MethodInputs
 from switokd_jax.metrics import mean_log_probabilities
 from switokd_jax.models.layers import layers_of, with_options
+from switokd_jax.parallel import mesh
 from switokd_jax.state import Tree
 from switokd_jax.train import run_spec
 from switokd_jax.workdir import provenance, restore
@@ -116,7 +117,7 @@ def read(workdir: str | Path, version: str = "latest") -> TrainedEnsemble:
     )
     classes, shape = tuple(data["classes"]), tuple(data["image_shape"])
     run = run_spec.make(
-        config, dataset.DatasetInfo(len(classes), shape, config.batch_size, preprocess), jax.devices()[:1]
+        config, dataset.DatasetInfo(len(classes), shape, config.batch_size, preprocess), mesh.one_device()
     )
     state = restore.load_state(folder, int(version) if version.isdigit() else None)
     variables = {
