@@ -18,6 +18,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from experiments.grids import RESULTS
+from switokd_jax.analysis.tables import MeanStd
 from switokd_jax.errors import UserError
 from switokd_jax.files import read_json
 
@@ -78,16 +79,6 @@ def read_runs(folder: Path) -> list[KeptRun]:
     return sorted(runs, key=lambda run: (run.arm, run.seed))
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """Formats a mean with the standard deviation of the sample, where there are several values.
-
-    >>> mean_and_deviation([1.0, 3.0]), mean_and_deviation([2.0])
-    ('2.00 ± 1.41', '2.00')
-    """
-    mean = f"{statistics.fmean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
-
-
 def paired_difference(runs: Sequence[KeptRun], arm: str, other: str, network: str) -> str:
     """Formats the mean of arm - other over the seeds that both have, its standard error, and their number."""
     top1 = {(run.arm, run.seed): run.top1(network) for run in runs}
@@ -95,8 +86,9 @@ def paired_difference(runs: Sequence[KeptRun], arm: str, other: str, network: st
     differences = [top1[arm, seed] - top1[other, seed] for seed in seeds]
     if not differences:
         return "-"
-    error = f" ± {statistics.stdev(differences) / math.sqrt(len(seeds)):.2f}" if len(seeds) > 1 else ""
-    return f"{statistics.fmean(differences):+.2f}{error} ({len(seeds)})"
+    of_seeds = MeanStd(tuple(differences))
+    error = "" if of_seeds.std is None else f" ± {of_seeds.std / math.sqrt(len(seeds)):.2f}"
+    return f"{of_seeds.mean:+.2f}{error} ({len(seeds)})"
 
 
 def page(runs: Sequence[KeptRun]) -> str:
@@ -109,10 +101,10 @@ def page(runs: Sequence[KeptRun]) -> str:
         cells = (
             arm,
             ", ".join(str(run.seed) for run in of_arm),
-            *(mean_and_deviation([run.top1(network) for run in of_arm]) for network in ("student", "teacher")),
+            *(MeanStd(tuple(run.top1(network) for run in of_arm)).text() for network in ("student", "teacher")),
             *(paired_difference(runs, arm, other, "student") if arm != other else "-" for other in ("vanilla", "dml")),
-            mean_and_deviation(expert) if expert else "-",
-            mean_and_deviation([run.summary["training_flops"] / 1e12 for run in of_arm]),
+            MeanStd(tuple(expert)).text(),
+            MeanStd(tuple(run.summary["training_flops"] / 1e12 for run in of_arm)).text(),
         )
         rows.append(f"| {' | '.join(cells)} |")
     columns = ("method", "seeds", "student %", "teacher %", "student - vanilla", "student - DML", "expert %", "TFLOP")

@@ -16,12 +16,9 @@ from switokd_jax import cli
 from switokd_jax.analysis import trained_network
 from switokd_jax.data.decode import decode, read_file
 from switokd_jax.data.transforms import centre_crop
-from switokd_jax.train.trained_ensemble import TrainedEnsemble, read_classifier
+from switokd_jax.train.trained_ensemble import Classifier, read_classifier
 
 MAX_PIXEL = 255  # largest value in an image file
-
-
-Classifier = trained_network.TrainedNetwork | TrainedEnsemble
 
 
 def read_image(path: str | Path, network: Classifier) -> np.ndarray:

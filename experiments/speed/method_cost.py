@@ -30,6 +30,7 @@ from switokd_jax.files import write_json
 from switokd_jax.models.layers import with_options
 from switokd_jax.models.ops import convolution
 from switokd_jax.train import init_state, run_spec
+from switokd_jax.train.adapters import with_convolution
 
 MIB = 2**20
 
@@ -46,9 +47,7 @@ def make_run(config_file: str) -> run_spec.RunSpec:
         for name, network in run.networks.items()
     }
     adapters = {
-        name: dataclasses.replace(adapter, module=adapter.module.clone(convolution=None))
-        if hasattr(adapter.module, "convolution")
-        else adapter
+        name: dataclasses.replace(adapter, module=with_convolution(adapter.module, lax_convolution))
         for name, adapter in run.adapters.items()
     }
     return dataclasses.replace(run, networks=networks, adapters=adapters)

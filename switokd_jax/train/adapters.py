@@ -129,11 +129,14 @@ def trained_modules(
                 "and its name has to be its own"
             )
     return {
-        name: dataclasses.replace(trained, module=trained.module.clone(convolution=convolution))
-        if hasattr(trained.module, "convolution")
-        else trained
+        name: dataclasses.replace(trained, module=with_convolution(trained.module, convolution))
         for name, trained in (modules | more).items()
     }
+
+
+def with_convolution(module: Any, convolution: Any) -> Any:
+    """Returns a copy of a trained module that convolves so; the module itself if it has no such attribute."""
+    return module.clone(convolution=convolution) if hasattr(module, "convolution") else module
 
 
 def adapter_spec(learner: NetworkSpec, module: Any) -> NetworkSpec:

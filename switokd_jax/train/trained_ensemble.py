@@ -21,7 +21,7 @@ from switokd_jax.forward import NodeOutput, apply_network
 from switokd_jax.interop.stablehlo import ModelInfo
 from switokd_jax.methods import MethodInputs
 from switokd_jax.metrics import mean_log_probabilities
-from switokd_jax.models.layers import layers_of, with_options
+from switokd_jax.models.layers import layers_of
 from switokd_jax.parallel import mesh
 from switokd_jax.state import Tree
 from switokd_jax.train import run_spec
@@ -56,9 +56,7 @@ class TrainedEnsemble:
         """
         outputs: dict[str, NodeOutput] = {}
         for name, network in self.run.networks.items():
-            in_evaluation = dataclasses.replace(
-                network, frozen=True, module=with_options(network.module, axis_name=None)
-            )
+            in_evaluation = dataclasses.replace(network, frozen=True)
             pixels = transforms.normalize(images, self.preprocess, layers_of(network.module).dtype)
             outputs |= apply_network(in_evaluation, self.variables["networks"][name], pixels)[0]
         logits = {node: outputs[node].logits for node in self.run.topology.nodes}
@@ -82,7 +80,10 @@ class TrainedEnsemble:
         return apply
 
 
-def read_classifier(workdir: str | Path, name: str, version: str) -> trained_network.TrainedNetwork | TrainedEnsemble:
+Classifier = trained_network.TrainedNetwork | TrainedEnsemble
+
+
+def read_classifier(workdir: str | Path, name: str, version: str) -> Classifier:
     """Reads a network of a run, or its ensemble for the name 'ensemble', unless that is a network's.
 
     Raises:
@@ -121,13 +122,7 @@ def read(workdir: str | Path, version: str = "latest") -> TrainedEnsemble:
     )
     state = restore.load_state(folder, int(version) if version.isdigit() else None)
     variables = {
-        kind: {
-            name: {
-                "params": jax.tree.map(jnp.float32, of["ema"] or of["params"]),
-                "batch_stats": jax.tree.map(jnp.float32, of["batch_stats"]),
-            }
-            for name, of in (state.get(kind) or {}).items()
-        }
+        kind: {name: jax.tree.map(jnp.float32, restore.evaluated(of)) for name, of in (state.get(kind) or {}).items()}
         for kind in ("networks", "adapters")
     }
     models = dict.fromkeys(config.networks[name].model for name in run.networks)

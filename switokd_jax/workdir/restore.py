@@ -93,13 +93,18 @@ def _eval_variables(states: dict[str, Tree]) -> dict[str, dict[str, Tree]]:
     """Returns the variables of networks, and for one with branches those of each branch with the trunk."""
     networks: dict[str, dict[str, Tree]] = {}
     for name, state in states.items():
-        variables = {"params": state["ema"] or state["params"], "batch_stats": state["batch_stats"]}
+        variables = evaluated(state)
         branches = saved_branches(variables["params"])
         networks |= {
             node: {kind: of_branch(tree, branch) for kind, tree in variables.items()}
             for node, branch in zip(branch_nodes(name, len(branches)), branches, strict=True)
         } or {name: variables}
     return networks
+
+
+def evaluated(state: Tree) -> dict[str, Tree]:
+    """Returns {'params', 'batch_stats'} of a saved network or module: the averages where it keeps them."""
+    return {"params": state["ema"] or state["params"], "batch_stats": state["batch_stats"]}
 
 
 def load_state(workdir: str | Path, step: int | None = None) -> dict[str, Tree]:
