@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from switokd_jax.analysis.tables import align_columns
 from switokd_jax.errors import UserError
 from switokd_jax.files import read_json, write_json
@@ -313,14 +315,33 @@ def _write_result(job: Job, folder: Path) -> str:
     write_json(path, result)
     if job.kept and not job.kept.exists():
         job.kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(job.kept, {**result, "epochs": evaluation_rows(read_metrics(Workdir(folder / job.name).metrics))})
+        write_json(job.kept, _kept_result(job, Workdir(folder / job.name), summary))
     return ", ".join(f"{name} {scores['final_top1']:.2f} %" for name, scores in summary["networks"].items())
+
+
+def _kept_result(job: Job, workdir: Workdir, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all that the repository keeps of a finished run: nothing of it names a folder of this machine."""
+    config = jax.tree.map(lambda x: _without_folders(x) if isinstance(x, str) else x, read_json(workdir.config))
+    config["data"]["dir"] = ""
+    return {
+        "config": job.config,
+        "flags": _fixed_flags(job.flags),
+        "summary": summary,
+        "epochs": evaluation_rows(read_metrics(workdir.metrics)),
+        "parsed_config": config,
+        "start": read_json(workdir.record)["starts"][-1],
+    }
 
 
 def _fixed_flags(flags: Sequence[str]) -> list[str]:
     """Returns the flags that must be the same when a run is resumed; checkpoints without this machine's folders."""
     overridable = tuple(f"--config.{name}" for name in OVERRIDABLE_ON_RESUME)
-    return [re.sub(r"[^\s'\"=(,]*/(?=[^/]*@)", "", flag) for flag in flags if not flag.startswith(overridable)]
+    return [_without_folders(flag) for flag in flags if not flag.startswith(overridable)]
+
+
+def _without_folders(text: str) -> str:
+    """Removes the folders before the last one from each 'FOLDER:NETWORK@VERSION' in a text."""
+    return re.sub(r"[^\s'\"=(,]*/(?=[^/]*@)", "", text)
 
 
 def _result_path(job: Job, folder: Path) -> Path:

@@ -49,6 +49,10 @@ summary = {"networks": {"student": network}, "switch": {}, "training_flops": 2e9
 (folder / "summary.json").write_text(json.dumps(summary))
 rows = [{"split": "train", "epoch": 0.5 * step, "step": step, "loss": float(step)} for step in (1, 2)]
 rows.append({"split": "test", "epoch": 1.0, "step": 2, "top1": 90.0})
+source = next((flag.partition("=")[2] for flag in sys.argv if ".init_from=" in flag), "")
+networks = {"teacher": {"init_from": source}, "student": {"init_from": ""}}
+(folder / "config.json").write_text(json.dumps({"data": {"dir": "/data", "name": "digits"}, "networks": networks}))
+(folder / "record.json").write_text(json.dumps({"starts": [{"step": 0, "versions": {"jax": "0.10.2"}}]}))
 (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
 (folder / "times").write_text(f"{began} {time.monotonic()}")
 """
@@ -59,7 +63,9 @@ def fake_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script = tmp_path / "main.py"
     script.write_text(MAIN)
     monkeypatch.setattr(
-        Job, "command", lambda job, folder: [sys.executable, str(script), str(folder / job.name), job.config]
+        Job,
+        "command",
+        lambda job, folder: [sys.executable, str(script), str(folder / job.name), job.config, *job.flags],
     )
     return tmp_path / "grid"
 
@@ -128,13 +134,20 @@ def kept_jobs(repository: Path, folder: Path) -> list[Job]:
 
 @pytest.mark.slow
 def test_results_of_another_machine_count(fake_main: Path, tmp_path: Path) -> None:
-    """A kept result has the curves, too; it is not written a second time."""
+    """A kept result has the curves and the provenance, too, but no folder; it is not written a second time."""
     repository = tmp_path / "results"
     ours, theirs = fake_main / "ours", fake_main / "theirs"
     assert job_runner.run(kept_jobs(repository, ours), ours, log=ignore) == {}
     kept = json.loads((repository / "kd.json").read_text())
     assert kept["summary"]["networks"]["student"]["best_top1"] == 91.0
     assert kept["epochs"] == [{"epoch": 1.0, "test/top1": 90.0, "train/loss": 1.5}]
+    assert kept["parsed_config"]["networks"]["teacher"]["init_from"] == "vanilla:teacher@latest"
+    assert kept["flags"] == ["--config.networks.teacher.init_from=vanilla:teacher@latest"]
+    assert (kept["parsed_config"]["data"], kept["start"]["versions"]) == (
+        {"dir": "", "name": "digits"},
+        {"jax": "0.10.2"},
+    )
+    assert str(tmp_path) not in json.dumps(kept)
     lines: list[str] = []
     assert job_runner.run(kept_jobs(repository, theirs), theirs, log=lines.append) == {}
     assert lines == ["2 of 2 runs are done"]
