@@ -78,6 +78,57 @@ def stages(block: Any, blocks: int, width: int) -> list[nn.Sequential]:
     return sequentials
 
 
+class RepDistillerWideBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), conv(inputs, outputs, 3, stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), conv(outputs, outputs, 3)
+        self.convShortcut = conv(inputs, outputs, 1, stride) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = functional.relu(self.bn1(x))
+        hidden = self.conv2(functional.relu(self.bn2(self.conv1(active))))
+        return hidden + (x if self.convShortcut is None else self.convShortcut(active))
+
+
+class RepDistillerWideResNet(nn.Module):
+    def __init__(self, depth: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.conv1 = conv(3, 16, 3)
+        for stage, layer in enumerate(stages(RepDistillerWideBlock, (depth - 4) // 6, width)):
+            block = nn.Module()
+            block.layer = layer
+            self.add_module(f"block{stage + 1}", block)
+        self.bn1, self.fc = nn.BatchNorm2d(64 * width), nn.Linear(64 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        for stage in (1, 2, 3):
+            x = self.get_submodule(f"block{stage}.layer")(x)
+        return self.fc(global_avg_pool(functional.relu(self.bn1(x))))
+
+
+class RepDistillerResNet(nn.Module):
+    def __init__(self, depth: int, width: int, classes: int) -> None:
+        super().__init__()
+        inputs = 32 if width == 4 else 16
+        self.conv1, self.bn1 = conv(3, inputs, 3), nn.BatchNorm2d(inputs)
+        for stage in (1, 2, 3):
+            layer, features = [], 8 * width * 2**stage
+            for block in range((depth - 2) // 6):
+                stride = 2 if stage > 1 and not block else 1
+                layer.append(ProjectedBlock(inputs, features, stride, False, "downsample"))
+                inputs = features
+            self.add_module(f"layer{stage}", nn.Sequential(*layer))
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.bn1(self.conv1(x)))
+        for stage in (1, 2, 3):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return self.fc(global_avg_pool(x))
+
+
 class SeparableBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -414,6 +465,11 @@ def create(name: str, classes: int) -> nn.Module:
 
 def structure(name: str, classes: int) -> nn.Module:
     family, *rest = name.split("_")
+    if rest[-1:] == ["rd"] and family == "wrn":
+        return RepDistillerWideResNet(int(rest[0]), int(rest[1]), classes)
+    if rest == ["rd"] or family.endswith("x4"):
+        blocks, _, wide = family.removeprefix("resnet").partition("x")
+        return RepDistillerResNet(int(blocks), 4 if wide else 1, classes)
     if family == "wrn":
         return WideResNet(int(rest[0]), int(rest[1]), classes)
     if family == "mobilenetv2":

@@ -38,6 +38,9 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weight
 USUAL_NETWORKS = (
     *(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110, 18, 34, 50)),
     *(f"wrn_{depth}_{width}" for depth in (10, 16, 28, 40) for width in (1, 2, 4)),
+    *(f"resnet{depth}_rd" for depth in (8, 14, 20, 32, 44, 56, 110)),
+    *("resnet8x4", "resnet32x4"),
+    *(f"wrn_{depth}_{width}_rd" for depth in (16, 40) for width in (1, 2)),
     *("mobilenetv2_0.5", "mobilenetv2_1.0", "mobilenet", "vgg8", "vgg13", "vgg16", "vit_small", "swin_tiny"),
 )
 

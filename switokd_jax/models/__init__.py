@@ -16,6 +16,8 @@ from switokd_jax.models.densenet import DenseNet
 from switokd_jax.models.imagenet_resnet import DEPTHS, VARIANTS, ImageNetResNet
 from switokd_jax.models.layers import OPTIONS, with_options
 from switokd_jax.models.mobilenet import MobileNet, MobileNetV2, MobileNetV2Tiny
+from switokd_jax.models.repdistiller import DEPTHS as RD_DEPTHS
+from switokd_jax.models.repdistiller import NARROW, WIDE, RepDistillerResNet, RepDistillerWideResNet
 from switokd_jax.models.resnet import ResNet
 from switokd_jax.models.swin import DEPTHS as SWIN_DEPTHS
 from switokd_jax.models.swin import SwinTransformer
@@ -35,6 +37,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         for depth, (_, has_bottlenecks) in DEPTHS.items()
         if not has_bottlenecks or len(variant.convs) == 3
     },
+    "wrn_D_K_rd": RepDistillerWideResNet,
+    **{f"resnet{depth}_rd": functools.partial(RepDistillerResNet, depth, NARROW) for depth in RD_DEPTHS},
+    **{f"resnet{depth}x4": functools.partial(RepDistillerResNet, depth, WIDE) for depth in (8, 32)},
     "mobilenetv2_W": MobileNetV2,
     "mobilenetv2_tiny_W": MobileNetV2Tiny,
     "mobilenet": MobileNet,
@@ -82,11 +87,12 @@ def create(
 def _factory(name: str) -> Callable[..., nn.Module]:
     if name in MODELS and not re.search("_[A-Z]", name):
         return MODELS[name]
-    if match := re.fullmatch(r"(wrn|densenet)_(\d+)_(\d+)", name):
+    if match := re.fullmatch(r"(wrn|densenet)_(\d+)_(\d+)(_rd)?", name):
         depth, width = int(match[2]), int(match[3])
         if depth < 10 or (depth - 4) % 6 or width < 1:
             raise ValueError(f"model {name!r}: its depth is 10, 16, 22, 28, ... and its width at least 1")
-        return functools.partial(MODELS[f"{match[1]}_D_K"], depth, width)
+        if family := MODELS.get(f"{match[1]}_D_K{match[4] or ''}"):
+            return functools.partial(family, depth, width)
     if match := re.fullmatch(r"(mobilenetv2(?:_tiny)?)_(\d+(?:\.\d+)?)", name):
         if int(16 * float(match[2])) < 1:
             raise ValueError(f"model {name!r}: the width must leave at least one channel (1/16 or more)")

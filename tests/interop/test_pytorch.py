@@ -24,7 +24,7 @@ from switokd_jax.workdir import restore
 NETWORKS = [
     *("wrn_16_2", "wrn_10_1", "resnet20", "mobilenetv2_0.5", "mobilenet", "mobilenetv2_tiny_1.4"),
     *("resnet18", "resnet50", "resnet18_cifar", "resnet50_cifar", "resnet34_tiny", "vgg8", "vgg16", "vit_small"),
-    "swin_tiny",
+    *("swin_tiny", "wrn_10_1_rd", "wrn_16_2_rd", "resnet14_rd", "resnet8x4"),
 ]
 
 
@@ -69,6 +69,8 @@ def test_state_dicts_have_the_official_names() -> None:
         "mobilenetv2_0.5"
     ).keys()
     assert {"layers.12.conv2.weight", "layers.0.bn1.weight"} <= random_state_dict("mobilenet").keys()
+    assert {"block2.layer.0.convShortcut.weight", "fc.bias"} <= random_state_dict("wrn_10_1_rd").keys()
+    assert {"layer1.0.downsample.1.running_var", "fc.bias"} <= random_state_dict("resnet8x4").keys()
     swin = random_state_dict("swin_tiny")
     assert {"layers.1.downsample.reduction.weight", "patch_embed.norm.bias", "head.fc.bias"} <= swin.keys()
     assert swin["layers.2.blocks.5.attn.relative_position_bias_table"].shape == (49, 12)

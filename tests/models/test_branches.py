@@ -15,7 +15,17 @@ from switokd_jax import models
 from switokd_jax.models import branches
 from switokd_jax.models.init import init_variables
 
-MODELS = ("resnet8", "wrn_10_1", "densenet_10_4", "vgg8", "mobilenet", "mobilenetv2_0.25", "mobilenetv2_tiny_0.25")
+MODELS = (
+    "resnet8",
+    "wrn_10_1",
+    "resnet8_rd",
+    "wrn_10_1_rd",
+    "densenet_10_4",
+    "vgg8",
+    "mobilenet",
+    "mobilenetv2_0.25",
+    "mobilenetv2_tiny_0.25",
+)
 IMAGENET = ("resnet18_cifar", "resnet18", "resnet50_cifar")
 FLOAT64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 
