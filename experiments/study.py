@@ -118,8 +118,8 @@ def _count_flops(model: str, branches: int, branch_from: str, size: DataSize) ->
 def table(study: Study, points: Mapping[job_runner.Job, GridPoint], results: Mapping[str, Any]) -> Table:
     """Builds the table: a row for each setting and arm.
 
-    A row has the final and best top-1 of every network beside the published one, the share of expert steps, and the
-    training cost.
+    A row has the final and best top-1 of every network beside the published one, the share of expert steps, the
+    training cost, what the pauses saved of it, and the time.
 
     Args:
       study: definition of the table.
@@ -131,12 +131,9 @@ def table(study: Study, points: Mapping[job_runner.Job, GridPoint], results: Map
     for job, point in points.items():
         seeds = summaries.setdefault((point.setting.name, point.arm), [])
         if job.name in results:
-            summary = dict(results[job.name])
-            if study.columns == "model":
-                summary["networks"] = {network["model"]: network for network in summary["networks"].values()}
-            seeds.append(summary)
+            seeds.append(results[job.name])
     finished = [summary for seeds in summaries.values() for summary in seeds]
-    names = [*dict.fromkeys(name for summary in finished for name in summary["networks"])]
+    names = [*dict.fromkeys(name for summary in finished for name in _columns(study, summary)["networks"])]
     published = {name for setting in settings.values() for arm in setting.published.values() for name in arm}
     head = ["setting", "arm"]
     for name in names:
@@ -146,12 +143,21 @@ def table(study: Study, points: Mapping[job_runner.Job, GridPoint], results: Map
     for (setting, arm), seeds in summaries.items():
         cells: list[Cell] = [setting, arm]
         for name in names:
-            cells += sweep.scores([summary for summary in seeds if name in summary["networks"]], name)
+            by_column = [_columns(study, summary) for summary in seeds]
+            cells += sweep.scores([summary for summary in by_column if name in summary["networks"]], name)
             if name in published:
                 cells.append(settings[setting].published.get(arm, {}).get(name))
         cells += [sweep.expert_share(seeds), MeanStd(tuple(summary["training_flops"] / size for summary in seeds))]
+        cells += [sweep.saved_share(seeds), MeanStd(tuple(summary["seconds"] for summary in seeds), digits=0)]
         rows.append(tuple(cells))
-    return Table(study.title, (*head, "expert steps %", unit), tuple(rows), note(points, unit))
+    return Table(study.title, (*head, "expert steps %", unit, "saved %", "seconds"), tuple(rows), note(points, unit))
+
+
+def _columns(study: Study, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a summary whose networks have the names of the table's columns."""
+    if study.columns == "name":
+        return dict(summary)
+    return {**summary, "networks": {network["model"]: network for network in summary["networks"].values()}}
 
 
 def note(points: Mapping[job_runner.Job, GridPoint], unit: str) -> str:
@@ -171,5 +177,6 @@ def note(points: Mapping[job_runner.Job, GridPoint], unit: str) -> str:
     return (
         f"Mean and standard deviation of seeds {', '.join(map(str, seeds))}. {runs}. 'final' is the test top-1 after "
         f"the last epoch, 'best' that of the best one (as published numbers are){chosen}; {unit} what training really "
-        "spent."
+        "spent, 'saved' the part that the pauses of teachers avoided; seconds are of training, to be compared only "
+        "between runs that had the machine to themselves."
     )

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: every method on the pairs of the SwitOKD and UniOKD papers.
+"""CIFAR-10 and CIFAR-100: every method on the pairs of the SwitOKD paper (table_uniokd.py has those of UniOKD).
 
 python experiments/table_cifar.py --smoke --jobs=2            # all methods on digits, three seeds, in minutes
 python experiments/table_cifar.py --plan                      # what would run, and how long
@@ -56,18 +56,6 @@ STUDY = Study(
                 "kdcl": {"student": 66.83, "teacher": 73.75},
                 "switokd": {"student": 67.24, "teacher": 73.90},
                 "uniokd": {"student": 67.83, "teacher": 74.28},
-            },
-        ),
-        Setting(
-            name="cifar100_resnet32",
-            config="configs/cifar100_wrn40_2_resnet32.py",
-            arms=ALL,
-            published={
-                "vanilla": {"student": 71.28, "teacher": 76.60},
-                "dml": {"student": 73.20, "teacher": 77.85},
-                "kdcl": {"student": 72.94, "teacher": 77.49},
-                "switokd": {"student": 73.59, "teacher": 74.68},
-                "uniokd": {"student": 73.69, "teacher": 76.90},
             },
         ),
         Setting(

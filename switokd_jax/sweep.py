@@ -27,6 +27,7 @@ from switokd_jax.analysis import job_runner, tables
 from switokd_jax.analysis.tables import Cell, MeanStd, Table
 from switokd_jax.errors import UserError
 from switokd_jax.metrics import expert_share_of_summary
+from switokd_jax.models import flops
 
 Summary = Mapping[str, Any]
 """Content of a summary.json."""
@@ -118,6 +119,19 @@ def expert_share(summaries: Sequence[Summary]) -> Cell:
     """
     by_pair = [expert_share_of_summary(summary) for summary in summaries]
     shares = tuple(statistics.fmean(100.0 * share for share in pairs.values()) for pairs in by_pair if pairs)
+    return MeanStd(shares, digits=1) if shares else None
+
+
+def saved_share(summaries: Sequence[Summary]) -> Cell:
+    """Returns the share of training's operations that pauses saved, in percent, over the runs of several seeds.
+
+    None if no run has a pair that switches.
+    """
+    shares = tuple(
+        100.0 * flops.saved_fraction(summary["networks"], {pair.partition("->")[0] for pair in pairs}, summary["steps"])
+        for summary in summaries
+        if (pairs := expert_share_of_summary(summary))
+    )
     return MeanStd(shares, digits=1) if shares else None
 
 

@@ -68,6 +68,22 @@ def test_every_ablation_changes_what_it_names() -> None:
         module.get_config("epsilon_2")
 
 
+def test_a_pair_is_named_in_the_argument_of_a_config() -> None:
+    c = config.parse(tiny_runs.config_file("cifar100_uniokd").get_config("resnet32x4,mobilenetv2_0.5"))
+    assert [c.networks[name].model for name in ("teacher", "student")] == ["resnet32x4", "mobilenetv2_0.5"]
+    transformers = tiny_runs.config_file("cifar100_uniokd_transformers")
+    reverse = config.parse(transformers.get_config("swin_tiny,resnet18_cifar,200"))
+    assert (reverse.networks["teacher"].model, reverse.epochs) == ("swin_tiny", 200.0)
+    assert config.parse(transformers.get_config("vit_small,resnet18_cifar")).epochs == 400.0
+
+
+@pytest.mark.parametrize("name", ["cifar100_uniokd", "cifar100_uniokd_transformers"])
+@pytest.mark.parametrize("argument", ["", "wrn_16_2", "wrn_16_2,", "a,b,c", "a,b,0", "a, b", "a,b,200,1"])
+def test_an_argument_that_is_no_pair_is_refused(name: str, argument: str) -> None:
+    with pytest.raises(UserError, match=rf"--config argument '{argument}' is not TEACHER,STUDENT"):
+        tiny_runs.config_file(name).get_config(argument)
+
+
 def test_default_parses_to_frozen_values() -> None:
     c = config.parse(config.default())
     assert c.method == "switokd"

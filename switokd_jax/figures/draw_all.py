@@ -14,6 +14,7 @@ from switokd_jax.analysis.runs import Run, group_by_settings
 from switokd_jax.figures import compare, heat
 from switokd_jax.figures.compare import Groups
 from switokd_jax.figures.curves import draw_curves
+from switokd_jax.figures.gradients import draw_gradients
 from switokd_jax.figures.other_metrics import draw_other_metrics
 from switokd_jax.figures.style import Picture, slug
 from switokd_jax.figures.switching import draw_switching
@@ -40,6 +41,7 @@ FIGURES = (
     FigureSpec(compare.draw_accuracy),
     FigureSpec(draw_switching, after_training=True),
     FigureSpec(compare.draw_expert_shares),
+    FigureSpec(draw_gradients),
     FigureSpec(compare.draw_costs),
     FigureSpec(draw_other_metrics),
 )

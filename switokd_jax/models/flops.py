@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -143,3 +143,22 @@ def training_flops(networks: Mapping[str, Mapping[str, Any]], steps: int, exampl
         examples * (network["forward_flops"] + network["backward_flops"] * network["updates"] / max(steps, 1))
         for network in networks.values()
     )
+
+
+def saved_fraction(networks: Mapping[str, Mapping[str, Any]], teachers: Collection[str], steps: int) -> float:
+    """Computes which part of a run's floating-point operations its pauses have saved.
+
+    Args:
+      networks: as `training_flops` takes them.
+      teachers: names of the networks that a switch may pause.
+      steps: number of steps taken.
+
+    >>> costs = {"forward_flops": 1.0, "backward_flops": 2.0}
+    >>> saved_fraction({"teacher": {**costs, "updates": 4}, "student": {**costs, "updates": 10}}, ["teacher"], steps=10)
+    0.2
+    """
+    without_pauses = {
+        name: {**network, "updates": steps} if name in teachers else network for name, network in networks.items()
+    }
+    spent, full = (training_flops(each, steps, examples=1.0) for each in (networks, without_pauses))
+    return 1.0 - spent / full

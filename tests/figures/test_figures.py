@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 import pytest
 from matplotlib import image
+from matplotlib.axes import Axes
 
 from switokd_jax import figures
 from switokd_jax.analysis.runs import Run, read_run
-from switokd_jax.figures import compare, curves, draw_all, other_metrics, switching
+from switokd_jax.figures import compare, curves, draw_all, gradients, other_metrics, switching
+from switokd_jax.losses import kl_divergence
+from switokd_jax.switching import switch
 from switokd_jax.workdir import metric_writers
 
 
@@ -78,6 +84,54 @@ def test_a_run_that_switches_has_curves_and_a_panel_for_each_pair(tmp_path: Path
         assert pixels.shape[1] == 1600  # 8 inches at 200 dpi
         assert pixels[..., :3].std() > 0.05
     assert image.imread(paths[1]).shape[0] == pytest.approx(200 * (0.7 + 2.3 * len(pairs)), abs=2)
+
+
+def distances(step: int) -> dict[str, float]:
+    return {"t->s/gap": 1.0, "t->s/student_distance": 1.5 - step / 100, "t->s/teacher_distance": 0.5}
+
+
+def test_gradients_are_the_means_of_the_distances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One panel for each group whose steps have them; a softened distribution has no such gradients."""
+    plotted: dict[str, Any] = {}
+    plot = Axes.plot
+
+    def record(axes: Axes, x: Any, y: Any, **options: Any) -> Any:
+        plotted[options["label"]] = (x, y)
+        return plot(axes, x, y, **options)
+
+    monkeypatch.setattr(Axes, "plot", record)
+    rows = metric_rows(["t->s"])
+    run = write_run(tmp_path / "a", ["t->s"], [{**row, **distances(row["step"])} for row in rows])
+    without = write_run(tmp_path / "b", ["t->s"], rows)
+    soft = dataclasses.replace(run, config={**run.config, "switokd": {"temperature": 4.0}})
+    groups = {"a": [run], "b": [without], "soft": [soft]}
+    (picture,) = gradients.draw_gradients(groups, tmp_path)
+    assert picture.path.name == "gradients.png"
+    assert image.imread(picture.path).shape[:2] == (200 * 2.9, 1000)
+    epochs, means = plotted[r"cross-entropy: $d_s$"]
+    np.testing.assert_array_equal(epochs, [1, 2, 3])
+    np.testing.assert_allclose(means, [1.5 - mean / 100 for mean in (5.5, 15.5, 25.5)])
+    np.testing.assert_allclose(plotted["KL term: gap G"][1], [1.0, 1.0, 1.0])
+    assert gradients.draw_gradients({"b": [without]}, tmp_path) == []
+
+
+def test_the_logged_distances_are_norms_of_gradients() -> None:
+    """Of the KL term and the cross-entropy at the student's logits, by automatic differentiation."""
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(2, 6, 5)).astype(np.float32)
+    labels = np.arange(6) % 5
+
+    def kl(logits: Any) -> Any:
+        return kl_divergence(teacher, logits, 1.0).sum()
+
+    def cross_entropy(logits: Any) -> Any:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
+
+    of_kl, of_cross_entropy = jax.grad(kl)(student), jax.grad(cross_entropy)(student)
+    decision = switch(student, teacher, labels)
+    norms = [np.abs(gradient).sum(axis=1).mean() for gradient in (of_kl, of_cross_entropy, of_cross_entropy - of_kl)]
+    logged = (decision.gap, decision.student_distance, decision.teacher_distance)
+    np.testing.assert_allclose(norms, logged, rtol=1e-5)
 
 
 def test_a_run_without_switch_has_curves_only(tmp_path: Path) -> None:
