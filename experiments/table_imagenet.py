@@ -3,8 +3,8 @@
 python experiments/table_imagenet.py --smoke --jobs=2
 python experiments/table_imagenet.py --plan
 
-KD and DIST have their ImageNet settings (temperature 1; KD's weight 0.5). There are no published numbers of this pair
-in the sources that this project follows.
+KD and DIST have their ImageNet settings (temperature 1; KD's weight 0.5). The published numbers of the student, 71.75
+for SwitOKD beside 69.76 alone, are those that a secondary source reports; we have not seen them in the paper.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ ARMS = {
     "kd": Arm(("method=kd", "kd.temperature=1", "kd.weight=0.5"), offline=True),
     "dist": Arm(("method=dist", "dist.temperature=1"), offline=True),
 }
+REPORTED = {"vanilla": {"student": 69.76}, "switokd": {"student": 71.75}}
 
 STUDY = Study(
     title="ImageNet: top-1 of resnet18 and resnet34",
-    full=(Setting(name="imagenet", config="configs/imagenet_resnet34_resnet18.py", arms=ARMS),),
+    full=(Setting(name="imagenet", config="configs/imagenet_resnet34_resnet18.py", arms=ARMS, published=REPORTED),),
     smoke=(
         Setting(
             name="digits",
