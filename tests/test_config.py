@@ -77,7 +77,21 @@ def test_a_pair_is_named_in_the_argument_of_a_config() -> None:
     assert config.parse(transformers.get_config("vit_small,resnet18_cifar")).epochs == 400.0
 
 
-@pytest.mark.parametrize("name", ["cifar100_uniokd", "cifar100_uniokd_transformers"])
+def test_dkds_weight_and_the_rate_depend_on_the_offline_pair() -> None:
+    """As in the public code of DKD."""
+    offline = tiny_runs.config_file("cifar100_offline")
+    for pair, others, rate in (
+        ("resnet56_rd,resnet20_rd", 2.0, 0.05),
+        ("vgg13,mobilenetv2_0.5", 6.0, 0.01),
+        ("resnet32x4,resnet8x4", 8.0, 0.05),
+    ):
+        raw = offline.get_config(pair)
+        raw.method = "dkd"
+        c = config.parse(raw)
+        assert (c.hyperparameters.others, c.networks["student"].learning_rate) == (others, rate)
+
+
+@pytest.mark.parametrize("name", ["cifar100_uniokd", "cifar100_uniokd_transformers", "cifar100_offline"])
 @pytest.mark.parametrize("argument", ["", "wrn_16_2", "wrn_16_2,", "a,b,c", "a,b,0", "a, b", "a,b,200,1"])
 def test_an_argument_that_is_no_pair_is_refused(name: str, argument: str) -> None:
     with pytest.raises(UserError, match=rf"--config argument '{argument}' is not TEACHER,STUDENT"):

@@ -38,6 +38,7 @@ from switokd_jax.methods.base import (
     MethodInputs,
     MethodOutput,
     Shapes,
+    Stages,
     TrainedModule,
     add_distillation,
     add_ensemble,
@@ -145,6 +146,8 @@ class Method:
       branches: whether its nodes have to be branches of one network.
       min_networks: smallest number of nodes.
       features: hyperparameters -> the features that it uses.
+      default_features: (hyperparameters, stages of the learner, stages of the source) -> hyperparameters with the
+        features that the config leaves open, for the networks of the first edge; None if all have names.
       ensemble: (inputs, topology, hyperparameters) -> logits of the method's own ensemble of its networks, and new
         running statistics of its modules; None for methods without, whose ensemble is the mean probability.
       init_memory: (hyperparameters, `MemoryInputs`) -> memory that is kept between steps and saved in checkpoints;
@@ -168,6 +171,7 @@ class Method:
     branches: bool = False
     min_networks: int = 1
     features: Callable[[Any], FeatureSpec] = _no_features
+    default_features: Callable[[Any, Stages, Stages], Any] | None = None
     ensemble: Callable[[MethodInputs, Topology, Any], tuple[Any, Any]] | None = None
     init_memory: Callable[[Any, MemoryInputs], Any] = _no_memory
     teacher_at_epoch: Callable[[Any, int], str | None] = _same_teacher
@@ -263,12 +267,14 @@ METHODS: dict[str, Method] = {
         at.Hyperparameters,
         offline=True,
         features=lambda h: FeatureSpec(h.student, h.teacher),
+        default_features=at.default_features,
     ),
     "fitnet": Method(
         fitnet.fitnet,
         fitnet.Hyperparameters,
         offline=True,
         features=lambda h: FeatureSpec((h.student,), (h.teacher,), fitnet.regressor),
+        default_features=fitnet.default_features,
     ),
     "crd": Method(
         crd.crd,

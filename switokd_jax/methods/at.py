@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from switokd_jax import config_fields
-from switokd_jax.methods.base import MethodInputs, MethodOutput, add_distillation
+from switokd_jax.methods import kd
+from switokd_jax.methods.base import NO_STAGES, MethodInputs, MethodOutput, Stages, add_distillation
 from switokd_jax.precision import promote_to_float32
 from switokd_jax.topology import Edge, Topology
 
@@ -25,17 +26,36 @@ class Hyperparameters:
     """Attributes:
 
     weight: weight of the distillation term.
-    student: names of the student's features.
-    teacher: names of the teacher's features, one for each of the student's.
+    cross_entropy_weight: weight of the cross-entropy (RepDistiller's -r).
+    kd_weight: weight of plain KD beside it (-a); 0 for none.
+    kd_temperature: T of that KD.
+    student: names of the student's features; () for those of RepDistiller's code, see `default_features`.
+    teacher: names of the teacher's features, one for each of the student's; () likewise.
     """
 
     weight: float = config_fields.number(1000.0, low=0.0)
-    student: tuple[Any, ...] = config_fields.sequence(("stage1", "stage2", "stage3"))
-    teacher: tuple[Any, ...] = config_fields.sequence(("stage1", "stage2", "stage3"))
+    cross_entropy_weight: float = config_fields.number(1.0, low=0.0)
+    kd_weight: float = config_fields.number(0.0, low=0.0)
+    kd_temperature: float = config_fields.number(4.0, above=0.0)
+    student: tuple[Any, ...] = config_fields.sequence(())
+    teacher: tuple[Any, ...] = config_fields.sequence(())
+
+
+def default_features(hyperparameters: Hyperparameters, student: Stages, teacher: Stages) -> Hyperparameters:
+    """Fills in the features that are not named: all stages, of which VGG's first is none.
+
+    Raises:
+      ValueError: if a network has no stages.
+    """
+    h = hyperparameters
+    filled = dataclasses.replace(h, student=h.student or tuple(student), teacher=h.teacher or tuple(teacher))
+    if not (filled.student and filled.teacher):
+        raise ValueError(NO_STAGES)
+    return filled
 
 
 def at(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> MethodOutput:
-    """Computes L_i = CE + w * sum over edges from frozen j and stages of mean (a_i - a_j)^2.
+    """Computes L_i = r CE + a KD + w * sum over edges from frozen j and stages of mean (a_i - a_j)^2.
 
     a is the mean over the channels of the squared features, flattened and scaled to length 1. The larger of two
     feature maps is first pooled to the size of the other, as RepDistiller's code does.
@@ -54,7 +74,8 @@ def at(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparamet
         for edge in topology.edges_from(inputs.frozen)
         for layers in zip(h.student, h.teacher, strict=True)
     ]
-    return add_distillation(inputs.cross_entropy, terms)
+    task_losses, kd_terms = kd.weighted_losses(inputs, topology, h.cross_entropy_weight, h.kd_weight, h.kd_temperature)
+    return add_distillation(task_losses, [*kd_terms, *terms])
 
 
 def attention(features: Float[Array, "batch height width channels"]) -> Float[Array, "batch pixels"]:

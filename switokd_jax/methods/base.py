@@ -26,6 +26,9 @@ train it.
 """
 
 
+Stages = Sequence[str]
+"""Names of the features of a network's stages, in order."""
+NO_STAGES = "a network has no features 'stage1', 'stage2', ...; name others in the fields student and teacher"
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes [1, ...] of a network's features, by name."""
 

@@ -1,8 +1,8 @@
 """CRD: contrastive learning between a student's and its teacher's embeddings of the same images.
 
 Source: Tian et al., "Contrastive Representation Distillation", ICLR 2020 (arXiv 1910.10699), eq. 11 and 18 with the
-memory of its public code (HobbitLong/RepDistiller, crd/). Negatives are drawn from other classes; here with
-replacement.
+memory of its public code (HobbitLong/RepDistiller, crd/ and dataset/cifar100.py). Negatives are drawn from other
+classes; here with replacement, unless that is switched off.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from jaxtyping import Array, Int
 
 from switokd_jax import config_fields
 from switokd_jax.losses import hard_labels
+from switokd_jax.methods import kd
 from switokd_jax.methods.base import MemoryInputs, MethodInputs, MethodOutput, add_distillation
 from switokd_jax.precision import promote_to_float32
 from switokd_jax.topology import Topology
@@ -35,6 +36,12 @@ class Hyperparameters:
     negatives: K, number of images of other classes that are drawn for each example.
     size: dimension of the embeddings.
     momentum: weight of the old embedding in the moving average that is kept for each image.
+    cross_entropy_weight: weight of the cross-entropy (RepDistiller's -r).
+    kd_weight: weight of plain KD beside it (-a); 0 for none.
+    kd_temperature: T of that KD.
+    relaxed: whether the positive is any image of the example's class (the code's mode 'relax'), or the image itself.
+    replacement: whether one image can be drawn several times as a negative. The public code draws without replacement;
+      that takes a sort of all training images for each example.
     student: name of the student's feature.
     teacher: name of the teacher's feature.
     """
@@ -44,6 +51,11 @@ class Hyperparameters:
     negatives: int = config_fields.integer(16384, low=1)
     size: int = config_fields.integer(128, low=1)
     momentum: float = config_fields.number(0.5, low=0.0, high=1.0)
+    cross_entropy_weight: float = config_fields.number(1.0, low=0.0)
+    kd_weight: float = config_fields.number(0.0, low=0.0)
+    kd_temperature: float = config_fields.number(4.0, above=0.0)
+    relaxed: bool = False
+    replacement: bool = True
     student: str = config_fields.text("pooled")
     teacher: str = config_fields.text("pooled")
 
@@ -105,7 +117,7 @@ class Embedding(nn.Module):
 
 
 def crd(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> MethodOutput:
-    """Computes L_i = CE + w * sum over edges from frozen j of [C(v_i, bank_j) + C(v_j, bank_i)], v the embeddings.
+    """Computes L_i = r CE + a KD + w * sum over edges from frozen j of [C(v_i, bank_j) + C(v_j, bank_i)].
 
     For an embedding v and the bank of the other network, with K negatives among n images and Z the first batch's
     mean of exp(v . bank / T) times n:
@@ -113,16 +125,19 @@ def crd(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparame
         P_k = exp(v . bank_k / T) / Z
         C   = - mean over the batch of [log P_0 / (P_0 + K/n) + sum over k of log (K/n) / (P_k + K/n)]
 
-    where 0 is the image itself.
+    where 0 is the image itself, or, relaxed, one of its class.
     """
     h = hyperparameters
-    terms, stats, banks = [], {}, {}
+    task_losses, terms = kd.weighted_losses(inputs, topology, h.cross_entropy_weight, h.kd_weight, h.kd_temperature)
+    labels, stats, banks = hard_labels(labels), {}, {}
     for edge in topology.edges_from(inputs.frozen):
         name = str(edge)
         source = jax.lax.stop_gradient(inputs.features[edge.source][h.teacher])
         views, stats[name] = inputs.adapters[name](inputs.features[edge.learner][h.student], source)
-        negatives = other_classes(inputs.keys[name], hard_labels(labels), h.negatives, inputs.memory)
-        candidates = jnp.concatenate([inputs.indices[:, None], negatives], axis=1)
+        draw = other_classes if h.replacement else distinct_of_other_classes
+        negatives = draw(inputs.keys[name], labels, h.negatives, inputs.memory)
+        positives = same_class(inputs.keys[name], labels, inputs.memory) if h.relaxed else inputs.indices
+        candidates = jnp.concatenate([positives[:, None], negatives], axis=1)
         student, teacher = inputs.memory.banks[name]
         student_loss, teacher_scale = _contrast(views[0], teacher, candidates, h.temperature)
         teacher_loss, student_scale = _contrast(views[1], student, candidates, h.temperature)
@@ -132,20 +147,27 @@ def crd(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparame
             _update_bank(teacher, teacher_scale, views[1], inputs.indices, h.momentum),
         )
     memory = inputs.memory.replace(banks=banks)
-    return add_distillation(inputs.cross_entropy, terms, adapter_stats=stats, memory=memory)
+    return add_distillation(task_losses, terms, adapter_stats=stats, memory=memory)
 
 
 def init_memory(hyperparameters: Hyperparameters, inputs: MemoryInputs) -> Memory:
     """Draws random embeddings of about unit length.
 
     Raises:
-      ValueError: if the labels of the training images are not known in advance, or are all equal.
+      ValueError: if the labels of the training images are not known in advance, or are all equal; or if there are too
+        few images of other classes to draw without replacement.
     """
     if inputs.labels is None:
         raise ValueError("crd keeps a memory of all training images and their classes; use data.pipeline 'resident'")
     if len(np.unique(inputs.labels)) < 2:
         raise ValueError("crd contrasts images of different classes, and all training images are of one class")
     size, labels = hyperparameters.size, inputs.labels
+    fewest = len(labels) - int(np.bincount(labels).max())
+    if not hyperparameters.replacement and hyperparameters.negatives > fewest:
+        raise ValueError(
+            f"crd.negatives is {hyperparameters.negatives}, and a class has {fewest} images of others; lower it, or "
+            "set crd.replacement to True"
+        )
 
     def bank(key: jax.Array) -> Bank:
         bound = (3.0 / size) ** 0.5
@@ -180,6 +202,27 @@ def other_classes(
     # Positions in `by_class` with the example's own class cut out.
     position = jax.random.randint(key, (len(labels), count), 0, others, jnp.int32)
     return memory.by_class[jnp.where(position < begin, position, position + end - begin)]
+
+
+def distinct_of_other_classes(
+    key: jax.Array, labels: Int[Array, " batch"], count: int, memory: Memory
+) -> Int[Array, "batch {count}"]:
+    """Draws likewise, but without replacement: the images of the `count` largest random numbers."""
+    class_of_position = jnp.searchsorted(memory.first, jnp.arange(len(memory.by_class)), side="right") - 1
+
+    def draw(key: jax.Array, label: jax.Array) -> jax.Array:
+        numbers = jax.random.uniform(key, class_of_position.shape, jnp.float32)  # the same draws in float64 runs
+        _, positions = jax.lax.top_k(jnp.where(class_of_position == label, -1.0, numbers), count)
+        return memory.by_class[positions]
+
+    return jax.vmap(draw)(jax.random.split(key, len(labels)), labels)
+
+
+def same_class(key: jax.Array, labels: Int[Array, " batch"], memory: Memory) -> Int[Array, " batch"]:
+    """Draws for each example the index of an image of its class, perhaps itself."""
+    begin, end = memory.first[labels], memory.first[labels + 1]
+    key = jax.random.fold_in(key, 1)  # `key` itself draws the negatives
+    return memory.by_class[jax.random.randint(key, begin.shape, begin, end, jnp.int32)]
 
 
 def _contrast(view: jax.Array, bank: Bank, candidates: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:

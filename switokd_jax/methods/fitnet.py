@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from switokd_jax import config_fields
-from switokd_jax.methods.base import MethodInputs, MethodOutput, add_distillation
+from switokd_jax.methods import kd
+from switokd_jax.methods.base import NO_STAGES, MethodInputs, MethodOutput, Stages, add_distillation
 from switokd_jax.precision import promote_to_float32
 from switokd_jax.topology import Topology
 
@@ -24,31 +25,53 @@ class Hyperparameters:
     """Attributes:
 
     weight: weight of the distillation term.
-    student: name of the student's feature, from its middle.
-    teacher: name of the teacher's feature.
+    cross_entropy_weight: weight of the cross-entropy (RepDistiller's -r).
+    kd_weight: weight of plain KD beside it (-a); 0 for none.
+    kd_temperature: T of that KD.
+    student: name of the student's feature, from its middle; '' for that of RepDistiller's code, its second stage (of
+      VGG, whose first is none there, the third).
+    teacher: name of the teacher's feature; '' likewise.
     """
 
     weight: float = config_fields.number(100.0, low=0.0)
-    student: str = config_fields.text("stage2")
-    teacher: str = config_fields.text("stage2")
+    cross_entropy_weight: float = config_fields.number(1.0, low=0.0)
+    kd_weight: float = config_fields.number(0.0, low=0.0)
+    kd_temperature: float = config_fields.number(4.0, above=0.0)
+    student: str = config_fields.text("")
+    teacher: str = config_fields.text("")
+
+
+def default_features(hyperparameters: Hyperparameters, student: Stages, teacher: Stages) -> Hyperparameters:
+    """Fills in the features that are not named: the second stage, or the only one.
+
+    Raises:
+      ValueError: if a network has no stages.
+    """
+    h = hyperparameters
+    second = [next(iter(stages[1:] or stages), "") for stages in (student, teacher)]
+    filled = dataclasses.replace(h, student=h.student or second[0], teacher=h.teacher or second[1])
+    if not (filled.student and filled.teacher):
+        raise ValueError(NO_STAGES)
+    return filled
 
 
 def fitnet(
     inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters
 ) -> MethodOutput:
-    """Computes L_i = CE + w * sum over edges from frozen j of mean (regressor(f_i) - f_j)^2.
+    """Computes L_i = r CE + a KD + w * sum over edges from frozen j of mean (regressor(f_i) - f_j)^2.
 
     The regressor is trained with network i.
     """
     del labels
     h = hyperparameters
-    terms, stats = [], {}
+    task_losses, terms = kd.weighted_losses(inputs, topology, h.cross_entropy_weight, h.kd_weight, h.kd_temperature)
+    stats = {}
     for edge in topology.edges_from(inputs.frozen):
         source = jax.lax.stop_gradient(promote_to_float32(inputs.features[edge.source][h.teacher]))
         projected, stats[str(edge)] = inputs.adapters[str(edge)](inputs.features[edge.learner][h.student], source)
         term = h.weight * edge.weight * jnp.mean((promote_to_float32(projected) - source) ** 2)
         terms.append((edge.learner, term))
-    return add_distillation(inputs.cross_entropy, terms, adapter_stats=stats)
+    return add_distillation(task_losses, terms, adapter_stats=stats)
 
 
 class Regressor(nn.Module):

@@ -36,17 +36,20 @@ class Hyperparameters:
     target: rule for the soft target, see above; 'minlogit' is the baseline of SwitOKD's tables. 'general' needs
       data.validation_fraction above 0 and computes new weights at each evaluation.
     temperature: tau of the softened distributions, above 0.
+    weight: lambda, weight of the distillation term.
     steps: number of projected-gradient steps of 'linear'.
     """
 
     target: str = config_fields.choice("minlogit", "naive", "linear", "minlogit", "general")
     temperature: float = config_fields.number(2.0, above=0.0)
+    weight: float = config_fields.number(1.0, low=0.0)
     steps: int = config_fields.integer(50, low=1)
 
 
 def kdcl(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparameters: Hyperparameters) -> MethodOutput:
-    """Computes L_i = CE(z_i, y) + tau^2 KL(sg softmax(target / tau) || p_i)."""
+    """Computes L_i = CE(z_i, y) + lambda tau^2 KL(sg softmax(target / tau) || p_i)."""
     tau = hyperparameters.temperature
+    weight = hyperparameters.weight * tau**2
     z = jnp.stack([promote_to_float32(jax.lax.stop_gradient(inputs.logits[node])) for node in topology.nodes])
     if hyperparameters.target == "naive":
         target = naive(z, labels)
@@ -56,7 +59,7 @@ def kdcl(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparam
         target = minlogit(z, labels)
     else:
         target = general(z, inputs.memory, tau)
-    terms = [(node, tau**2 * jnp.mean(kl_divergence(target, inputs.logits[node], tau))) for node in topology.nodes]
+    terms = [(node, weight * jnp.mean(kl_divergence(target, inputs.logits[node], tau))) for node in topology.nodes]
     return add_distillation(inputs.cross_entropy, terms)
 
 

@@ -40,6 +40,15 @@ def feature_shapes(module: Any, image_shape: tuple[int, ...]) -> Shapes:
     return {**shapes, "logits": split_logits(module, logits)[0].shape}
 
 
+def compared_stages(module: Any, image_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of the stages that methods compare unless the config names others: the last four at most.
+
+    These are the features of RepDistiller's code, where the first of VGG's five stages is no hint and no attention map.
+    """
+    stages = sorted(name for name in feature_shapes(module, image_shape) if name.startswith("stage"))
+    return tuple(stages[-4:])
+
+
 def with_features(
     networks: Mapping[str, NetworkSpec], spec: FeatureSpec, edges: tuple[Edge, ...], image_shape: tuple[int, ...]
 ) -> dict[str, NetworkSpec]:

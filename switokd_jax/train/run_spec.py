@@ -23,7 +23,7 @@ from switokd_jax.parallel.collectives import Collectives
 from switokd_jax.precision import DTYPES, module_dtypes
 from switokd_jax.state import TrainState
 from switokd_jax.step import StepSpec, train_step
-from switokd_jax.topology import Pair, Topology
+from switokd_jax.topology import Edge, Pair, Topology
 from switokd_jax.train import adapters
 
 TrainStepFn = Callable[[Collectives, TrainState, resident.DeviceDataset | None, sampling.Batch], Any]
@@ -211,10 +211,11 @@ def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device
     _check_single_images(config, networks, info, distribution)
     method = METHODS[config.method]
     _check_method(config, method, graph)
-    features = method.features(config.hyperparameters)
     frozen = _frozen(config, graph)
     learning_edges = tuple(edge for edge in graph.edges if edge.learner not in frozen)
     edges = graph.edges_from(frozen) if method.offline else learning_edges
+    config = _with_default_features(config, networks, edges, info)
+    features = method.features(config.hyperparameters)
     networks = adapters.with_features(networks, features, edges, info.image_shape)
     trained = adapters.trained_modules(
         networks, features, graph, edges, info.image_shape, convolve, **module_dtypes(config.dtype)
@@ -392,6 +393,27 @@ def _check_method(config: Config, method: Method, graph: Topology) -> None:
             f"config.data.validation_fraction is 0, and this form of {config.method!r} weights the networks on "
             "held-out images; set it to 0.1, say"
         )
+
+
+def _with_default_features(
+    config: Config, networks: Mapping[str, NetworkSpec], edges: Sequence[Edge], info: dataset.DatasetInfo
+) -> Config:
+    """Returns the config with the features that the method compares, where it leaves them open.
+
+    Raises:
+      UserError: if a network has no stages.
+    """
+    default_features = METHODS[config.method].default_features
+    if not edges or default_features is None:
+        return config
+    stages = [
+        adapters.compared_stages(networks[config.network_of[node]].module, info.image_shape)
+        for node in (edges[0].learner, edges[0].source)
+    ]
+    try:
+        return dataclasses.replace(config, hyperparameters=default_features(config.hyperparameters, *stages))
+    except ValueError as error:
+        raise UserError(f"config.{config.method}: {error}") from None
 
 
 def _network(

@@ -92,6 +92,8 @@ def decide(
     entry = METHODS[method]
     frozen = frozenset(graph.nodes[:1] if entry.offline else ())
     hyperparameters = entry.hyperparameters(**(SMALL_CRD if method == "crd" else {}), **changes)
+    if entry.default_features:
+        hyperparameters = entry.default_features(hyperparameters, STAGES, STAGES)
     if memory is None:
         memory = entry.init_memory(hyperparameters, MemoryInputs(graph.nodes, TRAINING_LABELS, keys(graph)))
     inputs = MethodInputs(
@@ -307,18 +309,18 @@ def test_kdcl(kind: str) -> None:
             z = random_logits(graph, seed)
             target = target_of(kind, np.stack([z[node] for node in graph.nodes]), weights, tau)
             memory = jnp.asarray(weights) if kind == "general" else None
-            decision = decide("kdcl", graph, z, memory=memory, target=kind, steps=2000)
+            decision = decide("kdcl", graph, z, memory=memory, target=kind, steps=2000, weight=0.6)
             gradient = jax.grad(
                 lambda logits, memory=memory: sum(
-                    decide("kdcl", graph, logits, memory=memory, target=kind, steps=2000).losses.values()
+                    decide("kdcl", graph, logits, memory=memory, target=kind, steps=2000, weight=0.6).losses.values()
                 )
             )(z)
             for node in graph.nodes:
                 p, q = softmax(target / tau), softmax(z[node] / tau)
-                expected = ce(z[node]).mean() + tau**2 * kl(p, q).mean()
+                expected = ce(z[node]).mean() + 0.6 * tau**2 * kl(p, q).mean()
                 assert decision.losses[node] == pytest.approx(expected, rel=1e-5 if kind == "linear" else 1e-12)
-                # The target holds still: d/dz = (softmax - onehot) / B + tau (q - p) / B.
-                by_hand = (softmax(z[node]) - np.eye(CLASSES)[LABELS] + tau * (q - p)) / BATCH
+                # The target holds still: d/dz = (softmax - onehot) / B + 0.6 tau (q - p) / B.
+                by_hand = (softmax(z[node]) - np.eye(CLASSES)[LABELS] + 0.6 * tau * (q - p)) / BATCH
                 np.testing.assert_allclose(gradient[node], by_hand, atol=1e-3 if kind == "linear" else 1e-12)
 
 
@@ -497,11 +499,14 @@ def test_at_pools_sizes_that_do_not_divide(size: tuple[int, int], pooled: tuple[
         np.testing.assert_allclose(at.adaptive_avg_pool(jnp.asarray(x), *pooled), expected, rtol=1e-12)
 
 
-def contrast(view: np.ndarray, bank: np.ndarray, negatives: np.ndarray, scale: float) -> tuple[float, float]:
-    """Eq. 18 of the paper image by image, and Z."""
+def contrast(
+    view: np.ndarray, bank: np.ndarray, negatives: np.ndarray, scale: float, positives: np.ndarray | None = None
+) -> tuple[float, float]:
+    """Eq. 18 of the paper image by image, and Z; the positive is the image itself, or the given one."""
     n, k = len(bank), negatives.shape[1]
+    first = np.arange(len(view)) if positives is None else positives
     raw = np.asarray(
-        [[np.exp(view[i] @ bank[j] / 0.07) for j in (i, *negatives[i])] for i in range(len(view))], np.float64
+        [[np.exp(view[i] @ bank[j] / 0.07) for j in (first[i], *negatives[i])] for i in range(len(view))], np.float64
     )
     scale = scale or raw.mean() * n
     total = 0.0
@@ -537,6 +542,67 @@ def test_crd() -> None:
                 np.testing.assert_allclose(bank.scale, scale, rtol=1e-12)
                 np.testing.assert_allclose(bank.embeddings[:BATCH], unit(before[:BATCH] / 2 + views[node] / 2), 1e-12)
                 np.testing.assert_array_equal(bank.embeddings[BATCH:], before[BATCH:])
+
+
+@pytest.mark.parametrize("method", ["at", "fitnet", "crd"])
+def test_cross_entropy_and_kd_have_weights_beside_features(method: str) -> None:
+    """r CE + a T^2 KL(p_a || p_b) + the method's own term, as RepDistiller's -r, -a and -b."""
+    graph, z = TOPOLOGIES["pair"], random_logits(TOPOLOGIES["pair"], 0)
+    divergence = kl(softmax(z["a"] / 3), softmax(z["b"] / 3)).mean()
+    with jax.enable_x64(True):
+        memory = decide(method, graph, z).memory
+        own = float(decide(method, graph, z, memory=memory).losses["b"]) - ce(z["b"]).mean()
+        weights: dict[str, Any] = {"cross_entropy_weight": 0.2, "kd_weight": 0.8, "kd_temperature": 3.0}
+        losses = jax.tree.map(float, decide(method, graph, z, memory=memory, **weights).losses)
+    assert losses["b"] == pytest.approx(0.2 * ce(z["b"]).mean() + 0.8 * 0.7 * 9 * divergence + own, rel=1e-9)
+    assert losses["a"] == pytest.approx(ce(z["a"]).mean(), rel=1e-6), "the teacher's is not weighted"
+
+
+def test_relaxed_crd_pulls_images_of_one_class_together() -> None:
+    """The loss by hand, with the positives that are drawn."""
+    graph, z = TOPOLOGIES["pair"], random_logits(TOPOLOGIES["pair"], 0)
+    views = {node: unit(random_features(node)["pooled"]) for node in "ab"}
+    with jax.enable_x64(True):
+        inputs = MemoryInputs(("a", "b"), TRAINING_LABELS, keys(graph))
+        memory = METHODS["crd"].init_memory(crd.Hyperparameters(**SMALL_CRD), inputs)
+        key, labels = keys(graph)["b <- a"], jnp.asarray(LABELS)
+        positives = np.asarray(crd.same_class(key, labels, memory))
+        negatives = np.asarray(crd.other_classes(key, labels, 9, memory))
+        banks = [np.asarray(bank.embeddings) for bank in memory.banks["b <- a"]]
+        loss = decide("crd", graph, z, memory=memory, relaxed=True).losses["b"]
+    assert (positives != np.arange(BATCH)).any()
+    student_loss, _ = contrast(views["b"], banks[1], negatives, 0.0, positives)
+    teacher_loss, _ = contrast(views["a"], banks[0], negatives, 0.0, positives)
+    assert loss == pytest.approx(ce(z["b"]).mean() + 0.7 * 0.8 * (student_loss + teacher_loss), rel=1e-10)
+
+
+def test_relaxed_positives_are_all_images_of_the_class() -> None:
+    inputs = MemoryInputs(("a", "b"), TRAINING_LABELS, keys(TOPOLOGIES["pair"]))
+    memory = METHODS["crd"].init_memory(crd.Hyperparameters(**SMALL_CRD), inputs)
+    drawn = np.asarray(crd.same_class(jax.random.PRNGKey(0), jnp.repeat(jnp.asarray(LABELS), 2000), memory))
+    for label, row in zip(LABELS, drawn.reshape(BATCH, 2000), strict=True):
+        same = label == TRAINING_LABELS
+        counts = np.bincount(row, minlength=len(TRAINING_LABELS))
+        assert not counts[~same].any()
+        np.testing.assert_allclose(counts[same] / 2000, 1 / same.sum(), rtol=0.2)
+
+
+def test_negatives_without_replacement_are_distinct() -> None:
+    """Each image of another class is as likely as any other."""
+    inputs = MemoryInputs(("a", "b"), TRAINING_LABELS, keys(TOPOLOGIES["pair"]))
+    small = crd.Hyperparameters(**SMALL_CRD, replacement=False)
+    memory = METHODS["crd"].init_memory(small, inputs)
+    labels = jnp.repeat(jnp.asarray(LABELS), 1000)
+    drawn = np.asarray(crd.distinct_of_other_classes(jax.random.PRNGKey(0), labels, 9, memory))
+    assert (np.diff(np.sort(drawn, axis=1), axis=1) > 0).all()
+    for label, rows in zip(LABELS, drawn.reshape(BATCH, 1000 * 9), strict=True):
+        others = label != TRAINING_LABELS
+        counts = np.bincount(rows, minlength=len(TRAINING_LABELS))
+        assert not counts[~others].any()
+        np.testing.assert_allclose(counts[others] / 1000, 9 / others.sum(), rtol=0.2)
+    few = crd.Hyperparameters(negatives=len(TRAINING_LABELS), replacement=False)
+    with pytest.raises(ValueError, match=r"crd\.negatives is 20, and a class has \d+ images of others; lower it"):
+        METHODS["crd"].init_memory(few, inputs)
 
 
 def test_crds_negatives_are_all_images_of_other_classes() -> None:

@@ -298,6 +298,33 @@ def test_kd_learns_from_a_run_of_ours(tmp_path: Path) -> None:
     assert summary["networks"]["teacher"]["final_top1"] == published
 
 
+@pytest.mark.parametrize(
+    ("teacher", "student", "stages", "hint"),
+    [
+        ("resnet8", "wrn_10_1", (1, 2, 3), 2),
+        ("vgg8", "vgg8", (2, 3, 4, 5), 3),
+        ("resnet50_cifar", "mobilenetv2_0.5", (1, 2, 3, 4), 2),
+    ],
+)
+def test_features_are_those_of_the_public_code(teacher: str, student: str, stages: tuple[int, ...], hint: int) -> None:
+    """RepDistiller compares feat[1:-1] of each network, and hint layer 2; VGG's feat[0] is its first stage."""
+    names = tuple(f"stage{i}" for i in stages)
+    info = dataset.DatasetInfo(10, (32, 32, 3), 640, tiny_runs.PREPROCESS)
+    for method, expected in (("at", names), ("fitnet", f"stage{hint}")):
+        c = tiny_run(method=method)
+        c.networks.teacher.model, c.networks.student.model = teacher, student
+        c.networks.teacher.frozen, c.networks.teacher.init_from = True, "runs/teacher:teacher"
+        c[method].weight = 3.0
+        run = run_spec.make(config.parse(c), info, jax.devices()[:1])
+        found = run.config.hyperparameters
+        assert (found.student, found.teacher, found.weight) == (expected, expected, 3.0)
+        assert run.networks["student"].features == (expected if method == "at" else (expected,))
+        c[method].student = names[-1:] if method == "at" else names[-1]
+        c[method].teacher = c[method].student
+        named = run_spec.make(config.parse(c), info, jax.devices()[:1])
+        assert named.networks["teacher"].features == names[-1:]
+
+
 @pytest.mark.slow
 def test_resuming_keeps_what_a_method_trains(tmp_path: Path) -> None:
     """FitNet's regressor with its optimizer: a run that goes on from its first save ends with the same bits."""
