@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import os
 import queue
 import re
@@ -83,7 +84,9 @@ def read_result(job: Job, folder: Path) -> dict[str, Any] | None:
     return summary
 
 
-def run(jobs: Sequence[Job], folder: Path, max_parallel: int = 1, log: LogFn = print) -> dict[str, str]:
+def run(
+    jobs: Sequence[Job], folder: Path, max_parallel: int = 1, log: LogFn = print, seconds: float = math.inf
+) -> dict[str, str]:
     """Runs all jobs that have not finished.
 
     The output of a job goes to FOLDER/logs/NAME.txt. Ctrl-C and SIGTERM are passed on to the running jobs, which save
@@ -94,6 +97,7 @@ def run(jobs: Sequence[Job], folder: Path, max_parallel: int = 1, log: LogFn = p
       folder: for all workdirs, results and logs.
       max_parallel: how many run at the same time. On Linux each gets its share of the cores, on a GPU of the memory.
       log: receives one line for each job that ends.
+      seconds: after which the running jobs are told to save and no other starts.
 
     Returns:
       The reason of failure by name of each job that has no result; empty if all succeeded.
@@ -101,6 +105,7 @@ def run(jobs: Sequence[Job], folder: Path, max_parallel: int = 1, log: LogFn = p
     Raises:
       UserError: if two jobs have one name, or the folder cannot be used; nothing has started.
       KeyboardInterrupt: after the running jobs have ended.
+      TimeoutError: likewise, if the time was up before all were done.
     """
     _check(jobs, folder, max_parallel)
     pending = _unfinished(jobs, folder)
@@ -109,13 +114,18 @@ def run(jobs: Sequence[Job], folder: Path, max_parallel: int = 1, log: LogFn = p
         log(f"{len(finished)} of {len(jobs)} runs are done")
     processes = _Processes(folder, max_parallel)
     futures: dict[concurrent.futures.Future[_Outcome], Job] = {}
+    deadline = time.monotonic() + seconds
     with _stop_signals_as_interrupt(), concurrent.futures.ThreadPoolExecutor(max_parallel) as pool:
         try:
             while pending or futures:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0.0:
+                    raise TimeoutError(f"{seconds:g} s are up")
                 for job in _take_ready(pending, finished, max_parallel - len(futures)):
                     futures[pool.submit(processes.run, job)] = job
                 failed |= _take_unreachable(pending, failed, idle=not futures)
-                ended, _ = concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED)
+                timeout = None if remaining == math.inf else remaining
+                ended, _ = concurrent.futures.wait(futures, timeout, concurrent.futures.FIRST_COMPLETED)
                 for future in ended:
                     job, outcome = futures.pop(future), future.result()
                     if outcome.returncode == 0:
@@ -126,7 +136,7 @@ def run(jobs: Sequence[Job], folder: Path, max_parallel: int = 1, log: LogFn = p
                         failed[job.name] = _last_line(_log_path(job, folder)) or f"status {outcome.returncode}"
                         log(f"{job.name} failed: {failed[job.name]}")
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, KeyboardInterrupt | TimeoutError):
                 log("waiting for the running jobs to save")
             processes.terminate()  # the pool then waits for its threads, and they for their processes
             raise
@@ -329,7 +339,6 @@ def _kept_result(job: Job, workdir: Workdir, summary: Mapping[str, Any]) -> dict
         "summary": summary,
         "epochs": evaluation_rows(read_metrics(workdir.metrics)),
         "parsed_config": config,
-        "start": read_json(workdir.record)["starts"][-1],
     }
 
 
