@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("index", "glossary", "training", "methods", "results", "own_method")),
+    *(f"docs/{name}.md" for name in ("index", "glossary", "training", "methods", "results", "papers", "own_method")),
     *(f"docs/{name}.md" for name in ("architecture", "measured", "performance", "pods", "reliability", "api")),
 )
 PROGRAMS = ("python ", "make ", "pip ", "mkdocs ", "sbatch ", "experiments/launch/tpu_slice.sh --")
@@ -101,6 +101,8 @@ WAYS = (
     Way(GRID + " --plan"),
     Way(GRID + " --smoke", "--seeds 0 --epochs=4"),
     Way(GRID, "--plan"),
+    Way(r"python experiments/card\.py.* --smoke", "--seeds 0 -- --config.epochs=1"),
+    Way(r"python experiments/card\.py", elsewhere="tests/analysis/test_card.py"),
     Way(r"python experiments/docs_commands\.py", "--list"),
     Way(r"python experiments/faults/storm\.py", "--kills=2"),
     Way(r"python experiments/faults/full_disk\.py", "--fillings=2"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import results_page
+from experiments import papers_page, results_page
 from experiments.results_page import KeptRun
 from switokd_jax.errors import UserError
 
@@ -100,3 +100,8 @@ def test_results_are_read_by_the_name_of_their_file(tmp_path: Path) -> None:
 def test_the_committed_tables_are_those_of_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["results_page.py", "--check"])
     assert results_page.main() == 0, "run python experiments/results_page.py"
+
+
+def test_the_page_of_the_papers_is_that_of_the_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["papers_page.py", "--check"])
+    assert papers_page.main() == 0, "run python experiments/papers_page.py"
