@@ -3,9 +3,9 @@
 python experiments/switch_study.py --seeds 0 --jobs=2     # half an hour on two cores
 python experiments/switch_study.py --smoke --seeds 0      # two epochs
 
-It writes docs/when_teachers_pause.md. The arms are temperatures 1 and 2, each with and without the second condition of the public code, that the teacher is
-closer to the labels than the student (`switokd.require_better_teacher`). The results are kept in results/switch_study,
-with quantiles over the steps of each epoch.
+It writes docs/when_teachers_pause.md. The arms are temperatures 1 and 2, each with and without the second condition
+of the public code, that the teacher is closer to the labels than the student (`switokd.require_better_teacher`). The
+results are kept in results/switch_study, with quantiles over the steps of each epoch.
 """
 
 from __future__ import annotations
