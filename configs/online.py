@@ -39,6 +39,8 @@ def get_config(argument: str = "cifar100,dml") -> ConfigDict:
             c[method].rampup_epochs = 5.0
     if METHODS[method].mean_teachers:
         recipe |= {"ema": 0.999 if data == "cifar100" else 0.95, "ema_warmup": True}
+    if method == "mcl":
+        c.data.sampler = "class_pairs"
     if method == "kdcl":
         c.data.views = "per_network"
     c.networks = ConfigDict()

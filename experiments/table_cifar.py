@@ -26,7 +26,7 @@ SHORT: dict[str, Arm] = {
     **ONLINE,
     "kd": OFFLINE["kd"],
     "cl_ilr": Arm(("method=cl_ilr",)),
-    "mcl": Arm(("method=mcl",)),
+    "mcl": Arm(("method=mcl", "data.sampler=class_pairs")),
     "ffl": Arm(("method=ffl", f"ffl.rampup_epochs={SHORT_RAMPUP}")),
     "pcl": Arm(
         (

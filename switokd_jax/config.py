@@ -186,6 +186,8 @@ class DataConfig:
         draws one of them, and is mixed with another image of its batch; their labels likewise. Only if `augment`.
       views: 'shared', or 'per_network': each network sees its own crops and transforms of the same images, keyed by
         (seed, epoch, index, network), as KDCL and PCL were published.
+      sampler: order of an epoch, 'shuffled', or 'class_pairs': two images of one class follow each other, so that a
+        batch of even size holds whole pairs, as MCL was published. Only for 'resident'.
       image_size: side in pixels of the squares into which images of any size are cropped: random resized crops in
         training, the center in evaluation; 0 for data sets whose images have one size. Only for 'stream'.
       train_examples: size of a stratified subset of the training images, the same in every run; 0 for all.
@@ -205,6 +207,7 @@ class DataConfig:
     transforms: tuple[str, ...] = config_fields.sequence(("random_crop_and_flip",))
     mix: tuple[str, ...] = config_fields.sequence(())
     views: str = config_fields.choice("shared", "shared", "per_network")
+    sampler: str = config_fields.choice("shuffled", "shuffled", "class_pairs")
     train_examples: int = config_fields.integer(0, low=0)
     validation_fraction: float = config_fields.number(0.0, low=0.0, high=0.9)
     image_size: int = config_fields.integer(0, low=0, high=8192)

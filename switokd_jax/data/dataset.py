@@ -136,6 +136,11 @@ def load_dataset(spec: DataConfig, seed: int) -> Dataset:
     Raises:
       UserError: if there is no such data set, it cannot be read or fetched, or its images do not fit.
     """
+    if spec.sampler != "shuffled" and spec.pipeline == "stream":
+        raise UserError(
+            f"config.data.sampler is {spec.sampler!r}, and config.data.pipeline 'stream' reads labels batch by batch; "
+            "set one of them to its default"
+        )
     if spec.image_size and spec.pipeline != "stream":
         raise UserError(
             f"config.data.image_size is {spec.image_size}, and config.data.pipeline 'resident' keeps images as they "

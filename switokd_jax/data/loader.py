@@ -15,7 +15,14 @@ from switokd_jax.data.dataset import Split
 from switokd_jax.data.image_records import ImageSpec, RecordSplit
 from switokd_jax.data.normalization import Preprocess
 from switokd_jax.data.resident import DeviceDataset, gather_batch
-from switokd_jax.data.sampling import Batch, BatchIterator, ProcessShard, steps_per_epoch
+from switokd_jax.data.sampling import (
+    Batch,
+    BatchIterator,
+    ProcessShard,
+    class_pair_order,
+    epoch_order,
+    steps_per_epoch,
+)
 from switokd_jax.data.transforms import apply_transforms, example_keys, get_transforms, normalize
 from switokd_jax.state import fold_in_name
 
@@ -54,8 +61,10 @@ class Loader:
     def train_batches(self, first_step: int, total_steps: int) -> BatchIterator:
         """Returns the training batches of global steps `first_step` to `total_steps` - 1 (from 0)."""
         if isinstance(self.split, Split):
+            in_pairs = self.spec.sampler == "class_pairs"
+            order = class_pair_order(self.split.labels) if in_pairs else epoch_order
             return resident.train_batches(
-                len(self.split), self.seed, self.batch_size, self.process_shard, first_step, total_steps
+                len(self.split), self.seed, self.batch_size, self.process_shard, first_step, total_steps, order
             )
         source = stream.TrainBatchSource(
             split=self.split,

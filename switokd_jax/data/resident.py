@@ -9,7 +9,7 @@ import numpy as np
 from flax import struct
 
 from switokd_jax.data import sampling
-from switokd_jax.data.sampling import Batch, BatchIterator, ProcessShard
+from switokd_jax.data.sampling import Batch, BatchIterator, OrderFn, ProcessShard
 
 
 @struct.dataclass
@@ -26,11 +26,17 @@ class DeviceDataset:
 
 
 def train_batches(
-    num_examples: int, seed: int, batch_size: int, process_shard: ProcessShard, first_step: int, total_steps: int
+    num_examples: int,
+    seed: int,
+    batch_size: int,
+    process_shard: ProcessShard,
+    first_step: int,
+    total_steps: int,
+    order: OrderFn = sampling.epoch_order,
 ) -> BatchIterator:
     """Yields this process's rows of the training batches of global steps `first_step` to `total_steps` - 1."""
     for step in range(first_step, total_steps):
-        indices = sampling.train_indices(step, seed, num_examples, batch_size)
+        indices = sampling.train_indices(step, seed, num_examples, batch_size, order)
         yield len(indices), Batch(indices[process_shard.rows(len(indices))])
 
 

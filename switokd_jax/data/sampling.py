@@ -111,10 +111,44 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return order
 
 
-def train_indices(step: int, seed: int, num_examples: int, batch_size: int) -> np.ndarray:
+OrderFn = Callable[[int, int, int], np.ndarray]
+"""(seed, epoch, number of examples) -> order of the examples, as `epoch_order`."""
+
+
+def class_pair_order(labels: np.ndarray) -> OrderFn:
+    """Makes an order in which two examples of one class follow each other, for losses that contrast classes.
+
+    The pairs are drawn anew in each epoch, and so is their order. Examples that are left over, one of each class of odd
+    size, come last. Batches of even size hold whole pairs up to there.
+
+    Args:
+      labels: [examples] integer.
+
+    >>> order = class_pair_order(np.asarray([0, 1, 0, 1, 1]))(0, 0, 5)
+    >>> np.asarray([0, 1, 0, 1, 1])[order[:4]].reshape(2, 2).tolist() in ([[0, 0], [1, 1]], [[1, 1], [0, 0]])
+    True
+    """
+
+    @functools.lru_cache(maxsize=2)
+    def order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+        rng = np.random.default_rng((seed, epoch))
+        shuffled = rng.permutation(num_examples)
+        grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
+        sizes = np.unique(labels[grouped], return_counts=True)[1]
+        rank = np.arange(num_examples) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        single = rank == np.repeat(np.where(sizes % 2, sizes - 1, -1), sizes)
+        pairs = rng.permutation(grouped[~single].reshape(-1, 2))
+        result = np.concatenate([pairs.reshape(-1), rng.permutation(grouped[single])]).astype(np.int32)
+        result.flags.writeable = False
+        return result
+
+    return order
+
+
+def train_indices(step: int, seed: int, num_examples: int, batch_size: int, order: OrderFn = epoch_order) -> np.ndarray:
     """Returns the examples [batch] int32 of a global step (from 0); each epoch takes every example once."""
     epoch, step_in_epoch = divmod(step, steps_per_epoch(num_examples, batch_size))
-    return epoch_order(seed, epoch, num_examples)[step_in_epoch * batch_size : (step_in_epoch + 1) * batch_size]
+    return order(seed, epoch, num_examples)[step_in_epoch * batch_size : (step_in_epoch + 1) * batch_size]
 
 
 def eval_indices(step: int, num_examples: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,8 @@
 
 Source: Yang et al., "Mutual Contrastive Learning for Visual Representation Learning", AAAI 2022 (arXiv 2104.12565),
 equations 2 to 9, with labels as in its public code (winycg/MCL, losses/cifar_sup_mcl_loss.py). That code draws two
-images of each class for a batch; here an image that is alone of its class has no contrastive loss.
+images of one class at a time for a batch, as `data.sampler='class_pairs'` does; an image that is alone of its class has
+no contrastive loss.
 """
 
 from __future__ import annotations
