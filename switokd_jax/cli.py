@@ -21,6 +21,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from switokd_jax import compilation_cache
+from switokd_jax.config_files import find_config
 from switokd_jax.errors import EXIT_STATUS, NonFiniteError, SaveError, Stopped, UserError
 from switokd_jax.parallel import multihost
 from switokd_jax.stop_signals import StopRequested
@@ -98,7 +99,7 @@ def parse_flags(argv: Sequence[str], config_flag: flags.FlagHolder[ConfigDict]) 
       UserError: for a flag, file or value that cannot be used.
     """
     try:
-        rest = flags.FLAGS(argv)[1:]
+        rest = flags.FLAGS(with_config_path(argv))[1:]
         config = config_flag.value
         if config is not None and not isinstance(config, ConfigDict):
             config = config.get()  # stands for a file that could not be loaded, and raises its error
@@ -114,8 +115,22 @@ def parse_flags(argv: Sequence[str], config_flag: flags.FlagHolder[ConfigDict]) 
             f"{rest[0]!r} is not a flag; flags are --config, --config.FIELD, --workdir, --dry_run; --help lists all"
         )
     if config is None:
-        raise UserError("--config is missing; give a file, such as --config=configs/digits.py; --help lists them")
+        raise UserError("--config is missing; give a file, such as --config=digits; --help lists them")
     return config
+
+
+def with_config_path(argv: Sequence[str]) -> list[str]:
+    """Returns a command line with the path of the config file where it has the name of one; see `find_config`."""
+    found, is_value = list[str](), False
+    for arg in argv:
+        flag, equals, value = arg.partition("=")
+        if is_value:
+            arg = find_config(arg)
+        elif equals and flag in ("--config", "-config"):
+            arg = f"{flag}={find_config(value)}"
+        is_value = arg in ("--config", "-config")
+        found.append(arg)
+    return found
 
 
 def _missing_block(argv: Sequence[str], error: BaseException) -> str:
@@ -183,7 +198,7 @@ def make_parser(doc: str | None, prog: str | None = None) -> argparse.ArgumentPa
     """Makes the parser of a command that reads runs; pass its `--config` on to `run`."""
     parser = argparse.ArgumentParser(prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--config", metavar="FILE", help="the run's config file, where that adds a method, network or data set"
+        "--config", metavar="FILE", help="the run's config, where that adds a method, network or data set"
     )
     return parser
 
@@ -229,6 +244,7 @@ def config_module(path: Path) -> Any:
       UserError: if there is no such file.
     """
     name = f"config_{path.stem}"  # hides no other module
+    path = Path(find_config(str(path)))
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.exists():
         raise UserError(f"--config {path} is not a Python file")

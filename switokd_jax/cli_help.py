@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from switokd_jax.config_files import package_configs
 from switokd_jax.data.dataset import SOURCES
 from switokd_jax.methods import METHODS
 from switokd_jax.models import MODELS
@@ -18,10 +19,10 @@ from switokd_jax.models import MODELS
 WIDTH = 80
 
 
-def configs(folder: Path) -> dict[str, str]:
+def configs(folder: Path, pattern: str = "*.py") -> dict[str, str]:
     """Returns the config files of a folder: the first paragraph of each docstring, by path. The files are not run."""
     descriptions = {}
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted(folder.glob(pattern)):
         try:
             descriptions[str(path)] = _first_paragraph(ast.get_docstring(ast.parse(path.read_text())))
         except SyntaxError as error:
@@ -54,12 +55,14 @@ def data_sets() -> dict[str, str]:
 
 
 def text(folder: Path = Path("configs")) -> str:
-    """Returns all lists as text of 80 columns; `folder` holds the configs."""
-    files = configs(folder)
-    note = "" if files else f"  none in {folder}/ here; a config is a Python file whose get_config() returns one\n"
+    """Returns all lists as text of 80 columns; `folder` holds configs beside those of the package."""
+    packaged = package_configs()
+    files = {path.stem: text for path in packaged for text in configs(path.parent, path.name).values()}
+    if not packaged or folder.resolve() != packaged[0].parent.resolve():
+        files |= configs(folder)
     return "\n".join(
         [
-            _section("configs (--config=FILE)", files) + note,
+            _section("configs (--config=NAME, or a Python file whose get_config() returns one)", files),
             _section("methods (--config.method=NAME)", methods()),
             _section("networks (--config.networks.NAME.model=NAME; D, K and W stand for numbers)", models()),
             _section("data sets (--config.data.name=NAME)", data_sets()),

@@ -75,5 +75,9 @@ def test_help_lists_names_and_flags_without_importing_tensorflow(flag: str) -> N
     assert not re.search(r"\| +tensorflow$", process.stderr, re.MULTILINE)
 
 
-def test_a_folder_without_configs_has_a_note(tmp_path: Path) -> None:
-    assert "none in" in cli_help.text(tmp_path)
+def test_configs_of_the_package_are_listed_by_name_and_others_by_path(tmp_path: Path) -> None:
+    assert "\n  digits: SwitOKD on scikit-learn" in cli_help.text(tmp_path)
+    (tmp_path / "mine.py").write_text('"""A config of my own."""')
+    text = cli_help.text(tmp_path)
+    assert "\n  digits: SwitOKD on scikit-learn" in text
+    assert "A config of my own." in text

@@ -19,6 +19,7 @@ PACKAGING = ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 def test_wheel(tmp_path: Path) -> None:
     source, site, elsewhere = tmp_path / "source", tmp_path / "site", tmp_path / "elsewhere"
     shutil.copytree(ROOT / "switokd_jax", source / "switokd_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "configs", source / "configs", ignore=shutil.ignore_patterns("__pycache__"))
     for name in PACKAGING:
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
@@ -30,7 +31,7 @@ def test_wheel(tmp_path: Path) -> None:
         str(path.relative_to(source))
         for path in (source / "switokd_jax").rglob("*")
         if path.suffix == ".py" or path.name in ("py.typed", "report.html")
-    }
+    } | {f"switokd_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
     subprocess.run(
         [*pip, "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=120
     )
@@ -55,6 +56,15 @@ def test_wheel(tmp_path: Path) -> None:
     where = [sys.executable, "-P", "-c", "import switokd_jax; print(switokd_jax.__file__)"]
     found = subprocess.run(where, cwd=elsewhere, env=environment, capture_output=True, text=True, check=True)
     assert Path(found.stdout.strip()).is_relative_to(site)
+    # The command that pip has installed, and a config of the package by its name.
+    small = [f"--config.networks.{name}.model=resnet8" for name in ("teacher", "student")]
+    command = [str(site / "bin" / "switokd"), "train", "--config=digits", "--workdir=w", "--config.steps=1"]
+    flags = [*small, "--config.log.tensorboard=False"]
+    done = subprocess.run(
+        [*command, *flags], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (elsewhere / "w" / "summary.json").exists()
     done = subprocess.run([*main, "--workdir=x"], cwd=elsewhere, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "--config is missing; give a file" in done.stderr
