@@ -68,7 +68,7 @@ def test_help_lists_names_and_flags_without_importing_tensorflow(flag: str) -> N
         text=True,
         check=True,
     )
-    for name in ("configs/digits.py", "switokd:", "wrn_D_K", "folder:", "--workdir", "--[no]dry_run"):
+    for name in ("  digits: ", "switokd:", "wrn_D_K", "folder:", "--workdir", "--[no]dry_run"):
         assert name in process.stdout
     assert "one_layer" not in process.stdout
     assert max(len(line) for line in process.stdout.splitlines()[1:]) <= 110
@@ -80,4 +80,4 @@ def test_configs_of_the_package_are_listed_by_name_and_others_by_path(tmp_path: 
     (tmp_path / "mine.py").write_text('"""A config of my own."""')
     text = cli_help.text(tmp_path)
     assert "\n  digits: SwitOKD on scikit-learn" in text
-    assert "A config of my own." in text
+    assert "mine.py: A config of my own." in " ".join(text.split())
