@@ -12,7 +12,7 @@ DEVICE ?= cpu
 # Tests run in processes side by side, which share a compilation cache.
 PARALLEL ?= --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo table test test-fast test-torch bench lint clean
+.PHONY: demo table test test-fast test-torch newest bench lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m switokd_jax.main --config=configs/digits.py --workdir=$(WORKDIR)
@@ -31,6 +31,15 @@ test: lint
 
 test-torch: $(VENV)/ready-torch
 	$(BIN)/python -m pytest -m torch $(PARALLEL)
+
+# The newest release of everything, whatever setup.cfg allows, in an environment of its own: an early warning.
+newest:
+	rm -rf .venv-newest
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade jax flax optax orbax-checkpoint \
+		numpy scipy grain tensorflow-datasets clu ml_collections matplotlib scikit-learn
+	.venv-newest/bin/python -m pytest -m "not torch and not slow" $(PARALLEL)
 
 # Our speed beside PyTorch's, on whatever JAX runs on: about fifteen minutes on two cores.
 bench: $(VENV)/ready-torch

@@ -154,10 +154,10 @@ class Checkpointer:
             except IO_ERRORS as error:
                 self._recover_best(network, error)
         if self.failures:
-            raise SaveError(
-                f"{self.failures[0]}; the latest checkpoint is that of step {self.latest_step}: free disk space and "
-                "repeat the command to resume"
-            )
+            advice = "free disk space and repeat the command to resume"
+            if jax.process_count() > 1:  # a process that dies during a save ends the save of the others
+                advice = f"if another process has ended, restart all of them; else {advice}"
+            raise SaveError(f"{self.failures[0]}; the latest checkpoint is that of step {self.latest_step}: {advice}")
 
     def report_failed_save(self, reason: str) -> None:
         """Reports a save that fails."""

@@ -133,12 +133,12 @@ def test_a_map_is_zero_where_no_pixel_raises_the_logit() -> None:
 # One network of each class.
 ONE_OF_EACH_CLASS = [
     *("resnet8", "wrn_10_1", "mobilenetv2_0.5", "mobilenet", "vgg8", "densenet_10_4", "resnet18_cifar"),
-    *("mobilenetv2_tiny_0.5", "vit_small", "swin_tiny"),
+    *("mobilenetv2_tiny_0.5", "vit_small", "swin_tiny", "resnet8_rd", "wrn_10_1_rd"),
 ]
 
 
 def test_the_list_has_one_network_of_each_class() -> None:
-    examples = {"wrn_D_K": "wrn_10_1", "densenet_D_K": "densenet_10_4"}
+    examples = {"wrn_D_K": "wrn_10_1", "wrn_D_K_rd": "wrn_10_1_rd", "densenet_D_K": "densenet_10_4"}
     names = [examples.get(name, name.replace("_W", "_0.5")) for name in models.MODELS]
     classes, listed = ({type(models.create(name, 10)) for name in each} for each in (names, ONE_OF_EACH_CLASS))
     assert classes - {tiny_runs.Few} == listed
