@@ -48,7 +48,9 @@ def test_the_queue_begins_with_switokd() -> None:
     queued = card.queue(table_cifar.STUDY.full[0], [0, 1], Path("card"), card.FLAGS)
     arms = ["switokd", "dml", "vanilla", "uniokd", "kdcl"]
     assert [job.name for job in queued] == [f"cifar100_{arm}_seed{seed}" for seed in (0, 1) for arm in arms]
-    assert {"--config.dtype=bfloat16", "--config.checkpoint.keep=1"} <= {*queued[0].flags}
+    for job in queued:
+        assert {"--config.dtype=bfloat16", "--config.checkpoint.keep=1"} <= {*job.flags}
+        assert not any("keep_every" in flag for flag in job.flags), "one checkpoint at a time"
     assert queued[0].kept == Path("card/curves/cifar100_switokd_seed0.json")
 
 
