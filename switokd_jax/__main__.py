@@ -9,20 +9,14 @@ switokd report runs/digits
 
 from __future__ import annotations
 
+import ast
 import difflib
 import runpy
 import sys
+from pathlib import Path
 
-# By command: its module, and what it does.
-COMMANDS = {
-    "train": ("main", "trains the networks of a config, and resumes"),
-    "evaluate": ("evaluate", "accuracy, loss and calibration of a run's networks"),
-    "predict": ("predict", "classes of image files"),
-    "export": ("export", "one network as StableHLO, safetensors or PyTorch file"),
-    "figures": ("figures", "figures of one run or several"),
-    "report": ("report", "one HTML file with all of a run"),
-    "sweep": ("sweep", "runs over seeds and values, and their table"),
-}
+PACKAGE = Path(__file__).parent
+START = 'if __name__ == "__main__":'  # of the part of a module that makes it a command
 COMPLETION = """_switokd() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}"
     if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=($(compgen -W "{commands}" -- "$word"))
@@ -34,11 +28,34 @@ COMPLETION = """_switokd() {{
 complete -o default -F _switokd switokd"""
 
 
+def commands() -> dict[str, str]:
+    """Returns what each command does, by name: the beginning of the docstring of its module, which is not imported."""
+    paths = {path.stem: path for path in PACKAGE.glob("[!_]*.py")}
+    paths |= {path.parent.name: path for path in PACKAGE.glob("*/__main__.py")}
+    texts = {name: path.read_text() for name, path in paths.items()}
+    first_lines = {
+        module: (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0].partition(":")[0].rstrip(".")
+        for module, text in texts.items()
+        if START in text
+    }
+    return {command_name(module): first_lines[module] for module in sorted(first_lines, key=command_name)}
+
+
+def command_name(module: str) -> str:
+    """Returns the command of a module: its name, but for `main`.
+
+    >>> command_name("main"), command_name("report")
+    ('train', 'report')
+    """
+    return "train" if module == "main" else module
+
+
 def main() -> None:
     """Runs a subcommand in this process."""
+    known = commands()
     name, rest = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if name in ("-h", "--help", "help"):
-        print(help_text())
+        print(help_text(known))
     elif name == "--version":
         from switokd_jax import __version__
 
@@ -47,19 +64,20 @@ def main() -> None:
         from switokd_jax.config_files import package_configs
 
         names = " ".join(sorted(path.stem for path in package_configs()))
-        print(COMPLETION.format(commands=" ".join(COMMANDS), configs=names))
-    elif name in COMMANDS:
+        print(COMPLETION.format(commands=" ".join(known), configs=names))
+    elif name in known:
         sys.argv = [f"switokd {name}", *rest]
-        runpy.run_module(f"switokd_jax.{COMMANDS[name][0]}", run_name="__main__", alter_sys=True)
+        module = "main" if name == "train" else name
+        runpy.run_module(f"switokd_jax.{module}", run_name="__main__", alter_sys=True)
     else:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(COMMANDS)}"
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"commands are {', '.join(known)}"
         sys.exit(f"switokd_jax: {name!r} is no command; {hint}")
 
 
-def help_text() -> str:
+def help_text(known: dict[str, str]) -> str:
     """Returns the description and the list of commands."""
-    lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<10}{text}" for name, text in known.items()]
     return "\n".join([(__doc__ or "").strip(), "", "commands:", *lines])
 
 
