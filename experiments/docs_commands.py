@@ -32,10 +32,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
-    *(
-        f"docs/{name}.md"
-        for name in ("index", "glossary", "training", "methods", "results", "papers", "short_runs", "own_method")
-    ),
+    *(f"docs/{name}.md" for name in ("index", "glossary", "training", "methods", "results", "papers")),
+    *(f"docs/{name}.md" for name in ("short_runs", "when_teachers_pause", "own_method")),
     *(f"docs/{name}.md" for name in ("architecture", "measured", "performance", "pods", "reliability", "api")),
 )
 PROGRAMS = ("python ", "make ", "pip ", "mkdocs ", "sbatch ", "experiments/launch/tpu_slice.sh --")

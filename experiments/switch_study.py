@@ -36,32 +36,39 @@ PAIR = "teacher->student"
 QUANTILES = (5, 25, 50, 75, 95)  # percent
 METRICS = ("gap", "threshold", "student_distance", "teacher_distance")
 SHOWN_EPOCHS = (1, 2, 3, 5, 10, 20, 30, 40, 50, 60)
-HEAD = f"""# When teachers pause
+HEAD = """# When teachers pause
 
 <!-- Written by experiments/switch_study.py from results/switch_study; edit the script. -->
 
 SwitOKD pauses a teacher in a step if two conditions hold: the gap G exceeds the threshold δ = d_s - ε d_t, and the
 teacher is closer to the labels, d_t < d_s. The second stands in the public code, not in the paper's text, and is the
-default here (`switokd.require_better_teacher`). Which of the two decides? All steps of 60 epochs on digits (wrn_16_2
-teaches wrn_10_1), by
+default here (`switokd.require_better_teacher`). Which of the two decides? The tables have the steps of 60 epochs on
+digits (wrn_16_2 teaches wrn_10_1, one seed): medians with 5 and 95 % quantiles, and shares of steps. They are made by
 
-    python {Path(__file__).relative_to(Path(__file__).parents[1])} --seeds 0 --jobs=2
+    python experiments/switch_study.py --seeds 0 --jobs=2
 
 **Unless the networks disagree, the threshold decides, and forbids a pause.** Where both are equally far from the
 labels, d_s = d_t = d, ε is e^(-1/2) and δ = 0.39 d. New networks predict nearly uniformly: d is close to 2 (1 - 1 /
-classes), and G close to 0, far below δ. On digits that is over after two epochs. With 100 classes it lasts: in ten or
-twelve epochs of CIFAR-100 no step exceeds δ, and SwitOKD is DML there ([short runs](short_runs.md)). In the run of
-210 epochs on a card ([measured](measured.md)), 28 % of the steps up to epoch 100 and 14 % of those up to epoch 200
-were expert steps: that is the same number of steps, so none of the last hundred epochs was one. The distances of that
-run were not kept.
+classes), and G close to 0, far below δ. On digits that is over after two epochs. With 100 classes it lasts: in twelve
+epochs of CIFAR-100 no step was an expert step ([measured](measured.md)), and SwitOKD was DML there. In the run of 210
+epochs on that page, 28 % of the steps up to epoch 100 and 14 % of those up to epoch 200 were expert steps: that is
+the same number of steps, so none of the last hundred epochs was one. The distances of that run were not kept.
 
 **Once they disagree, the second condition decides.** On digits, networks that are wrong on different images soon
 differ by more than 0.39 of their distance to the labels, and G exceeds δ in nearly every step. From then on a teacher
 pauses whenever it happens to be the better one on the batch: between networks that are about as good, in half of the
 steps. While it is paused the student overtakes it on the training images, and it may learn again.
 
+**Without the second condition a teacher does not come back.** It pauses at the first large gap, in the third epoch.
+The student goes on and overtakes it. δ falls with the student's distance, while G stays: it is now the distance to a
+teacher that is left behind. So every later step is an expert step, and the student is held back by a teacher of 91 %.
+
+**A temperature of 2 switches the switch off.** Softened distributions stay far from the labels and close to each
+other: δ is above G in all but a few steps, and no step of 60 epochs was an expert step. The public code, and the
+default here, is temperature 1.
+
 So the share of expert steps says little about the size of the gap. It says how often both networks disagree by more
-than the threshold and the teacher is ahead on the batch at hand.
+than the threshold while the teacher is ahead on the batch at hand.
 """
 
 
@@ -93,6 +100,7 @@ def quantiles(rows: Sequence[MetricsRow]) -> dict[str, Any]:
 def finish(folder: Path) -> list[Path]:
     """Keeps the quantiles of the full runs in a folder, and writes the page; nothing for other runs."""
     kept = RESULTS / "switch_study"
+    (kept / "quantiles").mkdir(parents=True, exist_ok=True)
     for run in runs.find_runs([folder]):
         if (kept / f"{run.folder.name}.json").exists():
             write_json(kept / "quantiles" / f"{run.folder.name}.json", quantiles(run.rows("train")))
@@ -128,7 +136,7 @@ def _title(arm: str) -> str:
 
 
 def _table(found: Mapping[str, Any]) -> str:
-    """Medians of an epoch's steps, between their 5 and 95 % quantiles, and shares of steps; of the first seed."""
+    """Medians of an epoch's steps, with their 5 and 95 % quantiles, and shares of steps; of the first seed."""
     columns = ("epoch", "G", "δ", "d_s", "d_t", "G > δ %", "d_t < d_s %", "expert %")
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for i, epoch in enumerate(found["epochs"]):
