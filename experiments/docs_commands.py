@@ -76,7 +76,7 @@ class Way:
 
 SMALL = "--config.networks.teacher.model=resnet8 --config.networks.student.model=resnet8"
 MAIN, SPEED = r"python -m switokd_jax\.main", r"python experiments/speed"
-GRID = r"python experiments/(table_\w+|ablation_threshold|gap_study)\.py"
+GRID = r"python experiments/(table_\w+|ablation_threshold|gap_study|switch_study)\.py"
 # The first rule that matches applies. Published recipes run on digits: their own data sets are large downloads, and
 # they train for days.
 WAYS = (

@@ -59,7 +59,7 @@ differ by more than 0.39 of their distance to the labels, and G exceeds δ in ne
 pauses whenever it happens to be the better one on the batch: between networks that are about as good, in half of the
 steps. While it is paused the student overtakes it on the training images, and it may learn again.
 
-**Without the second condition a teacher does not come back.** It pauses at the first large gap, in the third epoch.
+**Without the second condition a teacher does not come back.** It pauses at the first large gaps, in the second epoch.
 The student goes on and overtakes it. δ falls with the student's distance, while G stays: it is now the distance to a
 teacher that is left behind. So every later step is an expert step, and the student is held back by a teacher of 91 %.
 
@@ -124,7 +124,7 @@ def page(kept: Path) -> str:
         )
         parts += [
             f"## {_title(arm)}\n",
-            f"{len(found)} seed(s). Final test top-1: {top1}.\n",
+            f"Final test top-1: {top1}.\n",
             _table(read_json(found[0])),
         ]
     return "\n".join(parts)

@@ -75,7 +75,8 @@ def test_somebody_runs_every_command(command: Command) -> None:
         source = "".join(
             path.read_text()
             for path in (where.with_suffix(".py"), where / "__main__.py", *SHARED)
-            if path.exists() and (path.name != "study.py" or where.name.startswith(("table_", "gap_", "ablation_")))
+            if path.exists()
+            and (path.name != "study.py" or where.name.startswith(("table_", "gap_", "ablation_", "switch_")))
         )
         flags = {word[2:].split("=")[0] for word in words if word.startswith("--")}
         assert [flag for flag in flags if "." not in flag and not re.search(rf'"(--)?{flag}"', source)] in (
