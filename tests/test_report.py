@@ -196,6 +196,7 @@ def test_figures_of_one_run(folder: Path, tmp_path: Path) -> None:
         "curves.png",
         "switching.png",
         "expert_share.png",
+        "gradients.png",
         "cost.png",
     ]
 
@@ -203,7 +204,7 @@ def test_figures_of_one_run(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_figures_of_several_runs(folder: Path, tmp_path: Path) -> None:
     pictures = draw_all.draw(finished_runs.find_runs([folder]), tmp_path)
-    names = ["accuracy.png", "switching_switokd.png", "expert_share.png", "cost.png"]
+    names = ["accuracy.png", "switching_switokd.png", "expert_share.png", "gradients.png", "cost.png"]
     assert [picture.path.name for picture in pictures] == names
 
 
@@ -286,8 +287,8 @@ def test_a_report_fetches_nothing(report_of_several: Page) -> None:
 
 @pytest.mark.slow
 def test_a_report_has_every_figure_for_both_themes(report_of_several: Page) -> None:
-    """Four figures, and two of heat maps for each network."""
-    assert len(report_of_several.sources) == 2 * (4 + 2 * 2)
+    """Five figures, and two of heat maps for each network."""
+    assert len(report_of_several.sources) == 2 * (5 + 2 * 2)
     for source in report_of_several.sources:
         Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))).verify()
 
@@ -325,7 +326,7 @@ def test_a_report_shows_the_metrics_of_a_users_own_method(folder: Path, tmp_path
     (workdir / "metrics.jsonl").write_text(text)
     path = report.report([workdir], tmp_path / "report.html", examples=())
     assert "Other metrics over the epochs" in path.read_text()
-    assert len(read(path).sources) == 2 * 5
+    assert len(read(path).sources) == 2 * 6
 
 
 def picture_of(pixels: np.ndarray, path: Path) -> tuple[bytes, float]:
