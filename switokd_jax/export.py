@@ -79,6 +79,9 @@ def main() -> None:
 
     def command() -> str:
         path = export(args.workdir, args.network, args.format, args.which, args.output, overwrite=args.overwrite)
+        if args.format == "stablehlo":
+            until = stablehlo.read(path).model_info.readable_until
+            return f"wrote {path}; new releases of JAX promise to read it until {until}"
         return f"wrote {path}"
 
     cli.run(command, args.config)

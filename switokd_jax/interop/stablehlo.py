@@ -8,6 +8,9 @@ A file consists of, in this order:
     a SHA-256 of everything before it
     `MAGIC`
 
+New releases of JAX promise to read a program for six months. The model info therefore has the day of writing and the
+version of JAX, and the command `export` prints until when that is. Keep the run, or its safetensors, for longer.
+
 `read` checks the checksum first, because XLA's own reader ends the process at some kinds of damage. The checksum
 detects damage, not malice.
 """
@@ -15,6 +18,7 @@ detects damage, not malice.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import struct
@@ -30,6 +34,8 @@ from switokd_jax.errors import UserError, one_line
 from switokd_jax.files import atomic_write
 
 MAGIC = b"SwitOKD1"
+# https://docs.jax.dev/en/latest/export/export.html: programs can be read by releases of the six months that follow.
+READABLE_FOR = datetime.timedelta(days=180)
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _LENGTH = struct.Struct("<Q")
 _TAIL = _LENGTH.size + hashlib.sha256().digest_size + len(MAGIC)
@@ -44,12 +50,26 @@ class ModelInfo:
       model: a name of `models.MODELS`.
       classes: class names, in the order of the logits.
       image_shape: (height, width, channels) of its images.
+      jax_version: of the JAX that wrote the file; '' in files of version 0.1.
+      written: day of writing, YYYY-MM-DD; likewise.
     """
 
     network: str
     model: str
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
+    jax_version: str = ""
+    written: str = ""
+
+    @property
+    def readable_until(self) -> str:
+        """Day up to which new releases of JAX promise to read the file, YYYY-MM-DD; '' if `written` is unknown.
+
+        >>> ModelInfo("student", "resnet8", ("cat",), (8, 8, 1), "0.10.2", "2026-11-29").readable_until
+        '2027-05-28'
+        """
+        day = datetime.date.fromisoformat(self.written) + READABLE_FOR if self.written else None
+        return day.isoformat() if day else ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +95,8 @@ def write(path: Path, logits: Callable[[jax.Array], jax.Array], model_info: Mode
     """
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *model_info.image_shape), jnp.uint8)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    model_info = dataclasses.replace(model_info, jax_version=jax.__version__, written=today)
     program = bytes(export.export(jax.jit(logits), platforms=PLATFORMS)(images).serialize())
     info_json = json.dumps(dataclasses.asdict(model_info)).encode()
     atomic_write(path, lambda p: p.write_bytes(pack(program, info_json)))
@@ -101,13 +123,26 @@ def read(path: str | Path) -> ExportedModel:
     try:
         exported = export.deserialize(bytearray(program))
     except Exception as error:  # flatbuffers and JAX raise exceptions of many types
-        raise UserError(f"{path} contains no program for this JAX ({one_line(error)}); export it again") from None
+        raise UserError(
+            f"{path} contains no program for this JAX {jax.__version__}{_origin(model_info)} ({one_line(error)}); "
+            "export it again"
+        ) from None
     input_specs = [(x.shape[1:], x.dtype) for x in exported.in_avals]
     output_specs = [(x.shape[1:], x.dtype) for x in exported.out_avals]
     expected_outputs = [((len(model_info.classes),), jnp.float32)]
     if input_specs != [(model_info.image_shape, jnp.uint8)] or output_specs != expected_outputs:
         raise UserError(f"{path}: the shapes of its program do not match its model info; export it again")
     return ExportedModel(model_info, exported.call)
+
+
+def _origin(model_info: ModelInfo) -> str:
+    """Says which JAX wrote a file and until when others read it; '' if the file does not tell."""
+    if not model_info.written:
+        return ""
+    return (
+        f": JAX {model_info.jax_version} wrote it on {model_info.written}, and new releases promise to read it until "
+        f"{model_info.readable_until}"
+    )
 
 
 def unpack(path: Path, content: bytes) -> tuple[bytes, ModelInfo]:
@@ -132,6 +167,8 @@ def unpack(path: Path, content: bytes) -> tuple[bytes, ModelInfo]:
             model=str(info["model"]),
             classes=tuple(map(str, info["classes"])),
             image_shape=tuple(map(int, info["image_shape"])),  # type: ignore[arg-type]
+            jax_version=str(info.get("jax_version", "")),
+            written=datetime.date.fromisoformat(info["written"]).isoformat() if info.get("written") else "",
         )
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its model info cannot be read ({one_line(error)}); export it again") from None
