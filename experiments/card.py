@@ -46,9 +46,8 @@ KEEP_ONE = ("--config.checkpoint.keep=1",)
 
 def queue(setting: Setting, seeds: Iterable[int], state: Path, flags: Sequence[str]) -> list[Job]:
     """Returns the runs in their order, each with the file of its curves."""
-    setting = dataclasses.replace(
-        setting, arms={arm: setting.arms[arm] for arm in ORDER}
-    )  # no teacher of an offline one
+    # Without the offline arms, for which the teacher's run would keep more checkpoints.
+    setting = dataclasses.replace(setting, arms={arm: setting.arms[arm] for arm in ORDER})
     return [
         dataclasses.replace(job, kept=state / "curves" / f"{job.name}.json")
         for seed in seeds

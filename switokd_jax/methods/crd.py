@@ -54,8 +54,8 @@ class Hyperparameters:
     cross_entropy_weight: float = config_fields.number(1.0, low=0.0)
     kd_weight: float = config_fields.number(0.0, low=0.0)
     kd_temperature: float = config_fields.number(4.0, above=0.0)
-    relaxed: bool = False
-    replacement: bool = True
+    relaxed: bool = config_fields.boolean(False)
+    replacement: bool = config_fields.boolean(True)
     student: str = config_fields.text("pooled")
     teacher: str = config_fields.text("pooled")
 
