@@ -30,7 +30,7 @@ from experiments import table_cifar
 from experiments.grids import Setting, jobs
 from switokd_jax import cli
 from switokd_jax.analysis import job_runner
-from switokd_jax.analysis.job_runner import Job
+from switokd_jax.analysis.jobs import Job
 from switokd_jax.errors import EXIT_STATUS, UserError
 from switokd_jax.files import atomic_write, read_json
 from switokd_jax.interop import pytorch

@@ -10,7 +10,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from switokd_jax import config as configs
-from switokd_jax.analysis import job_runner
+from switokd_jax.analysis.jobs import Job
 from switokd_jax.cli import config_module
 from switokd_jax.data.sampling import steps_per_epoch
 from switokd_jax.errors import UserError
@@ -112,7 +112,7 @@ def jobs(
     folder: Path,
     epochs: float | None = None,
     flags: Sequence[str] = (),
-) -> dict[job_runner.Job, GridPoint]:
+) -> dict[Job, GridPoint]:
     """Builds the jobs of a grid, each with its combination; seeds are the outer loop, so that a table fills evenly.
 
     Args:
@@ -142,7 +142,7 @@ def jobs(
     return points_by_job
 
 
-def _job(point: GridPoint, folder: Path, epochs: float | None, extra_flags: Sequence[str]) -> job_runner.Job:
+def _job(point: GridPoint, folder: Path, epochs: float | None, extra_flags: Sequence[str]) -> Job:
     setting, arm = point.setting, point.setting.arms[point.arm]
     config = arm.config or setting.config
     flags = [f"seed={point.seed}", "log.progress=False", "log.tensorboard=False", *setting.flags, *arm.flags]
@@ -170,7 +170,7 @@ def _job(point: GridPoint, folder: Path, epochs: float | None, extra_flags: Sequ
         flags += ["networks.teacher.frozen=True", f"networks.teacher.init_from={teacher}@{version}"]
     name, all_flags = _name(point), (*(f"--config.{flag}" for flag in flags), *extra_flags)
     kept = RESULTS / setting.name / f"{name}.json" if setting.keeps_results and not epochs else None
-    return job_runner.Job(name, config, all_flags, depends_on, kept=kept)
+    return Job(name, config, all_flags, depends_on, kept=kept)
 
 
 def _name(point: GridPoint) -> str:
@@ -205,7 +205,7 @@ def load(config: str, flags: Sequence[str]) -> ConfigDict:
     return c
 
 
-def parse_config(job: job_runner.Job) -> configs.Config:
+def parse_config(job: Job) -> configs.Config:
     """Returns the checked config of a job.
 
     Raises:

@@ -15,6 +15,7 @@ from experiments.grids import DATA_SIZES, DataSize, GridPoint, Setting, jobs, pa
 from switokd_jax import cli, models, sweep
 from switokd_jax import config as configs
 from switokd_jax.analysis import job_runner
+from switokd_jax.analysis.jobs import Job
 from switokd_jax.analysis.tables import Cell, MeanStd, Table
 from switokd_jax.errors import UserError
 from switokd_jax.models import flops
@@ -56,7 +57,7 @@ def main(study: Study, doc: str | None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="0 1 2 if not given; --smoke may have fewer")
     parser.add_argument("--settings", nargs="+", default=[], help="only these")
     parser.add_argument("--arms", nargs="+", default=[], help="only these (and those that they need)")
-    parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
+    sweep.add_execution_flags(parser)
     parser.add_argument("--epochs", type=float, help="shorter or longer runs; milestones are scaled")
     parser.add_argument("--gflops", type=float, help="for --plan: the machine's GFLOP/s in training")
     parser.add_argument("flags", nargs="*", help="flags of main for all runs, after --: -- --config.data.dir=DIR")
@@ -76,7 +77,8 @@ def main(study: Study, doc: str | None) -> None:
         if args.plan:
             with_flops = [dataclasses.replace(job, flops=run_flops(parse_config(job))) for job in points]
             measured = MEASURED_FLOPS_PER_SECOND.get(jax.default_backend(), MEASURED_FLOPS_PER_SECOND["gpu"])
-            return job_runner.plan(with_flops, folder, args.jobs, args.gflops * 1e9 if args.gflops else measured)
+            rate = args.gflops * 1e9 if args.gflops else measured
+            return job_runner.plan(with_flops, folder, sweep.execution(args).workers.count, rate)
         for job in points:
             parse_config(job)  # finds a mistake before the first run, not after hours
 
@@ -85,7 +87,7 @@ def main(study: Study, doc: str | None) -> None:
                 study.make_table(study, points, results, folder) if study.make_table else table(study, points, results)
             )
 
-        text = sweep.run_and_tabulate([*points], folder, args.jobs, make_table)
+        text = sweep.run_and_tabulate([*points], folder, sweep.execution(args), make_table)
         return "\n".join([text, *(f"wrote {path}" for path in study.finish(folder))])
 
     cli.run(command)
@@ -115,7 +117,7 @@ def _count_flops(model: str, branches: int, branch_from: str, size: DataSize) ->
     return flops.count_flops_per_image(module, size.shape)
 
 
-def table(study: Study, points: Mapping[job_runner.Job, GridPoint], results: Mapping[str, Any]) -> Table:
+def table(study: Study, points: Mapping[Job, GridPoint], results: Mapping[str, Any]) -> Table:
     """Builds the table: a row for each setting and arm.
 
     A row has the final and best top-1 of every network beside the published one, the share of expert steps, the
@@ -160,7 +162,7 @@ def _columns(study: Study, summary: Mapping[str, Any]) -> dict[str, Any]:
     return {**summary, "networks": {network["model"]: network for network in summary["networks"].values()}}
 
 
-def note(points: Mapping[job_runner.Job, GridPoint], unit: str) -> str:
+def note(points: Mapping[Job, GridPoint], unit: str) -> str:
     """Describes the size of the runs and the meaning of the columns."""
     sizes: dict[str, dict[str, None]] = {}
     held_out: dict[str, None] = {}

@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from experiments.grids import Arm, GridPoint, Setting
 from experiments.study import Study, main, note
 from switokd_jax import evaluate
-from switokd_jax.analysis import job_runner
+from switokd_jax.analysis.jobs import Job
 from switokd_jax.analysis.tables import Cell, MeanStd, Table
 from switokd_jax.files import read_json, write_json
 from switokd_jax.methods import METHODS
@@ -51,9 +51,7 @@ def scores(workdir: Path) -> dict[str, Any]:
     return found
 
 
-def make_table(
-    study: Study, points: Mapping[job_runner.Job, GridPoint], results: Mapping[str, Any], folder: Path
-) -> Table:
+def make_table(study: Study, points: Mapping[Job, GridPoint], results: Mapping[str, Any], folder: Path) -> Table:
     """Builds the table: a row for each setting and arm.
 
     A row has the final top-1 of the mean and the best of the four peers, of the last one (the leader of OKDDip) and of

@@ -11,10 +11,11 @@ import os
 import resource
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import jax
 from absl import flags, logging
@@ -51,6 +52,20 @@ def configure_logging() -> None:
     py_logging.getLogger("asyncio").setLevel(py_logging.CRITICAL)
 
 
+@contextlib.contextmanager
+def log_of_thread(output: TextIO) -> Iterator[None]:
+    """Sends the log messages of the calling thread to a stream as well, inside the context."""
+    handler, thread = py_logging.StreamHandler(output), threading.get_ident()
+    handler.addFilter(lambda record: record.thread == thread)
+    handler.setLevel(py_logging.WARNING)
+    handler.setFormatter(py_logging.Formatter("%(levelname)s %(message)s"))
+    logging.get_absl_logger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.get_absl_logger().removeHandler(handler)
+
+
 def configure_warnings(options: Sequence[str]) -> None:
     """Prints warnings of other packages where `python -W error` would raise them: a user cannot mend those.
 
@@ -85,12 +100,15 @@ def is_help_requested(argv: Sequence[str]) -> bool:
     return any(flag.lstrip("-") in ("h", "help", "helpshort") for flag in argv[1:])
 
 
-def parse_flags(argv: Sequence[str], config_flag: flags.FlagHolder[ConfigDict]) -> ConfigDict:
+def parse_flags(
+    argv: Sequence[str], flag_values: flags.FlagValues, config_flag: flags.FlagHolder[ConfigDict]
+) -> ConfigDict:
     """Parses the absl flags of a command line.
 
     Args:
       argv: the command and its flags.
-      config_flag: the flag --config.
+      flag_values: the flags that are defined.
+      config_flag: the flag --config, one of them.
 
     Returns:
       The config of --config, changed by all --config.FIELD.
@@ -99,7 +117,7 @@ def parse_flags(argv: Sequence[str], config_flag: flags.FlagHolder[ConfigDict]) 
       UserError: for a flag, file or value that cannot be used.
     """
     try:
-        rest = flags.FLAGS(with_config_path(argv))[1:]
+        rest = flag_values(with_config_path(argv))[1:]
         config = config_flag.value
         if config is not None and not isinstance(config, ConfigDict):
             config = config.get()  # stands for a file that could not be loaded, and raises its error
@@ -151,11 +169,12 @@ def _last_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def exit_on_error(cluster: multihost.Cluster | None = None) -> Iterator[None]:
+def exit_on_error(cluster: multihost.Cluster | None = None, stderr: TextIO | None = None) -> Iterator[None]:
     """Turns errors within the context into one line on stderr and an exit status.
 
     Args:
       cluster: of a process that has to end without waiting for the others; None for a process on its own.
+      stderr: receives the line in place of the process's stderr.
 
     Raises:
       SystemExit: with status 1 after an error, or the status of `EXIT_STATUS` after a signal.
@@ -163,11 +182,11 @@ def exit_on_error(cluster: multihost.Cluster | None = None) -> Iterator[None]:
     try:
         yield
     except (UserError, SaveError) as error:  # without notes: JAX adds some to errors of traced functions
-        _exit(cluster, str(error))
+        _exit(cluster, str(error), stderr=stderr)
     except NonFiniteError as error:
-        _exit(cluster, "; ".join([str(error), *getattr(error, "__notes__", [])]))
+        _exit(cluster, "; ".join([str(error), *getattr(error, "__notes__", [])]), stderr=stderr)
     except Stopped as stopped:
-        print(f"switokd_jax: {stopped}", file=sys.stderr)
+        print(f"switokd_jax: {stopped}", file=stderr or sys.stderr)
         sys.exit(stopped.status)
     except BrokenPipeError:  # the reader of our output, such as `head`, has ended
         _discard_stdout()
@@ -187,8 +206,8 @@ def _discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _exit(cluster: multihost.Cluster | None, message: str, status: int = 1) -> NoReturn:
-    print(f"switokd_jax: {' '.join(message.split())}", file=sys.stderr)
+def _exit(cluster: multihost.Cluster | None, message: str, status: int = 1, stderr: TextIO | None = None) -> NoReturn:
+    print(f"switokd_jax: {' '.join(message.split())}", file=stderr or sys.stderr)
     if cluster is None:
         sys.exit(status)
     multihost.exit_without_barrier(status)

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from switokd_jax import stop_signals
 
 if TYPE_CHECKING:
-    from absl.flags import FlagHolder
+    import threading
+    from collections.abc import Callable, Sequence
+    from typing import TextIO
+
+    import jax
+    from absl.flags import FlagHolder, FlagValues
     from ml_collections import ConfigDict
 
 
@@ -27,8 +32,13 @@ class Flags(NamedTuple):
     process_id: FlagHolder[int | None]
 
 
-def define_flags() -> Flags:
-    """Defines the flags, once in a process."""
+def define_flags(flag_values: FlagValues, argv: Sequence[str]) -> Flags:
+    """Defines the flags, once for some flag values.
+
+    Args:
+      flag_values: `absl.flags.FLAGS`, or new ones for another command line than that of the process.
+      argv: the command line, in which --config.FIELD are looked up.
+    """
     from absl import flags
     from ml_collections import config_flags
 
@@ -39,14 +49,27 @@ def define_flags() -> Flags:
             help_string="A config file, such as configs/digits.py.",
             lock_config=False,
             accept_new_attributes=True,
+            flag_values=flag_values,
+            sys_argv=[*argv],
         ),
-        workdir=flags.DEFINE_string("workdir", None, "Folder for checkpoints, metrics, summary and figures."),
-        dry_run=flags.DEFINE_bool("dry_run", False, "Print the plan of the run and train nothing."),
-        coordinator=flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of several processes."),
+        workdir=flags.DEFINE_string(
+            "workdir", None, "Folder for checkpoints, metrics, summary and figures.", flag_values=flag_values
+        ),
+        dry_run=flags.DEFINE_bool(
+            "dry_run", False, "Print the plan of the run and train nothing.", flag_values=flag_values
+        ),
+        coordinator=flags.DEFINE_string(
+            "coordinator", None, "HOST:PORT of process 0, for a run of several processes.", flag_values=flag_values
+        ),
         num_processes=flags.DEFINE_integer(
-            "num_processes", None, "Number of processes, unless Slurm, Open MPI or a TPU provide it."
+            "num_processes",
+            None,
+            "Number of processes, unless Slurm, Open MPI or a TPU provide it.",
+            flag_values=flag_values,
         ),
-        process_id=flags.DEFINE_integer("process_id", None, "Index of this process, from 0, likewise."),
+        process_id=flags.DEFINE_integer(
+            "process_id", None, "Index of this process, from 0, likewise.", flag_values=flag_values
+        ),
     )
 
 
@@ -67,6 +90,44 @@ def main(config: ConfigDict, workdir: str | None, dry_run: bool) -> None:
     loop.train_and_evaluate(config, workdir)
 
 
+def make_thread_command() -> Callable[[Sequence[str], Sequence[jax.Device], TextIO, threading.Event], int]:
+    """Makes the command as a function, for threads of one process; see `analysis.job_workers.Threads`.
+
+    Returns:
+      A function of the flags, the devices to train on, the stream for all output, and an event that makes the run save
+      and end. It returns the exit status that the command would have.
+    """
+    import threading
+    import traceback
+
+    from absl import flags
+
+    from switokd_jax import cli as command_line
+    from switokd_jax.train import loop
+    from switokd_jax.train.thread_context import ThreadContext
+
+    config_lock = threading.Lock()  # a config file may register methods and networks
+    save_lock = threading.Lock()
+
+    def train(argv: Sequence[str], devices: Sequence[jax.Device], output: TextIO, stop: threading.Event) -> int:
+        argv, flag_values = ["main", *argv], flags.FlagValues()
+        try:
+            with command_line.log_of_thread(output), command_line.exit_on_error(stderr=output):
+                with config_lock:
+                    defined = define_flags(flag_values, argv)
+                    config = command_line.parse_flags(argv, flag_values, defined.config)
+                thread = ThreadContext(output, stop, save_lock)
+                loop.train_and_evaluate(config, defined.workdir.value or "", devices, thread)
+        except SystemExit as end:
+            return int(end.code or 0)
+        except Exception:  # a defect; the command would print it and end with 1, and other threads go on
+            traceback.print_exc(file=output)
+            return 1
+        return 0
+
+    return train
+
+
 def cli() -> None:
     """Entry point: reads the flags and trains. An error of the user ends it with one line and status 1."""
     stop_signals.exit_on_stop_signals()
@@ -81,13 +142,13 @@ def cli() -> None:
     command_line.configure_output()
     command_line.configure_logging()
     command_line.configure_warnings(sys.warnoptions)
-    defined = define_flags()
+    defined = define_flags(flags.FLAGS, sys.argv)
     if command_line.is_help_requested(sys.argv):
         print(f"{(__doc__ or '').splitlines()[0]}\n\n{cli_help.text()}\nflags:\n{flags.FLAGS.main_module_help()}")
         return
     with command_line.exit_on_error():
         command_line.raise_open_files_limit()
-        config = command_line.parse_flags(sys.argv, defined.config)
+        config = command_line.parse_flags(sys.argv, flags.FLAGS, defined.config)
         compilation_cache.enable()
         cluster = multihost.detect_cluster(
             defined.coordinator.value, defined.num_processes.value, defined.process_id.value, os.environ

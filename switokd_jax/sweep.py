@@ -15,6 +15,7 @@ if __name__ == "__main__":
     stop_signals.exit_on_stop_signals()  # before the imports, which take seconds
 
 import argparse
+import dataclasses
 import itertools
 import shutil
 import statistics
@@ -22,10 +23,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from switokd_jax import cli
 from switokd_jax.analysis import job_runner, tables
+from switokd_jax.analysis.job_workers import Workers, make_workers, parse_count
+from switokd_jax.analysis.jobs import Job, parse_part, take_part
 from switokd_jax.analysis.tables import Cell, MeanStd, Table
 from switokd_jax.errors import UserError
+from switokd_jax.main import make_thread_command
 from switokd_jax.metrics import expert_share_of_summary
 from switokd_jax.models import flops
 
@@ -35,7 +41,7 @@ Summary = Mapping[str, Any]
 
 def jobs(
     config: str, param_grid: Mapping[str, Sequence[str]], seeds: Sequence[int], flags: Sequence[str]
-) -> dict[tuple[str, ...], list[job_runner.Job]]:
+) -> dict[tuple[str, ...], list[Job]]:
     """Builds the jobs of a sweep: by combination of values, one job for each seed.
 
     Args:
@@ -56,7 +62,7 @@ def jobs(
         settings = [*zip(param_grid, values, strict=True)]
         name = "_".join(f"{field.split('.')[-1]}={value}" for field, value in settings)
         jobs_by_values[values] = [
-            job_runner.Job(
+            Job(
                 name=_folder_name(f"{name}_seed={seed}" if name else f"seed={seed}"),
                 config=config,
                 flags=(
@@ -136,14 +142,14 @@ def saved_share(summaries: Sequence[Summary]) -> Cell:
 
 
 def run_and_tabulate(
-    jobs: Sequence[job_runner.Job], folder: Path, max_parallel: int, make_table: Callable[[Mapping[str, Any]], Table]
+    jobs: Sequence[Job], folder: Path, execution: Execution, make_table: Callable[[Mapping[str, Any]], Table]
 ) -> str:
     """Runs the jobs that have not finished, and writes FOLDER/table.md, .csv and .tex of those that have.
 
     Args:
-      jobs: as `job_runner.run` takes them.
+      jobs: of the whole grid, as `job_runner.run` takes them.
       folder: of all runs.
-      max_parallel: number of runs at the same time.
+      execution: which of the jobs run here, and by which workers.
       make_table: builds the table from the summaries by job name.
 
     Returns:
@@ -152,7 +158,7 @@ def run_and_tabulate(
     Raises:
       UserError: if a run failed; all others have run by then, and the table is written.
     """
-    failed = job_runner.run(jobs, folder, max_parallel)
+    failed = job_runner.run(take_part(jobs, *execution.part), folder, execution.workers)
     summaries = {job.name: summary for job in jobs if (summary := job_runner.read_result(job, folder))}
     if not summaries:
         raise UserError(f"no run succeeded; {_first_failure(failed)}")
@@ -163,6 +169,45 @@ def run_and_tabulate(
         print(text)
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed; {_first_failure(failed)}")
     return "\n".join([text, *(f"wrote {path}" for path in paths)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How this machine runs the jobs of a grid.
+
+    Attributes:
+      workers: run the jobs.
+      part: which part of the grid runs here, from 1, and the number of parts.
+    """
+
+    workers: Workers
+    part: tuple[int, int] = (1, 1)
+
+
+def add_execution_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `execution` reads."""
+    parser.add_argument(
+        "--jobs", type=parse_count, default=1, metavar="N|auto", help="runs at the same time; auto: one for each device"
+    )
+    parser.add_argument("--devices-per-job", type=int, metavar="N", help="devices of each run (an equal part of all)")
+    parser.add_argument(
+        "--workers",
+        choices=("auto", "processes", "threads"),
+        default="auto",
+        help="what a run is; auto: a thread on TPUs and on a CPU that JAX divides into several, else a process",
+    )
+    parser.add_argument("--part", default="1/1", metavar="PART/COUNT", help="of several machines: 2/4 for the second")
+
+
+def execution(args: argparse.Namespace) -> Execution:
+    """Returns what the flags of `add_execution_flags` describe.
+
+    Raises:
+      UserError: naming the flag that cannot be used.
+    """
+    devices = jax.local_devices()
+    workers = make_workers(args.workers, args.jobs, args.devices_per_job, devices, make_thread_command())
+    return Execution(workers, parse_part(args.part))
 
 
 def _first_failure(failed: Mapping[str, str]) -> str:
@@ -184,7 +229,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="a folder for all runs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--over", action="append", type=_field_and_values, default=[], metavar="FIELD=VALUE,VALUE")
-    parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
+    add_execution_flags(parser)
     parser.add_argument("--plan", action="store_true", help="print what would run")
     parser.add_argument("flags", nargs="*", help="flags of main for all runs, after --")
     args = parser.parse_args()
@@ -198,7 +243,7 @@ def _sweep(args: argparse.Namespace) -> str:
     jobs_by_values = jobs(args.config, param_grid, args.seeds, args.flags)
     all_jobs = [job for seeds in jobs_by_values.values() for job in seeds]
     if args.plan:
-        return job_runner.plan(all_jobs, workdir, args.jobs)
+        return job_runner.plan(all_jobs, workdir, execution(args).workers.count)
 
     def make_table(summaries: Mapping[str, Any]) -> Table:
         by_values = {
@@ -208,7 +253,7 @@ def _sweep(args: argparse.Namespace) -> str:
         title = f"{Path(args.config).stem}, seeds {', '.join(map(str, args.seeds))}"
         return table(title, [*param_grid], by_values, "")
 
-    return run_and_tabulate(all_jobs, workdir, args.jobs, make_table)
+    return run_and_tabulate(all_jobs, workdir, execution(args), make_table)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,15 @@
-"""Runs many training runs, each with the command that a user would type.
+"""Runs many training runs, several at a time, each as the command that a user would type.
 
-Several run at a time. Finished runs are skipped, interrupted ones resume, and a failed run does not stop the others.
+Finished runs are skipped, interrupted ones resume, and a failed run does not stop the others.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import math
-import os
-import queue
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,41 +18,17 @@ from typing import Any
 
 import jax
 
+from switokd_jax.analysis.job_workers import Outcome, Processes, Workers
+from switokd_jax.analysis.jobs import Job
 from switokd_jax.analysis.tables import align_columns
 from switokd_jax.errors import UserError
 from switokd_jax.files import read_json, write_json
-from switokd_jax.stop_signals import PARENT_VARIABLE, STOP_SIGNALS, raise_stop_requested
+from switokd_jax.stop_signals import STOP_SIGNALS, raise_stop_requested
 from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.metric_writers import evaluation_rows, read_metrics
 from switokd_jax.workdir.resume import OVERRIDABLE_ON_RESUME
 
 LogFn = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One training run.
-
-    Attributes:
-      name: its folder inside the folder of all runs.
-      config: the config file.
-      flags: the flags of `switokd_jax.main` besides --config and --workdir.
-      depends_on: names of the jobs whose checkpoints it reads; it starts after them.
-      flops: floating-point operations of its training, or None if they have not been counted.
-      kept: a second file for its result, which other machines read as well; None for none.
-    """
-
-    name: str
-    config: str
-    flags: tuple[str, ...] = ()
-    depends_on: tuple[str, ...] = ()
-    flops: float | None = None
-    kept: Path | None = None
-
-    def command(self, folder: Path) -> list[str]:
-        """Returns the command line; the workdir is FOLDER/NAME."""
-        main = [sys.executable, "-m", "switokd_jax.main"]
-        return [*main, f"--config={self.config}", f"--workdir={(folder / self.name).resolve()}", *self.flags]
 
 
 def read_result(job: Job, folder: Path) -> dict[str, Any] | None:
@@ -69,7 +40,7 @@ def read_result(job: Job, folder: Path) -> dict[str, Any] | None:
     Raises:
       UserError: if the result is of a run with another config file or other flags.
     """
-    path = next((path for path in (_result_path(job, folder), job.kept) if path and path.exists()), None)
+    path = next((path for path in (job.result_path(folder), job.kept) if path and path.exists()), None)
     if path is None:
         return None
     result = read_json(path)
@@ -85,7 +56,7 @@ def read_result(job: Job, folder: Path) -> dict[str, Any] | None:
 
 
 def run(
-    jobs: Sequence[Job], folder: Path, max_parallel: int = 1, log: LogFn = print, seconds: float = math.inf
+    jobs: Sequence[Job], folder: Path, workers: Workers | None = None, log: LogFn = print, seconds: float = math.inf
 ) -> dict[str, str]:
     """Runs all jobs that have not finished.
 
@@ -95,7 +66,7 @@ def run(
     Args:
       jobs: in the order in which they start, except that a job waits for those it depends on.
       folder: for all workdirs, results and logs.
-      max_parallel: how many run at the same time. On Linux each gets its share of the cores, on a GPU of the memory.
+      workers: run the jobs, several at a time; one process after the other unless given.
       log: receives one line for each job that ends.
       seconds: after which the running jobs are told to save and no other starts.
 
@@ -107,22 +78,22 @@ def run(
       KeyboardInterrupt: after the running jobs have ended.
       TimeoutError: likewise, if the time was up before all were done.
     """
-    _check(jobs, folder, max_parallel)
+    _check(jobs, folder)
+    workers = workers or Processes()
     pending = _unfinished(jobs, folder)
     finished, failed = {job.name for job in jobs} - {job.name for job in pending}, dict[str, str]()
     if finished:
         log(f"{len(finished)} of {len(jobs)} runs are done")
-    processes = _Processes(folder, max_parallel)
-    futures: dict[concurrent.futures.Future[_Outcome], Job] = {}
+    futures: dict[concurrent.futures.Future[Outcome], Job] = {}
     deadline = time.monotonic() + seconds
-    with _stop_signals_as_interrupt(), concurrent.futures.ThreadPoolExecutor(max_parallel) as pool:
+    with _stop_signals_as_interrupt(), concurrent.futures.ThreadPoolExecutor(workers.count) as pool:
         try:
             while pending or futures:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0.0:
                     raise TimeoutError(f"{seconds:g} s are up")
-                for job in _take_ready(pending, finished, max_parallel - len(futures)):
-                    futures[pool.submit(processes.run, job)] = job
+                for job in _take_ready(pending, finished, workers.count - len(futures)):
+                    futures[pool.submit(workers.run, job, folder)] = job
                 failed |= _take_unreachable(pending, failed, idle=not futures)
                 timeout = None if remaining == math.inf else remaining
                 ended, _ = concurrent.futures.wait(futures, timeout, concurrent.futures.FIRST_COMPLETED)
@@ -133,19 +104,17 @@ def run(
                         finished.add(job.name)
                         log(f"[{len(finished)}/{len(jobs)}] {job.name}: {scores}, {outcome.seconds:.0f} s")
                     else:
-                        failed[job.name] = _last_line(_log_path(job, folder)) or f"status {outcome.returncode}"
+                        failed[job.name] = _last_line(job.log_path(folder)) or f"status {outcome.returncode}"
                         log(f"{job.name} failed: {failed[job.name]}")
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | TimeoutError):
                 log("waiting for the running jobs to save")
-            processes.terminate()  # the pool then waits for its threads, and they for their processes
+            workers.terminate()  # the pool then waits for its threads, and they for their jobs
             raise
     return failed
 
 
-def _check(jobs: Sequence[Job], folder: Path, max_parallel: int) -> None:
-    if max_parallel < 1:
-        raise UserError(f"--jobs is {max_parallel}; at least one run has to go on at a time")
+def _check(jobs: Sequence[Job], folder: Path) -> None:
     names = [job.name for job in jobs]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two runs have the name {repeated}; give each seed and each value once")
@@ -203,69 +172,6 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Outcome:
-    """Exit status of a process, and how long it ran."""
-
-    returncode: int
-    seconds: float
-
-
-class _Processes:
-    """The child processes of `run`: starts them from the pool's threads, and terminates all of them at once."""
-
-    def __init__(self, folder: Path, max_parallel: int) -> None:
-        self._folder, self._max_parallel = folder, max_parallel
-        self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for slot in range(max_parallel):
-            self._slots.put(slot)
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._terminated = False
-        self._lock = threading.Lock()
-
-    def run(self, job: Job) -> _Outcome:
-        """Runs a job to its end; after `terminate` nothing starts any more."""
-        slot, begin = self._slots.get(), time.monotonic()
-        with self._lock:  # a process must not start between the end of `terminate` and being known to it
-            if self._terminated:
-                return _Outcome(-signal.SIGTERM, 0.0)
-            process = self._start(job, slot)
-            self._running.add(process)
-        returncode = process.wait()
-        with self._lock:
-            self._running.remove(process)
-        self._slots.put(slot)
-        return _Outcome(returncode, time.monotonic() - begin)
-
-    def terminate(self) -> None:
-        """Sends SIGTERM to all running processes."""
-        with self._lock:
-            self._terminated = True
-            for process in self._running:
-                process.terminate()
-
-    def _start(self, job: Job, slot: int) -> subprocess.Popen[bytes]:
-        environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}  # it saves and ends if we are killed
-        if self._max_parallel > 1:
-            environment.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{0.9 / self._max_parallel:.3f}")
-        path = _log_path(job, self._folder)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as output:
-            # In a session of its own, or the terminal would send Ctrl-C to the process as well as to us.
-            process = subprocess.Popen(
-                job.command(self._folder),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        if hasattr(os, "sched_setaffinity") and self._max_parallel > 1:
-            cores = sorted(os.sched_getaffinity(0))
-            if len(cores) >= self._max_parallel:  # XLA starts a thread for each core that it may use
-                os.sched_setaffinity(process.pid, cores[slot :: self._max_parallel])
-        return process
-
-
 def _unfinished(jobs: Sequence[Job], folder: Path) -> list[Job]:
     """Returns the jobs without a result, and those of another machine whose checkpoints one of them reads."""
     pending = [job for job in jobs if read_result(job, folder) is None]
@@ -319,7 +225,7 @@ def _stop_signals_as_interrupt() -> Iterator[None]:
 def _write_result(job: Job, folder: Path) -> str:
     """Writes the result of a job that succeeded, and returns its scores as text."""
     summary = read_json(Workdir(folder / job.name).summary)
-    path = _result_path(job, folder)
+    path = job.result_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {"config": job.config, "flags": [*job.flags], "summary": summary}
     write_json(path, result)
@@ -351,14 +257,6 @@ def _fixed_flags(flags: Sequence[str]) -> list[str]:
 def _without_folders(text: str) -> str:
     """Removes the folders before the last one from each 'FOLDER:NETWORK@VERSION' in a text."""
     return re.sub(r"[^\s'\"=(,]*/(?=[^/]*@)", "", text)
-
-
-def _result_path(job: Job, folder: Path) -> Path:
-    return folder / "results" / f"{job.name}.json"
-
-
-def _log_path(job: Job, folder: Path) -> Path:
-    return folder / "logs" / f"{job.name}.txt"
 
 
 def _last_line(log: Path) -> str:

@@ -41,6 +41,7 @@ from switokd_jax.train.preemption import StopSignal, handle_stop_signals
 from switokd_jax.train.process_checks import check_processes, check_workdir_is_shared, own_code
 from switokd_jax.train.progress import Progress
 from switokd_jax.train.run_spec import RunSpec, make, make_topology, make_train_step
+from switokd_jax.train.thread_context import ThreadContext
 from switokd_jax.train.timer import TrainingClock
 from switokd_jax.workdir import metric_writers, provenance
 from switokd_jax.workdir.checkpointer import Checkpointer, open_checkpointer
@@ -53,7 +54,10 @@ MAX_PENDING_CALLS = 1  # calls that are queued behind the one that runs
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None
+    config: ConfigDict,
+    workdir: str | Path,
+    devices: Sequence[jax.Device] | None = None,
+    thread: ThreadContext | None = None,
 ) -> dict[str, Any]:
     """Trains the networks of a config, or resumes an earlier call with the same workdir.
 
@@ -61,13 +65,14 @@ def train_and_evaluate(
       config: as `config.default()` makes it.
       workdir: a folder for config.json, metrics.jsonl, summary.json, checkpoints/, figures/.
       devices: the devices to use; all that JAX sees unless given.
+      thread: for a run that is one of several threads of this process; None for the process's only run.
 
     Returns:
       The summary, the same as in summary.json.
 
     Raises:
       UserError: one line that names the field, file or network at fault; nothing has been trained.
-      Stopped: after SIGTERM or Ctrl-C, once everything is saved.
+      Stopped: after SIGTERM or Ctrl-C or the event of `thread`, once everything is saved.
       NonFiniteError: naming the network and the step; no checkpoint includes that step.
       SaveError: if the last save failed.
     """
@@ -82,7 +87,7 @@ def train_and_evaluate(
         # Nothing has been written so far: all that a user can correct has been checked.
         with open_workdir(layout, config) if is_main_process() else contextlib.nullcontext():
             check_workdir_is_shared(layout)
-            return train(run, dataset, state, layout, record)
+            return train(run, dataset, state, layout, record, thread)
 
 
 def dry_run(config: ConfigDict) -> str:
@@ -101,7 +106,12 @@ def prepare(parsed: configs.Config, devices: Sequence[jax.Device] | None = None)
 
 
 def train(
-    run: RunSpec, dataset: Dataset, state: TrainState, workdir: Workdir, record: Mapping[str, Any]
+    run: RunSpec,
+    dataset: Dataset,
+    state: TrainState,
+    workdir: Workdir,
+    record: Mapping[str, Any],
+    thread: ThreadContext | None = None,
 ) -> dict[str, Any]:
     """Trains a run in its opened workdir. Returns and raises as `train_and_evaluate`.
 
@@ -111,6 +121,7 @@ def train(
       state: before the first step, on the host.
       workdir: of the run.
       record: the provenance of this start.
+      thread: for a run that is one of several threads of this process.
     """
     # ---------- Loaders with their data on the devices, compiled steps, evaluators, outputs.
     config, distribution = run.config, run.distribution
@@ -120,9 +131,10 @@ def train(
     train_step = distribution.compile(make_train_step(run), has_state=True)
     evaluators = open_evaluators(run, dataset, skipped_images.add)
     distribution.barrier()  # opening an Orbax folder is the first collective operation
-    checkpointer = open_checkpointer(workdir, run.topology.nodes, config.checkpoint, run.steps_per_epoch)
+    save_lock = thread.save_lock if thread else None
+    checkpointer = open_checkpointer(workdir, run.topology.nodes, config.checkpoint, run.steps_per_epoch, save_lock)
     writer = open_writer(workdir, config)
-    with handle_stop_signals() as stop_signal:
+    with handle_stop_signals(thread.stop if thread else None) as stop_signal:
         # ---------- Resume from the latest checkpoint, if there is one.
         clock, best, event_is_due = TrainingClock(), BestScores(), False
         if restored := checkpointer.restore(state, distribution.abstract_state(serialization.to_state_dict(state))):
@@ -133,7 +145,8 @@ def train(
         if is_main_process():
             metric_writers.truncate_after(workdir.metrics, step, keep_evaluation=not event_is_due)
             provenance.append_start(workdir, record, step)
-        progress = Progress(run.total_steps, step, run.topology.nodes, shown=config.log.progress and is_main_process())
+        shown, console = config.log.progress and is_main_process(), thread.console if thread else None
+        progress = Progress(run.total_steps, step, run.topology.nodes, shown=shown, file=console)
         progress.print(summary.describe_plan(run, dataset, state))
         if step:
             progress.print(f"resuming {workdir.root} at step {step} of {run.total_steps}")
@@ -159,7 +172,7 @@ def train(
                 on_exit.callback(evaluator.close)
             due = [None] if event_is_due else []  # no steps before the event
             for stack in itertools.chain(due, distribution.prefetch_to_device(stacks)):
-                stop = False
+                stopping = False
                 if stack is not None:
                     if not train_step.is_compiled(train_loader.device_data, stack):
                         jax.block_until_ready(state)
@@ -174,14 +187,14 @@ def train(
                     if len(pending) > MAX_PENDING_CALLS:
                         # A stop waits for every call that has been dispatched, so dispatch no further ahead.
                         jax.block_until_ready(pending[-1 - MAX_PENDING_CALLS][1])
-                    stop = stop_signal.should_stop(pending[-1][0])
+                    stopping = stop_signal.should_stop(pending[-1][0])
                 event, event_is_due = events.get(step), False
-                if not (stop or event or step % config.log.every == 0):
+                if not (stopping or event or step % config.log.every == 0):
                     continue
 
                 log_train_steps(run, pending, outputs)
                 pending = []
-                if not (stop or event):
+                if not (stopping or event):
                     continue
 
                 clock.stop()
@@ -190,10 +203,10 @@ def train(
                         state, best = handle_event(run, event, state, step, evaluators, best, outputs, stop_signal)
                     except Interrupted:
                         stop_signal.accept()
-                        stop = event_is_due = True  # the resumed run begins with this event
-                if stop or (event and event.save):
+                        stopping = event_is_due = True  # the resumed run begins with this event
+                if stopping or (event and event.save):
                     save_latest(run, state, step, best, outputs, event_is_due=event_is_due)
-                if stop:
+                if stopping:
                     break
         if stop_signal.stop_requested and (step < run.total_steps or event_is_due):
             raise Stopped(stop_signal.stop_requested, step, run.total_steps, workdir.root)

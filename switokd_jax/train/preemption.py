@@ -22,14 +22,22 @@ from switokd_jax.stop_signals import STOP_SIGNALS
 class StopSignal:
     """The signal that asks the run to stop, if one has come. Made by `handle_stop_signals`.
 
+    Args:
+      stop: an event that asks for the same as SIGTERM.
+
     Attributes:
       stop_requested: the signal on which all processes have agreed, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop: threading.Event) -> None:
         self.stop_requested: signal.Signals | None = None
-        self._received: signal.Signals | None = None
+        self._stop = stop
+        self._signal: signal.Signals | None = None
         self._last_query = 0
+
+    @property
+    def _received(self) -> signal.Signals | None:
+        return signal.SIGTERM if self._signal is None and self._stop.is_set() else self._signal
 
     def should_stop(self, steps: range) -> bool:
         """Returns whether to stop now. All processes call it after each call of the devices.
@@ -61,7 +69,7 @@ class StopSignal:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal."""
-        self._received = signal.Signals(number)
+        self._signal = signal.Signals(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if jax.process_count() > 1:
@@ -69,14 +77,17 @@ class StopSignal:
 
 
 @contextlib.contextmanager
-def handle_stop_signals() -> Iterator[StopSignal]:
-    """Handles SIGINT, SIGTERM and SIGHUP inside the context; does nothing outside of the main thread.
+def handle_stop_signals(stop: threading.Event | None = None) -> Iterator[StopSignal]:
+    """Handles SIGINT, SIGTERM and SIGHUP inside the context, those of the main thread only.
 
     A signal that is ignored stays ignored, as under `nohup`.
 
     Among several processes SIGTERM stays with JAX, whose handler tells the other processes.
+
+    Args:
+      stop: an event that asks for the same as SIGTERM, for a run in another thread than the main one.
     """
-    stop_signal = StopSignal()
+    stop_signal = StopSignal(stop or threading.Event())
     handled_signals = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     if jax.process_count() > 1:
         handled_signals = [number for number in handled_signals if number != signal.SIGTERM]

@@ -8,11 +8,13 @@ damages an earlier checkpoint; the next save tries again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,8 @@ class Checkpointer:
       reopen_latest: makes a new manager in place of `latest`.
       reopen_best: makes a new manager for a network.
       on_corrupt: 'fallback' to an older checkpoint if the latest one is damaged, or 'stop'.
+      save_lock: held during a save, if other threads of the process save as well; None if none does, and a train state
+        is then saved while training continues.
       failures: messages of the failed saves since the last `save_latest`.
       is_read_back: whether a save of this start has been read back.
     """
@@ -55,6 +59,7 @@ class Checkpointer:
     reopen_latest: Callable[[], ocp.CheckpointManager]
     reopen_best: Callable[[str], ocp.CheckpointManager]
     on_corrupt: str
+    save_lock: threading.Lock | None = None
     failures: list[str] = dataclasses.field(default_factory=list)
     is_read_back: bool = False
 
@@ -80,7 +85,10 @@ class Checkpointer:
         tree = jax.tree.map(jnp.copy, serialization.to_state_dict(state))
         items = ocp.args.Composite(state=ocp.args.StandardSave(tree), progress=ocp.args.JsonSave(dict(progress)))
         try:
-            self.latest.save(step, args=items)
+            with self.save_lock or contextlib.nullcontext():
+                self.latest.save(step, args=items)
+                if self.save_lock:
+                    self.latest.wait_until_finished()
         except IO_ERRORS as error:
             self._recover_latest(error)
         if not self.is_read_back:
@@ -96,8 +104,9 @@ class Checkpointer:
             return False
         manager = self.best[network]
         try:
-            manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(dict(variables))))
-            manager.wait_until_finished()
+            with self.save_lock or contextlib.nullcontext():
+                manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(dict(variables))))
+                manager.wait_until_finished()
         except IO_ERRORS as error:
             self._recover_best(network, error)
             return False
@@ -251,7 +260,11 @@ class Checkpointer:
 
 
 def open_checkpointer(
-    workdir: Workdir, networks: tuple[str, ...], config: CheckpointConfig, steps_per_epoch: int
+    workdir: Workdir,
+    networks: tuple[str, ...],
+    config: CheckpointConfig,
+    steps_per_epoch: int,
+    save_lock: threading.Lock | None = None,
 ) -> Checkpointer:
     """Opens the checkpoints of a workdir, and removes saves that a kill interrupted.
 
@@ -260,6 +273,7 @@ def open_checkpointer(
       networks: names of the networks, each with its own best checkpoints.
       config: `config.checkpoint`.
       steps_per_epoch: for `config.keep_every_epochs`.
+      save_lock: of all threads of the process that save; None if there is one only.
     """
     workdir = Workdir(workdir.root.resolve())  # Orbax wants absolute paths
     remove_partial_saves(workdir.checkpoints)
@@ -278,6 +292,7 @@ def open_checkpointer(
         reopen_latest=open_latest,
         reopen_best=open_best,
         on_corrupt=config.on_corrupt,
+        save_lock=save_lock,
     )
 
 

@@ -15,7 +15,7 @@ import tiny_runs
 from experiments import card, table_cifar
 from experiments.grids import ONLINE, Setting
 from switokd_jax.analysis import job_runner
-from switokd_jax.analysis.job_runner import Job
+from switokd_jax.analysis.jobs import Job
 from switokd_jax.errors import UserError
 from switokd_jax.files import read_json
 from switokd_jax.workdir.layout import Workdir

@@ -20,7 +20,8 @@ from experiments.table_cifar import STUDY
 from experiments.table_online import STUDY as ONLINE_STUDY
 from switokd_jax import sweep
 from switokd_jax.analysis import job_runner
-from switokd_jax.analysis.job_runner import Job
+from switokd_jax.analysis.job_workers import Processes
+from switokd_jax.analysis.jobs import Job
 from switokd_jax.analysis.tables import MeanStd
 from switokd_jax.errors import UserError
 from switokd_jax.methods import METHODS
@@ -81,13 +82,13 @@ def ignore(line: str) -> None:
 @pytest.mark.slow
 def test_a_job_starts_after_those_it_depends_on(fake_main: Path) -> None:
     jobs = [Job("last", "works.py", depends_on=("a", "b")), *(Job(name, "works.py") for name in "ab")]
-    assert job_runner.run(jobs, fake_main, max_parallel=2, log=ignore) == {}
+    assert job_runner.run(jobs, fake_main, Processes([[0]] * 2), log=ignore) == {}
     assert times(fake_main, "last")[0] > max(times(fake_main, "a")[1], times(fake_main, "b")[1])
 
 
 @pytest.mark.slow
 def test_as_many_jobs_run_as_are_allowed(fake_main: Path) -> None:
-    job_runner.run([Job(name, "works.py") for name in "abcd"], fake_main, max_parallel=2, log=ignore)
+    job_runner.run([Job(name, "works.py") for name in "abcd"], fake_main, Processes([[0]] * 2), log=ignore)
     spans = [times(fake_main, name) for name in "abcd"]
     assert max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans) == 2
 
@@ -217,14 +218,21 @@ def test_a_sweep_with_a_failure_still_writes_its_table(fake_main: Path) -> None:
     jobs = sweep.jobs("works.py", {"batch_size": ["32", "64"]}, [0, 1], [])
     all_jobs = [*(job for seeds in jobs.values() for job in seeds), Job("bad", "fails.py")]
     with pytest.raises(UserError, match="1 of 5 runs failed; bad"):
-        sweep.run_and_tabulate(all_jobs, fake_main, 2, lambda summaries: sweep_table(jobs, summaries))
+        sweep.run_and_tabulate(
+            all_jobs, fake_main, sweep.Execution(Processes([[0]] * 2)), lambda summaries: sweep_table(jobs, summaries)
+        )
     assert "| 64 | 90.00 ± 0.00 | 91.00 ± 0.00 | - |" in (fake_main / "table.md").read_text()
 
 
 @pytest.mark.slow
 def test_a_sweep_without_any_result_names_the_failure(fake_main: Path) -> None:
     with pytest.raises(UserError, match="no run succeeded; bad"):
-        sweep.run_and_tabulate([Job("bad", "fails.py")], fake_main, 1, lambda summaries: sweep_table({}, summaries))
+        sweep.run_and_tabulate(
+            [Job("bad", "fails.py")],
+            fake_main,
+            sweep.Execution(Processes()),
+            lambda summaries: sweep_table({}, summaries),
+        )
 
 
 PLANNED = [Job("a", "works.py", flops=3e9), Job("b", "works.py", flops=90e9)]
@@ -262,9 +270,11 @@ def test_running_jobs_save_when_the_runner_is_stopped(tmp_path: Path, number: si
 import sys
 from pathlib import Path
 from switokd_jax.analysis import job_runner
-job_runner.Job.command = lambda job, folder: [sys.executable, {str(script)!r}, str(folder / job.name), job.config]
-jobs = [job_runner.Job("one", "waits.py"), job_runner.Job("two", "waits.py")]
-job_runner.run(jobs, Path({str(folder)!r}), max_parallel=2)
+from switokd_jax.analysis.job_workers import Processes
+from switokd_jax.analysis.jobs import Job
+Job.command = lambda job, folder: [sys.executable, {str(script)!r}, str(folder / job.name), job.config]
+jobs = [Job("one", "waits.py"), Job("two", "waits.py")]
+job_runner.run(jobs, Path({str(folder)!r}), Processes([[0]] * 2))
 """
     process = subprocess.Popen([sys.executable, "-c", driver], cwd=ROOT, start_new_session=True)
     limit = time.monotonic() + 120

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 
 import jax
 import pytest
@@ -36,20 +37,20 @@ def manager(monkeypatch: pytest.MonkeyPatch) -> SyncManager:
 
 def test_a_notice_before_the_first_step_of_a_resumed_run_stops_it(manager: SyncManager) -> None:
     """It came while the processes compiled; the first call after step 500 has to stop."""
-    stop_signal = StopSignal()
+    stop_signal = StopSignal(threading.Event())
     manager.notice()
     assert stop_signal.should_stop(range(501, 511))
     assert stop_signal.stop_requested == signal.SIGTERM
 
 
 def test_a_notice_between_two_calls_stops_the_next_one(manager: SyncManager) -> None:
-    stop_signal = StopSignal()
+    stop_signal = StopSignal(threading.Event())
     assert not stop_signal.should_stop(range(501, 511))
     manager.notice()
     assert stop_signal.should_stop(range(511, 512))
 
 
 def test_without_a_notice_nothing_stops(manager: SyncManager) -> None:
-    stop_signal = StopSignal()
+    stop_signal = StopSignal(threading.Event())
     assert not any(stop_signal.should_stop(range(step, step + 10)) for step in range(1, 100, 10))
     assert manager.last_query == 100
