@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
+import importlib.util
 import urllib.error
 import urllib.request
 import warnings
@@ -260,7 +260,9 @@ def open_tfds(name: str, data_dir: str) -> TfdsDataset:
         ) from None
     features = builder.info.features
     _check_features(features, name)
-    _prepare(builder, name, folder)
+    if not Path(builder.data_dir).is_dir():
+        _prepare(own_builder(builder, folder) or builder, name, folder)
+        builder = tfds.builder(name, data_dir=folder)
     return TfdsDataset(builder, name, _prepare_command(name, folder))
 
 
@@ -286,13 +288,26 @@ def _check_features(features: Any, name: str) -> None:
         )
 
 
+def own_builder(builder: Any, folder: str | None) -> Any | None:
+    """Returns our builder of the same data set and version, which needs no TensorFlow; None if we have none."""
+    from switokd_jax.data import cifar  # defines builders, which imports more of TFDS
+
+    own = cifar.BUILDERS.get(builder.name)
+    return own(data_dir=folder) if own and str(own.VERSION) == str(builder.version) else None
+
+
 def _prepare(builder: Any, name: str, folder: str | None) -> None:
-    """Downloads and prepares a data set unless it is on disk."""
-    if Path(builder.data_dir).is_dir():
-        return
+    """Downloads and prepares a data set."""
+    if getattr(builder, "needs_tensorflow", True) and importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"config.data.name: TFDS prepares {name!r} with TensorFlow; pip install 'switokd_jax[prepare]', or copy "
+            f"the prepared folder from another machine to {builder.data_dir}"
+        )
     try:
         _check_network(builder)
         builder.download_and_prepare(file_format="array_record")
+    except UserError:
+        raise
     except Exception as error:  # network, disk and archive fail in many ways: TFDS has no common type for them
         raise UserError(
             f"data set {name!r} is not prepared and could not be fetched ({type(error).__name__}: {one_line(error)}); "

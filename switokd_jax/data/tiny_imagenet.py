@@ -19,6 +19,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from switokd_jax.data.archive import find_archive
+
 NAME = "tiny_imagenet_200"
 ARCHIVE = "tiny-imagenet-200.zip"
 ROOT = "tiny-imagenet-200"
@@ -31,6 +33,7 @@ class TinyImagenet200(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     MANUAL_DOWNLOAD_INSTRUCTIONS = f"Put {ARCHIVE} here, or let it be downloaded."
     urls = (f"http://cs231n.stanford.edu/{ARCHIVE}",)
+    needs_tensorflow = False
 
     def _info(self) -> Any:
         image = tfds.features.Image(shape=(64, 64, 3), dtype=np.uint8, encoding_format="jpeg")
@@ -58,15 +61,6 @@ class TinyImagenet200(tfds.core.GeneratorBasedBuilder):
                 if parts[1:2] == [folder] and path.endswith(".JPEG"):
                     wnid = wnid_of_val_image[parts[-1]] if folder == "val" else parts[2]
                     yield parts[-1], {"image": io.BytesIO(to_rgb(file.read(path))), "label": labels[wnid]}
-
-
-def find_archive(dl_manager: Any, url: str) -> Path:
-    """Returns the archive in TFDS's manual folder, or else downloads it."""
-    try:
-        manual = Path(dl_manager.manual_dir) / ARCHIVE
-    except AssertionError:  # raised by TFDS if the folder is missing or empty
-        manual = Path(ARCHIVE)
-    return manual if manual.is_file() else Path(dl_manager.download(url))
 
 
 def to_rgb(encoded: bytes) -> bytes:

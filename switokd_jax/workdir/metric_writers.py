@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import itertools
 import json
 import math
@@ -20,6 +19,7 @@ from absl import logging
 
 from switokd_jax.errors import UserError, one_line
 from switokd_jax.files import atomic_write, to_json
+from switokd_jax.workdir.event_writer import EventWriter, open_event_writer
 from switokd_jax.workdir.layout import Workdir
 
 ROW_START = re.compile(rb'\{"split": "(\w+)", "epoch": [-+.\w]+, "step": (\d+)[,}]')  # as `append_metrics` writes it
@@ -193,10 +193,7 @@ class Sink(Protocol):
 
 
 class TensorBoard:
-    """An event file through CLU, written by a thread of its own.
-
-    CLU's writers import TensorFlow, which takes seconds: the thread does so at the first row.
-    """
+    """An event file, written by a thread of its own: what opens it takes seconds to import."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -216,14 +213,8 @@ class TensorBoard:
         self._check(self._pending)
 
     @functools.cached_property
-    def _events(self) -> Any:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        os.environ.setdefault(
-            "TF_ENABLE_ONEDNN_OPTS", "0"
-        )  # TensorFlow logs a line about it, and only writes files here
-        from clu import metric_writers
-
-        return metric_writers.SummaryWriter(str(self._folder))
+    def _events(self) -> EventWriter:
+        return open_event_writer(self._folder)
 
     def _write(self, step: int, means: dict[str, float]) -> None:
         self._events.write_scalars(step, means)
@@ -331,8 +322,6 @@ def open_writer(
     """
     sinks: list[Sink] = []
     if tensorboard:
-        if importlib.util.find_spec("tensorflow") is None:
-            raise UserError("config.log.tensorboard needs TensorFlow: install tensorflow-cpu, or set it to False")
         sinks.append(TensorBoard(workdir.root))
     if wandb:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import tarfile
 from pathlib import Path
@@ -27,8 +28,16 @@ def test_without_network_the_message_has_the_command_that_prepares_the_data_set(
 ) -> None:
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"run: tfds build cifar10 --file_format=array_record --data_dir="):
+    with pytest.raises(UserError, match=r"run: tfds build mnist --file_format=array_record --data_dir="):
+        dataset.load_dataset(config.DataConfig(name="mnist", dir=str(tmp_path)), 0)
+    with pytest.raises(UserError, match=r"fetch \S+/cifar-10-binary.tar.gz and put it into \S+/downloads/manual$"):
         dataset.load_dataset(config.DataConfig(name="cifar10", dir=str(tmp_path)), 0)
+
+
+def test_without_tensorflow_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"prepares 'mnist' with TensorFlow; pip install 'switokd_jax\[prepare\]', or"):
+        dataset.load_dataset(config.DataConfig(name="mnist", dir=str(tmp_path)), 0)
 
 
 def test_without_its_archives_the_message_says_where_to_put_them(tmp_path: Path) -> None:
