@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import jax
-from orbax.checkpoint import multihost as orbax_multihost
 
 from switokd_jax.errors import UserError, one_line
 
@@ -158,6 +157,8 @@ def barrier(key: str) -> None:
     Uses JAX's coordination service: no device communication, and a timeout of `BARRIER_TIMEOUT_S`.
     """
     if jax.process_count() > 1:
+        from orbax.checkpoint import multihost as orbax_multihost  # not for `--help`, which has no barriers
+
         wait = orbax_multihost.get_barrier_sync_fn(processes=set(range(jax.process_count())))
         wait(key=key, timeout_ms=BARRIER_TIMEOUT_S * 1000)
 

@@ -34,7 +34,7 @@ def get_config():
     c = config.default()
     c.method, c.topology.kind, c.dtype = "vanilla", "complete", "float64"
     c.networks = type(c)({"student": config.network(model="one_layer", schedule="constant")})
-    c.epochs, c.checkpoint.every = 2.0, 0.25
+    c.epochs, c.checkpoint.every = 2.0, 0.5
     c.log.tensorboard = False
     return c
 """
@@ -187,11 +187,11 @@ def test_a_grid_of_threads_goes_on_after_a_kill(tmp_path: Path) -> None:
     flags = [f"--config={write_config(tmp_path)}", f"--workdir={tmp_path / 'grid'}", "--jobs=auto", "--seeds", "0", "1"]
     # Run in this way, the process knows the tests' networks as well.
     script = "import runpy, tiny_runs; runpy.run_module('switokd_jax.sweep', run_name='__main__')"
-    command = [sys.executable, "-c", script, *flags, "--", "--config.epochs=6"]
+    command = [sys.executable, "-c", script, *flags, "--", "--config.epochs=3"]
     environment = tiny_runs.environment(devices=2) | {"PYTHONPATH": str(Path(tiny_runs.__file__).parent)}
     process = subprocess.Popen(command, env=environment, cwd=ROOT)
     limit = time.monotonic() + 120
-    while not all((tmp_path / "grid" / f"seed={seed}" / "checkpoints").exists() for seed in (0, 1)):
+    while not all([*tmp_path.glob(f"grid/seed={seed}/checkpoints/latest/[0-9]*")] for seed in (0, 1)):
         assert time.monotonic() < limit
         assert process.poll() is None
         time.sleep(0.02)
@@ -205,6 +205,6 @@ def test_a_grid_of_threads_goes_on_after_a_kill(tmp_path: Path) -> None:
 
 def sweep_config(seed: int) -> Any:
     """What CONFIG is in the sweep."""
-    c = tiny_runs.alone_config("one_layer", epochs=6.0, dtype="float64", seed=seed)
-    c.checkpoint.every = 0.25
+    c = tiny_runs.alone_config("one_layer", epochs=3.0, dtype="float64", seed=seed)
+    c.checkpoint.every = 0.5
     return c
