@@ -44,7 +44,7 @@ class TrainState:
       networks: `NetworkState` by name.
       expert_steps: int32 scalar by 'teacher->student', steps in expert mode so far.
       step: int32 scalar, global steps taken.
-      rng: raw PRNG key of the run. A random number folds into it all that it depends on.
+      rng: [2] uint32, the data of the run's PRNG key: a saved state holds plain arrays.
       memory: what the method keeps between steps; None for most methods.
       adapters: `NetworkState` of the method's trained modules by name; that of an edge is 'student <- teacher'.
     """
@@ -55,6 +55,11 @@ class TrainState:
     rng: jax.Array
     memory: Tree = None
     adapters: dict[str, NetworkState] = struct.field(default_factory=dict)
+
+    @property
+    def key(self) -> jax.Array:
+        """The run's PRNG key. A random number folds into it all that it depends on."""
+        return jax.random.wrap_key_data(self.rng)
 
 
 def pair_name(pair: tuple[str, str]) -> str:

@@ -102,7 +102,7 @@ def train_step(
       gated pair of a switching method T->S/gap, T->S/threshold, T->S/epsilon, T->S/student_distance,
       T->S/teacher_distance, T->S/expert; and the method's own.
     """
-    key = jax.random.fold_in(state.rng, state.step)
+    key = jax.random.fold_in(state.key, state.step)
     passes = _forward_all(spec.networks, state, batch, spec, collectives, key)
     averaged_logits = _averaged_logits(state, batch, spec, collectives, key) if spec.mean_teachers else {}
     gradients = _method_gradients(passes, averaged_logits, state, batch, spec, collectives, key)

@@ -51,7 +51,7 @@ def test_every_config_builds_its_plan(path: Path) -> None:
     assert set(run.networks) == set(c.networks)
     for network in run.networks.values():
         draw = functools.partial(init_variables, network.module, image_shape=shape)
-        variables = jax.eval_shape(draw, jax.random.PRNGKey(0))
+        variables = jax.eval_shape(draw, jax.random.key(0))
         assert variables["params"]
     command = f"python -m switokd_jax.main --config=configs/{path.name}"
     assert command in path.read_text(), "the docstring gives the command"

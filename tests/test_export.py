@@ -124,7 +124,7 @@ def test_every_network_exports_for_any_batch_size(model: str, tmp_path: Path) ->
     module = models.create(model, 10)
     variables = jax.tree.map(
         lambda x: np.zeros(x.shape, x.dtype),
-        jax.eval_shape(lambda key: init_variables(module, key, shape), jax.random.PRNGKey(0)),
+        jax.eval_shape(lambda key: init_variables(module, key, shape), jax.random.key(0)),
     )
     model_info = stablehlo.ModelInfo("student", model, tuple("0123456789"), (shape[0], shape[1], shape[2]))
     network = trained_network.TrainedNetwork(model_info, module, variables, dataset.PUBLISHED["cifar100"])
@@ -206,7 +206,7 @@ def test_torch_gives_the_same_logits(model: str, tmp_path: Path) -> None:
 
     module = models.create(model, 10)
     rng = np.random.default_rng(0)
-    variables = jax.jit(lambda key: init_variables(module, key, (32, 32, 3)))(jax.random.PRNGKey(0))
+    variables = jax.jit(lambda key: init_variables(module, key, (32, 32, 3)))(jax.random.key(0))
     variables["batch_stats"] = jax.tree.map(
         lambda x: x + 0.1 * rng.random(x.shape).astype(x.dtype), variables["batch_stats"]
     )

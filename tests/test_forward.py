@@ -39,7 +39,7 @@ class WithoutNorm(nn.Module):
 def run_forward(module: nn.Module, features: tuple[str, ...], parts: int) -> tuple[NodeOutput, Any, Any]:
     """What the network says of 16 images, its statistics afterwards, and the gradient of a sum of all it says."""
     images = jnp.asarray(np.random.default_rng(1).normal(size=(BATCH, 8, 8, 1)))
-    variables = jax.jit(functools.partial(module.init, train=False))(jax.random.PRNGKey(0), images[:1])
+    variables = jax.jit(functools.partial(module.init, train=False))(jax.random.key(0), images[:1])
     # Flax draws running statistics in float32 always.
     whole = jax.tree.map(lambda x: x.astype(jnp.float64), {"batch_stats": {}, **variables})
     network = NetworkSpec(module, optax.identity(), lambda step: jnp.asarray(0.1), ("net",), features=features)
@@ -48,7 +48,7 @@ def run_forward(module: nn.Module, features: tuple[str, ...], parts: int) -> tup
     def run(variables: Any) -> tuple[NodeOutput, Any, Any]:
         state = init_network(network, variables)
         places = jnp.arange(BATCH, dtype=jnp.int32)
-        said, moved, pullback = forward(network, state, images, places, jax.random.PRNGKey(3), parts)
+        said, moved, pullback = forward(network, state, images, places, jax.random.key(3), parts)
         weights = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), said)
         return said["net"], moved, pullback(weights)[0]
 
@@ -74,7 +74,7 @@ def test_batch_norm_sees_a_part_after_the_other() -> None:
         said, moved, _ = run_forward(module, (), 2)
         images = np.random.default_rng(1).normal(size=(BATCH, 8, 8, 1))
         init = jax.jit(functools.partial(module.init, train=False))
-        variables = jax.tree.map(np.float64, init(jax.random.PRNGKey(0), images[:1]))
+        variables = jax.tree.map(np.float64, init(jax.random.key(0), images[:1]))
         apply = jax.jit(functools.partial(module.apply, train=True, mutable=["batch_stats"]))
         for part in range(2):
             logits, mutated = apply(variables, images[part::2])
@@ -126,7 +126,7 @@ def gradients(name: str, remat: bool) -> Any:
     """At the parameters, of two images."""
     image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)))
     module = models.create(name, 5, dtype=jnp.float64, param_dtype=jnp.float64, remat=remat)
-    variables = jax.jit(lambda key: module.init(key, image, train=False))(jax.random.PRNGKey(0))
+    variables = jax.jit(lambda key: module.init(key, image, train=False))(jax.random.key(0))
 
     def loss(params: Any) -> Any:
         logits, moved = module.apply({**variables, "params": params}, image, train=True, mutable=["batch_stats"])
@@ -158,7 +158,7 @@ def test_every_block_is_computed_again(name: str) -> None:
 
     def traced(remat: bool) -> tuple[str, str]:
         module = models.create(name, 5, remat=remat)
-        variables = jax.eval_shape(lambda image: module.init(jax.random.PRNGKey(0), image, train=False), image)
+        variables = jax.eval_shape(lambda image: module.init(jax.random.key(0), image, train=False), image)
         jaxpr = jax.make_jaxpr(lambda variables, image: module.apply(variables, image, train=False))(variables, image)
         return str(jaxpr), str(jax.tree.structure(variables))
 

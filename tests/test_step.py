@@ -59,7 +59,7 @@ def test_a_step_needs_no_run_and_no_mesh() -> None:
         for name in ("teacher", "student")
     }
     spec = StepSpec(networks, topology.pair("teacher", "student"), METHODS["switokd"].apply, switokd.Hyperparameters())
-    variables = {name: init_variables(module, jax.random.PRNGKey(i), (8, 8, 1)) for i, name in enumerate(networks)}
+    variables = {name: init_variables(module, jax.random.key(i), (8, 8, 1)) for i, name in enumerate(networks)}
     state = create_train_state(networks, variables, spec.topology.pairs)
     new_state, metrics = jax.jit(functools.partial(train_step, spec=spec, collectives=Collectives()))(state, batch)
     assert int(new_state.step) == int(new_state.networks["student"].updates) == 1

@@ -84,9 +84,9 @@ def forward_only(run: run_spec.RunSpec) -> TrainStepFn:
     def step(
         collectives: Collectives, state: TrainState, data: Any, batch: sampling.Batch
     ) -> tuple[TrainState, jax.Array]:
-        images = make_inputs(data, batch, state.rng, state.step, collectives).images
+        images = make_inputs(data, batch, state.key, state.step, collectives).images
         positions = jnp.arange(BATCH, dtype=jnp.int32)
-        forward_pass = forward(network, state.networks[name], images, positions, state.rng)
+        forward_pass = forward(network, state.networks[name], images, positions, state.key)
         with_new_stats = dataclasses.replace(state.networks[name], batch_stats=forward_pass.batch_stats)
         new_state = dataclasses.replace(state, networks={**state.networks, name: with_new_stats}, step=state.step + 1)
         return new_state, jnp.mean(forward_pass.outputs[name].logits)

@@ -28,7 +28,7 @@ from switokd_jax.state import Tree, fold_in_name
 Mixing = Callable[[jax.Array, int, int], jax.Array]
 """Pure function (keys, height, width) -> weights, traced inside the train step.
 
-keys: [batch, 2] uint32, one raw PRNG key per example.
+keys: [batch], one typed PRNG key per example.
 weights: [batch, height, width] float32 in [0, 1], of each pixel of the image itself; the other image has the rest.
 """
 
@@ -39,7 +39,7 @@ def mixup(keys: jax.Array, height: int, width: int, alpha: float = 0.2) -> jax.A
     The paper has alpha 0.2 for ImageNet and 1 for CIFAR. It draws one weight per batch; here each image draws its own.
 
     Args:
-      keys: [batch, 2] uint32.
+      keys: [batch], one typed PRNG key each.
       height: in pixels.
       width: in pixels.
       alpha: of the distribution; the larger, the more images are mixed half and half.
@@ -57,7 +57,7 @@ def cutmix(keys: jax.Array, height: int, width: int, alpha: float = 1.0) -> jax.
     and the border of the image may cut it, in which case the labels follow the area that is left.
 
     Args:
-      keys: [batch, 2] uint32.
+      keys: [batch], one typed PRNG key each.
       height: in pixels.
       width: in pixels.
       alpha: of the distribution; 1 is uniform, as in the paper.
@@ -99,9 +99,7 @@ def check_mixings(entries: Sequence[str], image_shape: tuple[int, int, int]) -> 
     height, width, _ = image_shape
     for name, mixing in get_mixings(entries).items():
         try:
-            weights = jax.eval_shape(
-                lambda keys, f=mixing: f(keys, height, width), jax.ShapeDtypeStruct((2, 2), jnp.uint32)
-            )
+            weights = jax.eval_shape(lambda f=mixing: f(jax.random.split(jax.random.key(0), 2), height, width))
         except UserError as error:
             raise UserError(str(error)) from None  # without JAX's note on tracebacks: the message is one line
         if getattr(weights, "shape", None) != (2, height, width):
@@ -128,7 +126,7 @@ def mix_batch(
       mixings: by name; each image draws one of them.
       batch: this device's shard: images [batch, height, width, channels] or views, of a float dtype, and labels
         [batch] int32.
-      keys: [batch, 2] uint32; see `transforms.example_keys`.
+      keys: [batch], one typed PRNG key each; see `transforms.example_keys`.
       num_classes: number of classes.
       all_gather: gathers arrays of the shards to those of the global batch.
       local_shard: inverts `all_gather`.

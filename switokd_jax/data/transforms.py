@@ -33,7 +33,7 @@ Transform = Callable[[jax.Array, jax.Array, Preprocess], jax.Array]
 """Pure function (images, keys, preprocess) -> images, traced inside the train step.
 
 images: [batch, height, width, channels] uint8; the result has the same shape and dtype.
-keys: [batch, 2] uint32, one raw PRNG key per example.
+keys: [batch], one typed PRNG key per example.
 preprocess: constants of the data set.
 """
 
@@ -46,7 +46,7 @@ def random_crop_and_flip(images: jax.Array | np.ndarray, keys: jax.Array, prepro
 
     Args:
       images: [batch, height, width, channels] uint8.
-      keys: [batch, 2] uint32.
+      keys: [batch], one typed PRNG key each.
       preprocess: its `padding` and `flip` are used.
 
     Returns:
@@ -77,7 +77,7 @@ def cutout(images: jax.Array | np.ndarray, keys: jax.Array, preprocess: Preproce
 
     Args:
       images: [batch, height, width, channels] uint8.
-      keys: [batch, 2] uint32.
+      keys: [batch], one typed PRNG key each.
       preprocess: unused.
       size: side of the square in pixels. The paper has 16 for CIFAR-10 and 8 for CIFAR-100.
 
@@ -116,7 +116,7 @@ def color_jitter(
 
     Args:
       images: [batch, height, width, channels] uint8, of 1 or 3 channels.
-      keys: [batch, 2] uint32.
+      keys: [batch], one typed PRNG key each.
       preprocess: its `scale` is the largest pixel.
       brightness: factors are uniform from max(0, 1 - brightness) to 1 + brightness.
       contrast: likewise.
@@ -176,7 +176,7 @@ def check_transforms(names: Sequence[str], image_shape: tuple[int, int, int], pr
       UserError: naming the transform at fault.
     """
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.uint8)
-    keys = jax.ShapeDtypeStruct((2, 2), jnp.uint32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
     apply = functools.partial(apply_transforms, get_transforms(names), preprocess=preprocess)
     try:
         jax.eval_shape(apply, images, keys)
@@ -194,7 +194,7 @@ def apply_transforms(
     Args:
       transforms: by name, in order; see `get_transforms`.
       images: [batch, height, width, channels] uint8.
-      keys: [batch, 2] uint32; see `example_keys`.
+      keys: [batch], one typed PRNG key each; see `example_keys`.
       preprocess: passed on to each transform.
 
     Returns:
@@ -217,15 +217,15 @@ def apply_transforms(
 
 
 def example_keys(rng: jax.Array, epoch: jax.Array, indices: jax.Array) -> jax.Array:
-    """Derives one raw PRNG key per example.
+    """Derives one PRNG key per example.
 
     Args:
-      rng: [2] uint32, the run's key.
+      rng: the run's key, a scalar.
       epoch: scalar int32, from 0.
       indices: [batch] int32, indices of the examples in their split.
 
     Returns:
-      [batch, 2] uint32.
+      [batch], one key each.
     """
     epoch_key = jax.random.fold_in(rng, epoch)
     return jax.vmap(lambda index: jax.random.fold_in(epoch_key, index))(indices)

@@ -178,7 +178,7 @@ def variable_shapes(model_name: str, num_classes: int, image_size: int = 32) -> 
     """Returns the shape of every variable of a model for square RGB images by its Flax path; computes nothing."""
     module = models.create(model_name, num_classes)
     image = jax.ShapeDtypeStruct((1, image_size, image_size, CHANNELS), jnp.float32)
-    tree = jax.eval_shape(lambda x: module.init(jax.random.PRNGKey(0), x, train=False), image)
+    tree = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(dict(tree)).items()}
 
 

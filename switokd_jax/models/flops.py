@@ -51,7 +51,7 @@ def count_flops_per_image(module: Any, image_shape: tuple[int, ...]) -> FlopCoun
         "param_dtype": jnp.float32,
     }
     reference = with_options(module, **reference_options)
-    key = jax.random.PRNGKey(0)
+    key = jax.random.key(0)
     variables = jax.eval_shape(lambda: init_variables(reference, key, image_shape))
     # BatchNorm refuses one image where a stage has one pixel.
     images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)

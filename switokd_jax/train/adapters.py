@@ -30,7 +30,7 @@ def feature_shapes(module: Any, image_shape: tuple[int, ...]) -> Shapes:
     module = with_options(module, axis_name=None)
 
     def run(image: jax.Array) -> Any:
-        variables = module.init(jax.random.PRNGKey(0), image, train=False)
+        variables = module.init(jax.random.key(0), image, train=False)
         return module.apply(variables, image, train=False, mutable=["intermediates"])
 
     logits, mutated = jax.eval_shape(run, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))

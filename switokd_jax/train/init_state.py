@@ -58,7 +58,7 @@ def create_train_state(
         networks={name: init_network(networks[name], variables[name]) for name in networks},
         expert_steps={pair_name(pair): jnp.zeros((), jnp.int32) for pair in pairs},
         step=jnp.zeros((), jnp.int32),
-        rng=jax.random.PRNGKey(seed),
+        rng=jax.random.key_data(jax.random.key(seed)),
         memory=memory,
         adapters=dict(adapters or {}),
     )
@@ -79,7 +79,7 @@ def init_state(run: RunSpec, init_fn: InitFn = init_variables_jit) -> TrainState
     for name, network in run.networks.items():
         config = run.config.networks[name]
         try:
-            variables[name] = init_fn(network.module, fold_in_name(jax.random.PRNGKey(seed), name), image_shape)
+            variables[name] = init_fn(network.module, fold_in_name(jax.random.key(seed), name), image_shape)
         except ValueError as error:  # images that the model cannot take
             raise UserError(f"config.networks.{name}.model {config.model!r}: {error}") from None
         if config.init_from:
@@ -113,7 +113,7 @@ def init_memory(run: RunSpec) -> Any:
     Raises:
       UserError: if the data set lacks what the memory is made of.
     """
-    key = fold_in_name(jax.random.PRNGKey(run.config.seed), run.config.method)
+    key = fold_in_name(jax.random.key(run.config.seed), run.config.method)
     keys = {name: fold_in_name(key, name) for name in run.adapters}
     inputs = MemoryInputs(run.topology.nodes, run.dataset_info.labels, keys)
     try:
@@ -127,7 +127,7 @@ def init_adapters(run: RunSpec) -> dict[str, NetworkState]:
     states = {}
     for name, adapter in run.adapters.items():
         inputs = [jnp.zeros(shape, jnp.float32) for shape in run.adapter_inputs[name]]
-        key = fold_in_name(jax.random.PRNGKey(run.config.seed), name)
+        key = fold_in_name(jax.random.key(run.config.seed), name)
         states[name] = init_network(adapter, init_in_float32(adapter.module, key, *inputs))
     return states
 

@@ -161,7 +161,7 @@ def make_train_step(run: RunSpec) -> TrainStepFn:
     def step(
         collectives: Collectives, state: TrainState, data: resident.DeviceDataset | None, batch: sampling.Batch
     ) -> Any:
-        return train_step(state, make_inputs(data, batch, state.rng, state.step, collectives), spec, collectives)
+        return train_step(state, make_inputs(data, batch, state.key, state.step, collectives), spec, collectives)
 
     return step
 
@@ -328,10 +328,10 @@ def _check_single_images(
     for name, network in networks.items():
         module = with_options(network.module, axis_name=None)
         try:
-            variables = jax.eval_shape(lambda x, m=module: m.init(jax.random.PRNGKey(0), x, train=False), image)
+            variables = jax.eval_shape(lambda x, m=module: m.init(jax.random.key(0), x, train=False), image)
             jax.eval_shape(
                 lambda v, x, m=module: m.apply(
-                    v, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.PRNGKey(0)}
+                    v, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
                 ),
                 variables,
                 image,

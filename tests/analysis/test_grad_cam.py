@@ -29,10 +29,10 @@ def network(model: str = "two_layers", shape: tuple[int, int, int] = tiny_runs.S
     """Returns an untrained network with random running statistics and BatchNorm parameters."""
     module = models.create(model, 10)
     # Zeros where only shapes matter: some networks take many seconds to initialize.
-    shapes = jax.eval_shape(lambda key: init_variables(module, key, shape), jax.random.PRNGKey(0))
+    shapes = jax.eval_shape(lambda key: init_variables(module, key, shape), jax.random.key(0))
     variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     if model == "two_layers":
-        variables = init_variables(module, jax.random.PRNGKey(0), shape)
+        variables = init_variables(module, jax.random.key(0), shape)
     rng = np.random.default_rng(1)
     variables = jax.tree.map(
         lambda x: jnp.asarray(rng.uniform(0.5, 1.5, x.shape), x.dtype) if x.ndim == 1 else x, variables
@@ -189,7 +189,7 @@ def test_features_do_not_change_the_training_program(model: str, monkeypatch: py
 def test_features_add_nothing_to_the_initial_variables(model: str) -> None:
     """These go into checkpoints."""
     module, images = models.create(model, 10), jnp.zeros((1, 32, 32, 3))
-    variables = jax.eval_shape(lambda: module.init(jax.random.PRNGKey(0), images, train=False))
+    variables = jax.eval_shape(lambda: module.init(jax.random.key(0), images, train=False))
     assert set(variables) <= {"params", "batch_stats"}
 
 
@@ -218,7 +218,7 @@ def test_a_network_without_feature_maps_is_named() -> None:
             return nn.Dense(10)(x.reshape(x.shape[0], -1))
 
     module = Perceptron()
-    variables = module.init(jax.random.PRNGKey(0), jnp.zeros((1, *tiny_runs.SHAPE)), train=False)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, *tiny_runs.SHAPE)), train=False)
     without_maps = dataclasses.replace(network(), module=module, variables=variables)
     with pytest.raises(UserError, match=r"network 'student' \(two_layers\) has no feature maps"):
         grad_cam.grad_cam(without_maps, tiny_runs.random_split(1).images)

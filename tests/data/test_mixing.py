@@ -21,7 +21,7 @@ BATCH, SIDE, CLASSES = 12, 8, 5
 
 
 def keys(count: int, epoch: int = 0) -> jax.Array:
-    return transforms.example_keys(jax.random.PRNGKey(0), jnp.int32(epoch), jnp.arange(count, dtype=jnp.int32))
+    return transforms.example_keys(jax.random.key(0), jnp.int32(epoch), jnp.arange(count, dtype=jnp.int32))
 
 
 def identity(tree: Any) -> Any:
@@ -204,6 +204,6 @@ def test_without_augment_nothing_is_mixed() -> None:
     split = tiny_runs.random_split(32)
     inputs = run_spec.make_train_inputs(run)
     batch = inputs(
-        DeviceDataset(split.images, split.labels), sampling.Batch(np.arange(4)), jax.random.PRNGKey(0), 0, Collectives()
+        DeviceDataset(split.images, split.labels), sampling.Batch(np.arange(4)), jax.random.key(0), 0, Collectives()
     )
     np.testing.assert_array_equal(batch.labels, split.labels[:4])

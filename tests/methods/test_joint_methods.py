@@ -50,7 +50,7 @@ def make_state(method: str) -> dict[str, Any]:
         modules |= spec.of_edge(edge, shapes[edge.learner], shapes[edge.source], **dtypes)
     variables = {
         name: init_in_float32(
-            trained.module, jax.random.PRNGKey(i), *(jnp.zeros((2, *shape[1:])) for shape in trained.inputs)
+            trained.module, jax.random.key(i), *(jnp.zeros((2, *shape[1:])) for shape in trained.inputs)
         )
         for i, (name, trained) in enumerate(modules.items())
     }

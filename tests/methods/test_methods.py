@@ -74,7 +74,7 @@ def adapter(method: str) -> Any:
 
 
 def keys(graph: topology.Topology) -> dict[str, jax.Array]:
-    return {str(edge): jax.random.PRNGKey(i) for i, edge in enumerate(graph.edges)}
+    return {str(edge): jax.random.key(i) for i, edge in enumerate(graph.edges)}
 
 
 def decide(
@@ -465,7 +465,7 @@ def test_fitnets_regressor(size: tuple[int, int], kernel_size: tuple[int, int]) 
     x = np.random.default_rng(0).normal(size=(BATCH, 4, 4, 3))
     with jax.enable_x64(True):
         module = fitnet.regressor((1, 4, 4, 3), (1, *size, 5), dtype=np.float64, param_dtype=np.float64)
-        variables = module.init(jax.random.PRNGKey(0), jnp.asarray(x), jnp.asarray(x), train=False)
+        variables = module.init(jax.random.key(0), jnp.asarray(x), jnp.asarray(x), train=False)
         got, _ = module.apply(variables, jnp.asarray(x), jnp.asarray(x), train=True, mutable=["batch_stats"])
     conv = jax.tree.map(np.asarray, variables["params"]["conv"])
     kernel = conv["kernel"].reshape(*kernel_size, 3, 5)
@@ -579,7 +579,7 @@ def test_relaxed_crd_pulls_images_of_one_class_together() -> None:
 def test_relaxed_positives_are_all_images_of_the_class() -> None:
     inputs = MemoryInputs(("a", "b"), TRAINING_LABELS, keys(TOPOLOGIES["pair"]))
     memory = METHODS["crd"].init_memory(crd.Hyperparameters(**SMALL_CRD), inputs)
-    drawn = np.asarray(crd.same_class(jax.random.PRNGKey(0), jnp.repeat(jnp.asarray(LABELS), 2000), memory))
+    drawn = np.asarray(crd.same_class(jax.random.key(0), jnp.repeat(jnp.asarray(LABELS), 2000), memory))
     for label, row in zip(LABELS, drawn.reshape(BATCH, 2000), strict=True):
         same = label == TRAINING_LABELS
         counts = np.bincount(row, minlength=len(TRAINING_LABELS))
@@ -593,7 +593,7 @@ def test_negatives_without_replacement_are_distinct() -> None:
     small = crd.Hyperparameters(**SMALL_CRD, replacement=False)
     memory = METHODS["crd"].init_memory(small, inputs)
     labels = jnp.repeat(jnp.asarray(LABELS), 1000)
-    drawn = np.asarray(crd.distinct_of_other_classes(jax.random.PRNGKey(0), labels, 9, memory))
+    drawn = np.asarray(crd.distinct_of_other_classes(jax.random.key(0), labels, 9, memory))
     assert (np.diff(np.sort(drawn, axis=1), axis=1) > 0).all()
     for label, rows in zip(LABELS, drawn.reshape(BATCH, 1000 * 9), strict=True):
         others = label != TRAINING_LABELS
@@ -608,7 +608,7 @@ def test_negatives_without_replacement_are_distinct() -> None:
 def test_crds_negatives_are_all_images_of_other_classes() -> None:
     inputs = MemoryInputs(("a", "b"), TRAINING_LABELS, keys(TOPOLOGIES["pair"]))
     memory = METHODS["crd"].init_memory(crd.Hyperparameters(**SMALL_CRD), inputs)
-    drawn = np.asarray(crd.other_classes(jax.random.PRNGKey(0), jnp.asarray(LABELS), 20_000, memory))
+    drawn = np.asarray(crd.other_classes(jax.random.key(0), jnp.asarray(LABELS), 20_000, memory))
     for label, row in zip(LABELS, drawn, strict=True):
         counts = np.bincount(row, minlength=len(TRAINING_LABELS))
         others = label != TRAINING_LABELS

@@ -120,7 +120,7 @@ def test_the_running_variance_averages_unbiased_variances_as_torch_does() -> Non
     with jax.enable_x64(True):
         for unbiased, n in ((True, 24 / 23), (False, 1.0)):
             module = BatchNorm(train=True, momentum=0.7, unbiased_variance=unbiased, dtype=jnp.float64)
-            variables = module.init(jax.random.PRNGKey(0), jnp.asarray(x))
+            variables = module.init(jax.random.key(0), jnp.asarray(x))
             variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), variables)
             y, changed = module.apply(variables, jnp.asarray(x), mutable=["batch_stats"])
             stats = changed["batch_stats"]
@@ -136,7 +136,7 @@ def test_numbers_of_all_devices_of_an_axis_count() -> None:
     """Eight devices with two numbers per channel each are one batch of sixteen."""
     x = np.random.default_rng(0).normal(size=(8, 2, 3)).astype(np.float32)
     module = BatchNorm(train=True, axis_name="devices")
-    variables = module.init(jax.random.PRNGKey(0), jnp.asarray(x[0]))
+    variables = module.init(jax.random.key(0), jnp.asarray(x[0]))
     _, changed = jax.pmap(lambda part: module.apply(variables, part, mutable=["batch_stats"]), axis_name="devices")(x)
     expected = 0.9 + 0.1 * 16 / 15 * x.reshape(16, 3).var(0)
     np.testing.assert_allclose(changed["batch_stats"]["var"][5], expected, rtol=1e-5)
@@ -145,7 +145,7 @@ def test_numbers_of_all_devices_of_an_axis_count() -> None:
 def test_one_number_per_channel_is_refused_as_torch_refuses_it() -> None:
     module = BatchNorm(train=True)
     x = jnp.ones((1, 1, 1, 4))
-    variables = module.init(jax.random.PRNGKey(0), x)
+    variables = module.init(jax.random.key(0), x)
     with pytest.raises(UserError, match="would see one number per channel"):
         module.apply(variables, x, mutable=["batch_stats"])
     module.clone(train=False).apply(variables, x)

@@ -31,7 +31,7 @@ FLOAT64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 
 
 def shapes(module: Any, size: int = 32) -> Any:
-    return jax.eval_shape(lambda: init_variables(module, jax.random.PRNGKey(0), (size, size, 3)))
+    return jax.eval_shape(lambda: init_variables(module, jax.random.key(0), (size, size, 3)))
 
 
 def count(tree: Any) -> int:
@@ -74,7 +74,7 @@ def computed(mean_gradient: bool) -> tuple[Any, Any, Any, Any]:
     """A network of three branches, its variables, its logits, and the gradient of a sum of all logits' sines."""
     module = models.create("two_layers", 10, branches=3, branch_from="stage2", mean_gradient=mean_gradient, **FLOAT64)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 1)))
-    variables = jax.tree.map(jnp.float64, init_variables(module, jax.random.PRNGKey(0), tiny_runs.SHAPE))
+    variables = jax.tree.map(jnp.float64, init_variables(module, jax.random.key(0), tiny_runs.SHAPE))
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
         logits: Any = module.apply({**variables, "params": params}, images, train=False)
@@ -115,8 +115,8 @@ def test_the_trunk_learns_from_the_sum_or_the_mean_of_the_branches() -> None:
 
 def test_features_of_branches_and_trunk_have_names() -> None:
     module = models.create("two_layers", 10, branches=2, branch_from="stage2")
-    variables = init_variables(module, jax.random.PRNGKey(0), tiny_runs.SHAPE)
-    images = jax.random.normal(jax.random.PRNGKey(1), (2, *tiny_runs.SHAPE))
+    variables = init_variables(module, jax.random.key(0), tiny_runs.SHAPE)
+    images = jax.random.normal(jax.random.key(1), (2, *tiny_runs.SHAPE))
     _, mutated = module.apply(variables, images, train=False, mutable=["intermediates"])
     first, second = branches.split_collection(module, mutated["intermediates"])
     assert {*first} == {*second} == {"stage1", "stage2", "stage3", "pooled", "trunk_pooled"}

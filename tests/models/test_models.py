@@ -72,7 +72,7 @@ PUBLISHED = {
 def count_params(name: str, classes: int) -> int:
     module = models.create(name, classes)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    tree = jax.eval_shape(lambda x: module.init(jax.random.PRNGKey(0), x, train=False), image)
+    tree = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)
     return sum(leaf.size for leaf in jax.tree.leaves(tree["params"]))
 
 
@@ -114,8 +114,8 @@ def test_convolutional_networks_take_images_of_any_size(name: str, shape: tuple[
     image = jnp.zeros((2, *shape))
 
     def run() -> jax.Array:
-        variables = module.init(jax.random.PRNGKey(0), image, train=False)
-        rngs = {"dropout": jax.random.PRNGKey(1)}
+        variables = module.init(jax.random.key(0), image, train=False)
+        rngs = {"dropout": jax.random.key(1)}
         logits, _ = module.apply(variables, image, train=True, mutable=["batch_stats"], rngs=rngs)
         return logits
 
@@ -203,7 +203,7 @@ def test_layer_options_of_a_network_without_layers_are_its_own_attributes(plain_
 
 
 def test_a_network_without_layers_is_initialized(plain_network: PlainNetwork) -> None:
-    variables = jax.eval_shape(lambda: init_variables(plain_network, jax.random.PRNGKey(0), (8, 8, 1)))
+    variables = jax.eval_shape(lambda: init_variables(plain_network, jax.random.key(0), (8, 8, 1)))
     assert variables["params"]["Dense_0"]["kernel"].shape == (64, 7)
 
 
@@ -216,7 +216,7 @@ def test_a_network_without_layers_refuses_remat(plain_network: PlainNetwork) -> 
 def test_vit_has_64_patches_of_any_square_image(side: int) -> None:
     module = models.create("vit_small", 7)
     image = jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32)
-    tree = jax.eval_shape(lambda x: module.init(jax.random.PRNGKey(0), x, train=False), image)
+    tree = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)
     assert tree["params"]["pos_embed"].shape == (1, 65, 384)
     assert set(tree) == {"params"}
 
@@ -224,7 +224,7 @@ def test_vit_has_64_patches_of_any_square_image(side: int) -> None:
 @pytest.mark.parametrize(("name", "multiple"), [("vit_small", 8), ("swin_tiny", 16)])
 def test_transformers_refuse_images_that_patches_do_not_fit(name: str, multiple: int) -> None:
     with pytest.raises(ValueError, match=f"square images of {multiple} n pixels a side, not 28x28"):
-        models.create(name, 7).init(jax.random.PRNGKey(0), jnp.zeros((1, 28, 28, 1)), train=False)
+        models.create(name, 7).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)
 
 
 @pytest.mark.slow
@@ -233,7 +233,7 @@ def test_swin_has_256_patches_of_any_square_image(side: int) -> None:
     module = models.create("swin_tiny", 7)
 
     def run(x: jax.Array) -> Any:
-        variables = module.init(jax.random.PRNGKey(0), x, train=False)
+        variables = module.init(jax.random.key(0), x, train=False)
         return variables, module.apply(variables, x, train=True, mutable=["intermediates"])
 
     variables, (logits, mutated) = jax.eval_shape(run, jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32))
@@ -252,8 +252,8 @@ def test_swin_has_256_patches_of_any_square_image(side: int) -> None:
 def test_swin_attends_within_its_window_and_never_across_the_edge(side: int, shifted: bool) -> None:
     """Gradients tell which inputs an output depends on; windows are drawn on the map before it is rolled."""
     block = swin.Block(Layers(), 2, shifted)
-    x = jax.random.normal(jax.random.PRNGKey(0), (1, side, side, 4))
-    params = jax.jit(block.init)(jax.random.PRNGKey(1), x)
+    x = jax.random.normal(jax.random.key(0), (1, side, side, 4))
+    params = jax.jit(block.init)(jax.random.key(1), x)
     gradients = jax.jit(jax.jacobian(lambda x: block.apply(params, x)[0].sum(-1)))(x)
     depends = np.abs(gradients[:, :, 0]).max(-1) > 0
     # Shifted windows begin at 2, 6, 10, ...: at each edge of the map is half a window of its own.
@@ -270,7 +270,7 @@ def test_swin_computes_in_its_dtype(dtype: Any, tolerance: float) -> None:
     def stage(dtype: Any) -> nn.Module:
         return swin.Stage(Layers(dtype=dtype), 2, 3, False)
 
-    variables = jax.jit(stage(jnp.float32).init)(jax.random.PRNGKey(1), x)
+    variables = jax.jit(stage(jnp.float32).init)(jax.random.key(1), x)
     expected = jax.jit(stage(jnp.float32).apply)(variables, x)
     with jax.enable_x64(dtype == jnp.float64):
         out = jax.jit(stage(dtype).apply)(variables, jnp.asarray(x, dtype))
@@ -284,7 +284,7 @@ def test_swin_keeps_float32_parameters_and_returns_float32_logits_at_least(dtype
         module = models.create("swin_tiny", 5, dtype=dtype)
         init = functools.partial(module.init_with_output, train=False)
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-        logits, variables = jax.eval_shape(init, jax.random.PRNGKey(0), image)
+        logits, variables = jax.eval_shape(init, jax.random.key(0), image)
         assert logits.dtype == expected
         assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
@@ -299,7 +299,7 @@ def test_swin_is_initialized_as_timm_does() -> None:
         linear = (params["head"]["fc"], params["layers_0"]["blocks_1"]["attn"]["qkv"])
         return [layer["kernel"].std() for layer in (*linear, params["patch_embed"]["proj"])]
 
-    *linear, patches = stds(jax.random.PRNGKey(0))
+    *linear, patches = stds(jax.random.key(0))
     assert [float(std) for std in linear] == pytest.approx([0.02, 0.02], rel=0.02)
     assert float(patches) == pytest.approx((1 / 3 / 12) ** 0.5, rel=0.1)
 
@@ -308,8 +308,8 @@ def test_swin_is_initialized_as_timm_does() -> None:
 def bfloat16_network() -> tuple[nn.Module, Any, jax.Array]:
     """A network, its variables and a batch of images."""
     module = models.create("wrn_10_1", 5, dtype=jnp.bfloat16)
-    image = jax.random.normal(jax.random.PRNGKey(0), (4, 8, 8, 3))
-    return module, jax.jit(functools.partial(module.init, train=False))(jax.random.PRNGKey(1), image), image
+    image = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    return module, jax.jit(functools.partial(module.init, train=False))(jax.random.key(1), image), image
 
 
 @pytest.mark.slow
@@ -417,7 +417,7 @@ def test_networks_are_initialized_as_in_the_public_code(name: str) -> None:
         params = module.init(key, jnp.zeros((1, 32, 32, 3)), train=False)["params"]
         return params[stem]["kernel"].std(), params[head]["kernel"].std()
 
-    actual_stem, actual_head = stds(jax.random.PRNGKey(0))
+    actual_stem, actual_head = stds(jax.random.key(0))
     assert float(actual_stem) == pytest.approx(stem_std, rel=0.15)
     assert float(actual_head) == pytest.approx(head_std, rel=0.05)
 
@@ -432,7 +432,7 @@ class Dropout(nn.Module):
 
 def apply_dropout(x: jax.Array, first: int) -> np.ndarray:
     """Drops out elements of examples whose positions in the global batch are first, first + 1, ..."""
-    rngs = {"dropout": jax.random.PRNGKey(0)}
+    rngs = {"dropout": jax.random.key(0)}
     return np.asarray(Dropout().apply({"batch": {"positions": first + np.arange(len(x))}}, x, rngs=rngs))
 
 

@@ -95,7 +95,7 @@ draw = jax.jit(init_variables, static_argnums=(0, 2))  # compiled once for all t
 
 def start(run: run_spec.RunSpec) -> TrainState:
     variables = {
-        name: draw(network.module, jax.random.PRNGKey(number), tiny_runs.SHAPE)
+        name: draw(network.module, jax.random.key(number), tiny_runs.SHAPE)
         for number, (name, network) in enumerate(run.networks.items())
     }
     memory = init_state.init_memory(run)

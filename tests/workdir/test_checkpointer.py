@@ -26,7 +26,7 @@ def train_state(step: int) -> TrainState:
     """A state of one network with two parameters, which count steps."""
     params = {"w": jnp.full(2, float(step))}
     network = NetworkState(params=params, batch_stats={}, opt_state={}, ema=None, updates=jnp.int32(step))
-    return TrainState({"student": network}, {}, jnp.int32(step), jax.random.PRNGKey(0))
+    return TrainState({"student": network}, {}, jnp.int32(step), jax.random.key_data(jax.random.key(0)))
 
 
 @contextlib.contextmanager
