@@ -22,7 +22,9 @@ from switokd_jax import config as configs
 from switokd_jax.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
-SHARED = (ROOT / "switokd_jax" / "cli.py", ROOT / "experiments" / "study.py")  # flags of more than one program
+# Flags of more than one program: of all commands, and of all grids.
+SHARED = (ROOT / "switokd_jax" / "cli.py", ROOT / "experiments" / "study.py", ROOT / "switokd_jax" / "sweep.py")
+GRIDS = ("table_", "gap_", "ablation_", "switch_", "sweep")
 COMMANDS = [command for page in PAGES for command in docs_commands.commands(page)]
 
 
@@ -75,8 +77,7 @@ def test_somebody_runs_every_command(command: Command) -> None:
         source = "".join(
             path.read_text()
             for path in (where.with_suffix(".py"), where / "__main__.py", *SHARED)
-            if path.exists()
-            and (path.name != "study.py" or where.name.startswith(("table_", "gap_", "ablation_", "switch_")))
+            if path.exists() and (path.name not in ("study.py", "sweep.py") or where.name.startswith(GRIDS))
         )
         flags = {word[2:].split("=")[0] for word in words if word.startswith("--")}
         assert [flag for flag in flags if "." not in flag and not re.search(rf'"(--)?{flag}"', source)] in (
