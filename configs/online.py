@@ -43,6 +43,8 @@ def get_config(argument: str = "cifar100,dml") -> ConfigDict:
         c.data.sampler = "class_pairs"
     if method == "kdcl":
         c.data.views = "per_network"
+    if method == "pcl":
+        c.data.views = "per_branch"
     c.networks = ConfigDict()
     if (kind or ("branches" if method in ON_BRANCHES else "networks")) == "branches":
         c.networks.student = config.network(branches=PEERS, **recipe)

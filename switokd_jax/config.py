@@ -185,7 +185,8 @@ class DataConfig:
       mix: names of `data.mixing.MIXINGS`, such as 'mixup(alpha=0.4)' and 'cutmix'; () for none. Each training image
         draws one of them, and is mixed with another image of its batch; their labels likewise. Only if `augment`.
       views: 'shared', or 'per_network': each network sees its own crops and transforms of the same images, keyed by
-        (seed, epoch, index, network), as KDCL and PCL were published.
+        (seed, epoch, index, network), as KDCL was published; or 'per_branch': each branch of a network as well, as PCL
+        was; the trunk then runs on all of them.
       sampler: order of an epoch, 'shuffled', or 'class_pairs': two images of one class follow each other, so that a
         batch of even size holds whole pairs, as MCL was published. Only for 'resident'.
       image_size: side in pixels of the squares into which images of any size are cropped: random resized crops in
@@ -206,7 +207,7 @@ class DataConfig:
     augment: bool = config_fields.boolean(True)
     transforms: tuple[str, ...] = config_fields.sequence(("random_crop_and_flip",))
     mix: tuple[str, ...] = config_fields.sequence(())
-    views: str = config_fields.choice("shared", "shared", "per_network")
+    views: str = config_fields.choice("shared", "shared", "per_network", "per_branch")
     sampler: str = config_fields.choice("shuffled", "shuffled", "class_pairs")
     train_examples: int = config_fields.integer(0, low=0)
     validation_fraction: float = config_fields.number(0.0, low=0.0, high=0.9)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from switokd_jax.models.branches import split_collection, split_logits
+from switokd_jax.models.branches import split_collection, split_logits, view_of_branch
 from switokd_jax.optim import Schedule
 from switokd_jax.state import NetworkState, Tree
 
@@ -80,7 +80,7 @@ def forward(
     Args:
       network: the static part.
       state: its parameters and running statistics.
-      images: [batch, height, width, channels].
+      images: as in `apply_network`.
       batch_positions: [batch] int32, positions of the images in the global batch.
       dropout_key: of this step and network.
       num_microbatches: equal parts of the batch that are computed one after another (gradient accumulation). With more
@@ -122,7 +122,7 @@ def apply_network(
     Args:
       network: the static part.
       variables: {'params', 'batch_stats'}; for dropout also {'batch': {'positions'}}, see `forward`.
-      images: [batch, height, width, channels].
+      images: [batch, height, width, channels]; or [batch, nodes, height, width, channels], a view for each branch.
       dropout_key: of this step and network; evaluation mode needs none.
 
     Returns:
@@ -133,9 +133,11 @@ def apply_network(
     logits, mutated = network.module.apply(variables, images, train=not network.frozen, mutable=mutable, rngs=rngs)
     intermediates = split_collection(network.module, mutated.get("intermediates", {}))
     outputs = {
-        node: NodeOutput(node_logits, {name: features[name][0] for name in network.features})
-        for node, node_logits, features in zip(
-            network.nodes, split_logits(network.module, logits), intermediates, strict=True
+        node: NodeOutput(
+            node_logits, {name: view_of_branch(features[name][0], len(images), i) for name in network.features}
+        )
+        for i, (node, node_logits, features) in enumerate(
+            zip(network.nodes, split_logits(network.module, logits), intermediates, strict=True)
         )
     }
     return outputs, mutated.get("batch_stats", variables["batch_stats"])

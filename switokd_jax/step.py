@@ -91,8 +91,8 @@ def train_step(
     Args:
       state: the state before the step; donate it.
       batch: this device's shard of the global batch: images [batch, height, width, channels] ready for the networks,
-        or such views by network, labels [batch] int32 or [batch, classes] probabilities, and index [batch] int32, the
-        examples' indices in the training split.
+        or such views by network or branch, labels [batch] int32 or [batch, classes] probabilities, and index [batch]
+        int32, the examples' indices in the training split.
       spec: all that is static.
       collectives: the operations across devices; `Collectives()` where the batch is the global one.
 
@@ -137,7 +137,7 @@ def _forward_all(
         name: forward(
             network,
             _with_full_params(state.networks[name], collectives),
-            batch.images_of(name),
+            batch.images_of(name, network.nodes),
             batch_positions,
             fold_in_name(key, name),
             spec.num_microbatches,

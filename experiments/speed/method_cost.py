@@ -93,6 +93,7 @@ def main() -> None:
             f"{found['gflop'] / base['gflop']:>12.3f}{memory / base_memory:>14.3f}",
             flush=True,
         )
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     write_json(args.json, costs)
 
 

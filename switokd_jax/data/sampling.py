@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -26,7 +27,7 @@ class Batch:
       mask: [batch] float32, 0 for padding; None in training.
       images: [batch, height, width, channels] uint8; None if the split is in device memory.
       labels: [batch] int32; None if the split is in device memory. Of mixed images [batch, classes] probabilities.
-      views: by network, the images that it sees in place of `images`; None where all see the same.
+      views: by network or branch, the images that it sees in place of `images`; None where all see the same.
     """
 
     index: Any
@@ -35,9 +36,19 @@ class Batch:
     labels: Any = None
     views: Any = None
 
-    def images_of(self, network: str) -> Any:
-        """Returns the images that a network sees."""
-        return self.images if self.views is None else self.views[network]
+    def images_of(self, network: str, nodes: Sequence[str]) -> Any:
+        """Returns the images that a network sees.
+
+        Args:
+          network: its name.
+          nodes: names of its branches, or its own.
+
+        Returns:
+          [batch, height, width, channels]; [batch, nodes, height, width, channels] if each branch has its own view.
+        """
+        if self.views is None:
+            return self.images
+        return self.views[network] if network in self.views else jnp.stack([self.views[node] for node in nodes], axis=1)
 
 
 SizedBatch = tuple[int, Batch]

@@ -1,8 +1,7 @@
 """PCL: peers learn from a classifier of all their features, and from the averaged weights of the other peers.
 
 Source: Wu and Gong, "Peer Collaborative Learning for Online Knowledge Distillation", AAAI 2021 (arXiv 2006.04147),
-equations 2 to 7. Its peers are branches that see an image in different crops: here networks with data.views =
-'per_network', or branches, which share their crops as they share the trunk.
+equations 2 to 7. Its peers are branches that see an image in different crops: config.data.views = 'per_branch'.
 """
 
 from __future__ import annotations

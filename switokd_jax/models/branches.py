@@ -74,8 +74,10 @@ class Branches(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, ...]:
         """Maps images [batch, height, width, channels] to logits [batch, num_classes] of each branch.
 
-        The mean over the pixels of the trunk's output is the feature 'trunk_pooled'.
+        Or images [batch, branches, height, width, channels], a view of each example for every branch: the trunk runs on
+        all of them. The mean over the pixels of the trunk's output is the feature 'trunk_pooled'.
         """
+        batch, has_views = len(x), x.ndim == 5
 
         def run(name: str, part: Part, x: jax.Array) -> jax.Array:
             output: jax.Array = self.network.clone(parent=self, name=name, layers=self.layers, part=part)(
@@ -83,11 +85,14 @@ class Branches(nn.Module):
             )
             return output
 
-        x = run(TRUNK, Part(last=self.first - 1), x)
+        x = run(TRUNK, Part(last=self.first - 1), x.reshape(-1, *x.shape[-3:]))
         if self.mean_gradient:
             x = scale_gradient(x, 1.0 / self.count)
         sow_feature(self, "trunk_pooled", jnp.mean(x, axis=(1, 2)))
-        return tuple(run(name, Part(first=self.first), x) for name in branch_names(self))
+        return tuple(
+            run(name, Part(first=self.first), view_of_branch(x, batch, i) if has_views else x)
+            for i, name in enumerate(branch_names(self))
+        )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -102,6 +107,23 @@ def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
 
 
 scale_gradient.defvjp(lambda x, factor: (x, None), lambda factor, _, cotangent: (cotangent * factor,))
+
+
+def view_of_branch(x: jax.Array, batch: int, branch: int) -> jax.Array:
+    """Returns what belongs to a branch's own view.
+
+    Args:
+      x: [batch * views, ...], the views of an example one after another; or [batch, ...], which all branches share.
+      batch: number of examples.
+      branch: index of the branch, and of its view.
+
+    Returns:
+      [batch, ...].
+
+    >>> view_of_branch(jnp.arange(6), batch=3, branch=1).tolist(), view_of_branch(jnp.arange(3), 3, 1).tolist()
+    ([1, 3, 5], [0, 1, 2])
+    """
+    return x if len(x) == batch else x.reshape(batch, -1, *x.shape[1:])[:, branch]
 
 
 def branch_names(module: Any) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def count_flops_per_image(module: Any, image_shape: tuple[int, ...]) -> FlopCoun
 
     Args:
       module: a network of `models.create`.
-      image_shape: (height, width, channels).
+      image_shape: (height, width, channels), or (branches, height, width, channels) for a view of each branch.
     """
     reference_options = {
         "convolution": jax.lax.conv_general_dilated,

@@ -92,8 +92,14 @@ class RunSpec:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Networks that see crops and transforms of their own; none if all see the same."""
-        return tuple(self.networks) if self.config.data.views == "per_network" else ()
+        """Networks, or branches, that see crops and transforms of their own; none if all see the same."""
+        nodes = tuple(node for network in self.networks.values() for node in network.nodes)
+        return {"shared": (), "per_network": tuple(self.networks), "per_branch": nodes}[self.config.data.views]
+
+    def input_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of what a network sees of one example: of its image, or of a view for each branch."""
+        nodes, shape = self.networks[name].nodes, self.dataset_info.image_shape
+        return (len(nodes), *shape) if len(nodes) > 1 and self.config.data.views == "per_branch" else shape
 
     @property
     def node_modules(self) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _network(node: str, run: RunSpec, final: TrainState, last: dict[str, Any], b
     """Collects what summary.json holds of a node: of a branch, its parameters with those of the trunk."""
     name = run.config.network_of[node]
     network = run.networks[name]
-    counted = flops.count_flops_per_image(network.module, run.dataset_info.image_shape)
+    counted = flops.count_flops_per_image(network.module, run.input_shape(name))
     return {
         "model": run.config.networks[name].model,
         "parameters": count_parameters(run.eval_variables(final)[node]["params"]),

@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import tiny_runs  # registers its networks
 from switokd_jax import models
+from switokd_jax.forward import NetworkSpec, apply_network
 from switokd_jax.models import branches
 from switokd_jax.models.init import init_variables
 
@@ -123,6 +125,31 @@ def test_features_of_branches_and_trunk_have_names() -> None:
     assert first["stage1"] is second["stage1"]
     assert np.any(np.asarray(first["pooled"][0]) != np.asarray(second["pooled"][0]))
     np.testing.assert_allclose(first["trunk_pooled"][0], np.mean(first["stage1"][0], axis=(1, 2)), rtol=1e-6)
+
+
+def test_every_branch_computes_its_own_view() -> None:
+    """Its logits, and the features of its trunk, are those of the ordinary network on that view."""
+    module = models.create("two_layers", 10, branches=2, branch_from="stage2")
+    variables = init_variables(module, jax.random.key(0), tiny_runs.SHAPE)
+    views = jax.random.normal(jax.random.key(1), (3, 2, *tiny_runs.SHAPE))
+    spec = NetworkSpec(
+        module,
+        optax.identity(),
+        optax.constant_schedule(0.1),
+        ("a", "b"),
+        frozen=True,
+        features=("stage1", "trunk_pooled"),
+    )
+    outputs, _ = apply_network(spec, variables, views)
+    for i, own in enumerate(branches.split_variables(module, variables)):
+        output = outputs["ab"[i]]
+        logits, seen = branches.single_networks(module)[i].apply(
+            own, views[:, i], train=False, mutable=["intermediates"]
+        )
+        np.testing.assert_allclose(output.logits, logits, rtol=1e-5)
+        stage1 = seen["intermediates"]["stage1"][0]
+        np.testing.assert_allclose(output.features["stage1"], stage1, rtol=1e-5)
+        np.testing.assert_allclose(output.features["trunk_pooled"], np.mean(stage1, axis=(1, 2)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -71,11 +71,12 @@ def planned(
     views: str = "shared",
     mix: tuple[str, ...] = (),
     dtype: str = "float32",
+    augment: bool = True,
 ) -> run_spec.RunSpec:
     names = nodes(topology)
     c = config.default()
     c.method, c.batch_size, c.kdcl.target, c.parallelism, c.dtype = method, 16, target, parallelism, dtype
-    c.data.validation_fraction, c.data.views, c.data.mix = 0.1, views, mix
+    c.data.validation_fraction, c.data.views, c.data.mix, c.data.augment = 0.1, views, mix, augment
     for key, value in TOPOLOGIES[topology].items():
         c.topology[key] = value
     ema = 0.9 if METHODS[method].mean_teachers else 0.0
@@ -237,6 +238,29 @@ def test_views_are_the_same_on_any_devices(parallelism: str) -> None:
     for node in ("a", "b"):
         assert several[f"{node}/loss"] == pytest.approx(float(alone[f"{node}/loss"]), rel=1e-5)
         assert alone[f"{node}/loss"] != pytest.approx(float(shared[f"{node}/loss"]), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallelism", ["jit", "pmap"])
+def test_views_of_branches_are_the_same_on_any_devices(parallelism: str) -> None:
+    runs = [
+        planned("pcl", "branches", parallelism=kind, devices=count, views="per_branch")
+        for kind, count in (("jit", 1), (parallelism, 2))
+    ]
+    alone, several = (one_step(run)[2] for run in runs)
+    shared = one_step(planned("pcl", "branches"))[2]
+    for node in runs[0].topology.nodes:
+        assert several[f"{node}/loss"] == pytest.approx(float(alone[f"{node}/loss"]), rel=1e-5)
+        assert alone[f"{node}/loss"] != pytest.approx(float(shared[f"{node}/loss"]), rel=1e-4)
+
+
+def test_equal_views_of_branches_are_a_shared_image() -> None:
+    """Without augmentation; BatchNorm's statistics of an image and of its copies are the same."""
+    views = one_step(planned("pcl", "branches", views="per_branch", augment=False))[2]
+    shared = one_step(planned("pcl", "branches", augment=False))[2]
+    assert {name: float(views[name]) for name in shared} == pytest.approx(
+        {name: float(value) for name, value in shared.items()}, rel=1e-5
+    )
 
 
 # In turn with both kinds of parallelism, which other tests compare for every part of the step. One method each that
