@@ -38,6 +38,7 @@ PAGES = (
 )
 PROGRAMS = ("python ", "make ", "pip ", "mkdocs ", "sbatch ", "experiments/launch/tpu_slice.sh --")
 TIMEOUT_S = 1800.0  # of one command
+TIMED_OUT = 124  # exit status of such a command, as that of `timeout`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +176,9 @@ def run(command: Command, folder: Path, *, whole: bool = False) -> subprocess.Co
       command: one that has a rule, and is not run elsewhere.
       folder: filled by `make_scratch`.
       whole: runs the command unchanged, not shortened.
+
+    Returns:
+      The finished process; its status is `TIMED_OUT` if it took longer than `TIMEOUT_S`.
     """
     rule = way(command)
     assert rule is not None
@@ -182,7 +186,10 @@ def run(command: Command, folder: Path, *, whole: bool = False) -> subprocess.Co
     for placeholder, substitute in PLACEHOLDERS.items():
         text = text.replace(placeholder, substitute)
     words = [sys.executable if word == "python" else word for word in shlex.split(text)]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    try:
+        return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as late:
+        return subprocess.CompletedProcess(words, TIMED_OUT, "", f"not done after {late.timeout:.0f} s")
 
 
 def _is_available(needed: str) -> bool:
