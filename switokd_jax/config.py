@@ -375,8 +375,8 @@ def parse(config: ConfigDict | Mapping[str, Any]) -> Config:
     }
     for name, block in network_configs.items():
         _check_network(f"config.networks.{name}", block)
-        if taken := [node for node in block.nodes(name) if node != name and node in network_configs]:
-            raise UserError(f"config.networks.{taken[0]} has the name of a branch of {name!r}; take another one")
+        if duplicates := [node for node in block.nodes(name) if node != name and node in network_configs]:
+            raise UserError(f"config.networks.{duplicates[0]} has the name of a branch of {name!r}; take another one")
     if parsed.batch_norm == "local" and parsed.parallelism != "pmap":
         raise UserError("config.batch_norm is 'local', which needs config.parallelism = 'pmap'")
     if parsed.sharding == "fsdp" and parsed.parallelism != "jit":

@@ -82,9 +82,9 @@ def _check_grid(param_grid: Mapping[str, Sequence[str]], flags: Sequence[str]) -
     for field, values in param_grid.items():
         if len({*values}) < len(values):
             raise UserError(f"--over {field}={','.join(values)} names a value twice; give each once")
-    given = {flag.lstrip("-").partition("=")[0] for flag in flags}
+    set_flags = {flag.lstrip("-").partition("=")[0] for flag in flags}
     for field in ("config", "workdir", "config.seed", *(f"config.{field}" for field in param_grid)):
-        if field in given:
+        if field in set_flags:
             raise UserError(f"--{field} after -- is set by the sweep itself; leave it out")
 
 

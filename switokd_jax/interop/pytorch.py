@@ -72,10 +72,10 @@ def variables(
       ValueError: naming the first tensor that is missing, left over or of another shape.
     """
     expected = variable_shapes(model_name, num_classes, image_size)
-    kept: dict[tuple[str, ...], Any] = {}
+    own_head: dict[tuple[str, ...], Any] = {}
     if head is not None:
         flat = traverse_util.flatten_dict({key: head[key] for key in ("params", "batch_stats")})
-        kept = {path: flat[path] for path in head_paths(model_name, image_size)}
+        own_head = {path: flat[path] for path in head_paths(model_name, image_size)}
     tensors = {
         name: np.asarray(value) for name, value in state_dict.items() if not name.endswith("num_batches_tracked")
     }
@@ -107,13 +107,13 @@ def variables(
         raise ValueError(
             f"{model_name} has no tensor {next(iter(tensors))!r} of the checkpoint ({len(tensors)} left over)"
         )
-    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(converted | kept)
+    return {"params": {}, "batch_stats": {}} | traverse_util.unflatten_dict(converted | own_head)
 
 
 def head_paths(model_name: str, image_size: int = 32) -> list[tuple[str, ...]]:
     """Returns the Flax paths of the variables whose shape depends on the number of classes."""
-    few, more = (variable_shapes(model_name, num_classes, image_size) for num_classes in (2, 3))
-    return [path for path, shape in few.items() if more[path] != shape]
+    two_classes, three_classes = (variable_shapes(model_name, count, image_size) for count in (2, 3))
+    return [path for path, shape in two_classes.items() if three_classes[path] != shape]
 
 
 def _without_prefix(tensors: dict[str, np.ndarray], expected: set[str], network: str) -> dict[str, np.ndarray]:
@@ -126,19 +126,19 @@ def _without_prefix(tensors: dict[str, np.ndarray], expected: set[str], network:
     """
     if not expected or expected <= tensors.keys():
         return tensors
-    anchor = min(expected)
-    prefixes = {name.removesuffix(anchor) for name in tensors if name.endswith(f".{anchor}")}
-    fitting = sorted(prefix for prefix in prefixes if all(prefix + name in tensors for name in expected))
-    if len(fitting) > 1:
-        named = [prefix for prefix in fitting if network and prefix.endswith(f"{network}.")]
+    first_name = min(expected)
+    prefixes = {name.removesuffix(first_name) for name in tensors if name.endswith(f".{first_name}")}
+    matching = sorted(prefix for prefix in prefixes if all(prefix + name in tensors for name in expected))
+    if len(matching) > 1:
+        named = [prefix for prefix in matching if network and prefix.endswith(f"{network}.")]
         if len(named) != 1:
             raise ValueError(
-                f"several networks of the checkpoint fit, {' and '.join(map(repr, fitting))}; save one of them alone"
+                f"several networks of the checkpoint fit, {' and '.join(map(repr, matching))}; save one of them alone"
             )
-        fitting = named
-    if not fitting:
+        matching = named
+    if not matching:
         return tensors
-    (prefix,) = fitting
+    (prefix,) = matching
     outside = sum(not name.startswith(prefix) for name in tensors)
     if prefix != "module.":  # DataParallel's is too common to be worth a word
         logging.warning(

@@ -103,8 +103,8 @@ def abstract_state(run: RunSpec) -> TrainState:
     Raises:
       UserError: as `init_state`.
     """
-    shapes: TrainState = jax.eval_shape(lambda: init_state(run, init_variables))
-    return shapes
+    state: TrainState = jax.eval_shape(lambda: init_state(run, init_variables))
+    return state
 
 
 def init_memory(run: RunSpec) -> Any:

@@ -232,10 +232,10 @@ def make(config: Config, info: dataset.DatasetInfo, devices: Sequence[jax.Device
         networks=networks,
         method=method,
         adapters={
-            name: adapters.adapter_spec(networks[config.network_of[of.learner]], of.module)
-            for name, of in trained.items()
+            name: adapters.adapter_spec(networks[config.network_of[entry.learner]], entry.module)
+            for name, entry in trained.items()
         },
-        adapter_inputs={name: of.inputs for name, of in trained.items()},
+        adapter_inputs={name: entry.inputs for name, entry in trained.items()},
         distribution=distribution,
         dataset_info=info,
         steps_per_epoch=steps_per_epoch,

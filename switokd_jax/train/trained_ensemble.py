@@ -122,7 +122,9 @@ def read(workdir: str | Path, version: str = "latest") -> TrainedEnsemble:
     )
     state = restore.load_state(folder, int(version) if version.isdigit() else None)
     variables = {
-        kind: {name: jax.tree.map(jnp.float32, restore.evaluated(of)) for name, of in (state.get(kind) or {}).items()}
+        kind: {
+            name: jax.tree.map(jnp.float32, restore.evaluated(saved)) for name, saved in (state.get(kind) or {}).items()
+        }
         for kind in ("networks", "adapters")
     }
     models = dict.fromkeys(config.networks[name].model for name in run.networks)
