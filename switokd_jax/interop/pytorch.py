@@ -79,8 +79,8 @@ def variables(
     tensors = {
         name: np.asarray(value) for name, value in state_dict.items() if not name.endswith("num_batches_tracked")
     }
-    tensors = _without_prefix(tensors, {torch_name(path) for path in expected.keys() - kept.keys()}, network)
-    for path in kept:
+    tensors = _without_prefix(tensors, {torch_name(path) for path in expected.keys() - own_head.keys()}, network)
+    for path in own_head:
         tensors.pop(torch_name(path), None)
         del expected[path]
     # The number of image channels comes from the checkpoint: only the kernel of the stem depends on it.
