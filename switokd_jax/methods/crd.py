@@ -162,7 +162,7 @@ def init_memory(hyperparameters: Hyperparameters, inputs: MemoryInputs) -> Memor
     if len(np.unique(inputs.labels)) < 2:
         raise ValueError("crd contrasts images of different classes, and all training images are of one class")
     size, labels = hyperparameters.size, inputs.labels
-    fewest = len(labels) - int(np.bincount(labels).max())
+    fewest = len(labels) - int(np.max(np.bincount(labels)))
     if not hyperparameters.replacement and hyperparameters.negatives > fewest:
         raise ValueError(
             f"crd.negatives is {hyperparameters.negatives}, and a class has {fewest} images of others; lower it, or "

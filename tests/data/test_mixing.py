@@ -120,7 +120,7 @@ def test_each_image_draws_one_of_the_mixings() -> None:
     weights = mixing._draw_weights(constants, keys(300), 2, 2)
     values, counts = np.unique(np.asarray(weights)[:, 0, 0], return_counts=True)
     assert values.tolist() == [0.0, 0.5, 1.0]
-    assert counts.min() > 70
+    assert np.min(counts) > 70
     np.testing.assert_allclose(mixed(constants, images, np.zeros(300, np.int32)).labels[:, 0], 1.0)
 
 

@@ -35,7 +35,7 @@ TOPOLOGIES = {
     "relay": topology.chain(["a", "b", "c"], relay="learn"),
     "complete": topology.complete(["a", "b", "c"]),
 }
-LABELS = np.asarray([0, 1, 2, 3, 0, 1])
+LABELS = np.asarray([0, 1, 2, 3, 0, 1], np.int64)
 # Those with modules other than adapters of edges are in test_joint_methods.py.
 WITHOUT_MODULES = [
     name for name, method in METHODS.items() if not method.features(method.hyperparameters()).has_modules
@@ -283,7 +283,7 @@ def target_of(kind: str, z: np.ndarray, weights: np.ndarray, tau: float) -> np.n
             out[b] = tau * np.log(sum(w * softmax(row / tau) for w, row in zip(weights, own, strict=True)))
         else:  # the best point of the simplex, by SciPy
 
-            def loss(a: np.ndarray, own: np.ndarray = own, y: int = y) -> float:
+            def loss(a: np.ndarray, own: np.ndarray = own, y: int = int(y)) -> float:
                 return float(-np.log(softmax(a @ own))[y])
 
             found = optimize.minimize(
