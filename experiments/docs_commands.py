@@ -94,7 +94,6 @@ WAYS = (
     Way(MAIN + r" --config=configs/cifar100_offline\.py", elsewhere="tests/train/test_method_steps.py"),
     Way(MAIN + r" --config=configs/(cifar100|online\.py:cifar100)", "--config.data.name=digits --config.steps=10"),
     Way(MAIN + r" .*--config\.data\.name=folder", elsewhere="tests/data/test_folder.py"),
-    Way(MAIN + r" --config=configs/digits\.py --workdir=runs/digits$", elsewhere="make demo"),
     Way(MAIN + r" --config=configs/digits", f"--config.steps=2 {SMALL}", quick=True),
     Way(MAIN, "--config.epochs=1"),
     Way(r"python -m switokd_jax\.(evaluate|predict|export) --workdir=runs/digits", quick=True),

@@ -134,7 +134,7 @@ def apply_network(
     intermediates = split_collection(network.module, mutated.get("intermediates", {}))
     outputs = {
         node: NodeOutput(
-            node_logits, {name: view_of_branch(features[name][0], len(images), i) for name in network.features}
+            node_logits, {name: view_of_branch(features[name][0], images.shape[0], i) for name in network.features}
         )
         for i, (node, node_logits, features) in enumerate(
             zip(network.nodes, split_logits(network.module, logits), intermediates, strict=True)

@@ -77,7 +77,7 @@ class Branches(nn.Module):
         Or images [batch, branches, height, width, channels], a view of each example for every branch: the trunk runs on
         all of them. The mean over the pixels of the trunk's output is the feature 'trunk_pooled'.
         """
-        batch, has_views = len(x), x.ndim == 5
+        batch, has_views = x.shape[0], x.ndim == 5
 
         def run(name: str, part: Part, x: jax.Array) -> jax.Array:
             output: jax.Array = self.network.clone(parent=self, name=name, layers=self.layers, part=part)(
@@ -85,7 +85,7 @@ class Branches(nn.Module):
             )
             return output
 
-        x = run(TRUNK, Part(last=self.first - 1), x.reshape(-1, *x.shape[-3:]))
+        x = run(TRUNK, Part(last=self.first - 1), x.reshape(-1, *x.shape[2:]) if has_views else x)
         if self.mean_gradient:
             x = scale_gradient(x, 1.0 / self.count)
         sow_feature(self, "trunk_pooled", jnp.mean(x, axis=(1, 2)))
@@ -123,7 +123,7 @@ def view_of_branch(x: jax.Array, batch: int, branch: int) -> jax.Array:
     >>> view_of_branch(jnp.arange(6), batch=3, branch=1).tolist(), view_of_branch(jnp.arange(3), 3, 1).tolist()
     ([1, 3, 5], [0, 1, 2])
     """
-    return x if len(x) == batch else x.reshape(batch, -1, *x.shape[1:])[:, branch]
+    return x if x.shape[0] == batch else x.reshape(batch, -1, *x.shape[1:])[:, branch]
 
 
 def branch_names(module: Any) -> tuple[str, ...]:
