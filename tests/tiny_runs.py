@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
+import subprocess
+import sys
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -67,6 +71,39 @@ def environment(devices: int = 1) -> dict[str, str]:
     """Environment of a process with so many devices, which shares the tests' flags and their compilation cache."""
     flags = f"--xla_backend_optimization_level=1 --xla_force_host_platform_device_count={devices}"
     return {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
+
+
+WITHOUT_TENSORFLOW = """
+import importlib.machinery, sys
+class Refuse:
+    def create_module(self, spec): return None
+    def exec_module(self, module): raise ImportError("TensorFlow was imported")
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tensorflow": return importlib.machinery.ModuleSpec(name, Refuse())
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def run_without_tensorflow(script: str, *arguments: str) -> str:
+    """Runs Python code in a process that cannot import TensorFlow; returns the last word that it prints."""
+    process = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TENSORFLOW + script, *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.split()[-1]
+
+
+def add_to_tar(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Adds a file to an archive."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
 
 
 def tiny_config(model: str = "two_layers", student: str = "two_layers", **changes: Any) -> ConfigDict:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,28 +35,15 @@ def write_archive(path: Path, archive: cifar.Archive) -> dict[str, np.ndarray]:
             parts = [planes(7, len(archive.labels), 10 * len(split) + i) for i, _ in enumerate(files)]
             rows[split] = np.concatenate(parts)
             for file, part in zip(files, parts, strict=True):
-                add(tar, f"{archive.folder}/{file}", part.tobytes())
+                tiny_runs.add_to_tar(tar, f"{archive.folder}/{file}", part.tobytes())
         for file, text in names.items():
-            add(tar, f"{archive.folder}/{file}", f"{text}\n\n".encode())
+            tiny_runs.add_to_tar(tar, f"{archive.folder}/{file}", f"{text}\n\n".encode())
     return rows
 
 
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
-
-
-# Runs in a process that cannot import TensorFlow; the archive's checksum is that of the small one.
+# Prepares a data set; the archive's checksum is that of the small one.
 SCRIPT = """
-import dataclasses, importlib.machinery, sys
-class Refuse:
-    def create_module(self, spec): return None
-    def exec_module(self, module): raise ImportError("TensorFlow was imported")
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == "tensorflow": return importlib.machinery.ModuleSpec(name, Refuse())
-sys.meta_path.insert(0, Finder())
+import dataclasses, sys
 from switokd_jax import config
 from switokd_jax.data import cifar, dataset
 builder = cifar.BUILDERS[sys.argv[2]]
@@ -77,16 +61,7 @@ def test_it_is_prepared_from_its_archive_without_tensorflow(tmp_path: Path, name
     path.parent.mkdir(parents=True)
     rows = write_archive(path, archive)
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    process = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), name, checksum],
-        env=tiny_runs.environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.split()[-1] == str(len(rows["train"]))
+    assert tiny_runs.run_without_tensorflow(SCRIPT, str(tmp_path), name, checksum) == str(len(rows["train"]))
     spec = config.DataConfig(name=name, dir=str(tmp_path))
     for split, found in zip(("train", "test"), tiny_runs.resident_splits(spec)[::2], strict=True):
         order = {image.tobytes(): i for i, image in enumerate(found.images)}

@@ -61,12 +61,6 @@ def test_a_missing_shard_is_named_before_anything_is_read(tmp_path: Path) -> Non
         shards.check()
 
 
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
-
-
 def jpeg(seed: int) -> bytes:
     out = io.BytesIO()
     tiny_runs.photograph(40 + seed, 60 - seed, seed).save(out, format="JPEG")
@@ -84,11 +78,11 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
             out = io.BytesIO()
             with tarfile.open(fileobj=out, mode="w") as inner:
                 for number in range(3):
-                    add(inner, f"{wnid}_{number}.JPEG", jpeg(number))
-            add(archive, f"{wnid}.tar", out.getvalue())
+                    tiny_runs.add_to_tar(inner, f"{wnid}_{number}.JPEG", jpeg(number))
+            tiny_runs.add_to_tar(archive, f"{wnid}.tar", out.getvalue())
     with tarfile.open(manual / "ILSVRC2012_img_val.tar", "w") as archive:
         for number in range(1, 6):
-            add(archive, f"ILSVRC2012_val_{number:08}.JPEG", jpeg(number))
+            tiny_runs.add_to_tar(archive, f"ILSVRC2012_val_{number:08}.JPEG", jpeg(number))
     return data_dir
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -57,28 +55,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> config.DataConfig:
     manual.mkdir(parents=True)
     write_archive(manual / "tiny-imagenet-200.zip")
     script = (
-        "import importlib.machinery, sys\n"
-        "class Refuse:\n"
-        "    def create_module(self, spec): return None\n"
-        "    def exec_module(self, module): raise ImportError('TensorFlow was imported')\n"
-        "class Finder:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'tensorflow': return importlib.machinery.ModuleSpec(name, Refuse())\n"
-        "sys.meta_path.insert(0, Finder())\n"
+        "import sys\n"
         "from switokd_jax import config\n"
         "from switokd_jax.data import dataset\n"
         "print(len(dataset.load_dataset(config.DataConfig(name='tiny_imagenet_200', dir=sys.argv[1]), 0).train))\n"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", script, str(data_dir)],
-        env=tiny_runs.environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.split()[-1] == "200"
+    assert tiny_runs.run_without_tensorflow(script, str(data_dir)) == "200"
     return config.DataConfig(name="tiny_imagenet_200", dir=str(data_dir))
 
 
