@@ -14,7 +14,6 @@ import jax
 from experiments.grids import DATA_SIZES, DataSize, GridPoint, Setting, jobs, parse_config
 from switokd_jax import cli, models, sweep
 from switokd_jax import config as configs
-from switokd_jax.analysis import job_runner
 from switokd_jax.analysis.jobs import Job
 from switokd_jax.analysis.tables import Cell, MeanStd, Table
 from switokd_jax.errors import UserError
@@ -78,7 +77,7 @@ def main(study: Study, doc: str | None) -> None:
             with_flops = [dataclasses.replace(job, flops=run_flops(parse_config(job))) for job in points]
             measured = MEASURED_FLOPS_PER_SECOND.get(jax.default_backend(), MEASURED_FLOPS_PER_SECOND["gpu"])
             rate = args.gflops * 1e9 if args.gflops else measured
-            return job_runner.plan(with_flops, folder, sweep.execution(args).workers.count, rate)
+            return sweep.plan(with_flops, folder, sweep.execution(args), rate)
         for job in points:
             parse_config(job)  # finds a mistake before the first run, not after hours
 

@@ -274,7 +274,7 @@ class Config:
       deterministic: whether a GPU repeats a run bit for bit, at some cost in speed; CPUs and TPUs always do.
       on_nonfinite: what to do if a loss or gradient is not finite: 'stop' the run, or 'skip' the step for all networks.
       method: key of `methods.METHODS`.
-      parallelism: 'jit' or 'pmap'.
+      parallelism: 'jit', one program over all devices, or 'pmap', one for each device: the same numbers.
       sharding: 'replicated', or 'fsdp' to shard parameters, their averages and optimizer states over the devices.
       batch_norm: statistics over the 'global' batch, or 'local' to each device.
       running_variance: BatchNorm's running variance, which evaluation uses, averages the 'unbiased' variances of the

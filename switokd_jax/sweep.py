@@ -26,7 +26,7 @@ from typing import Any
 import jax
 
 from switokd_jax import cli
-from switokd_jax.analysis import job_runner, tables
+from switokd_jax.analysis import job_runner, slurm, tables
 from switokd_jax.analysis.job_workers import Workers, make_workers, parse_count
 from switokd_jax.analysis.jobs import Job, parse_part, take_part
 from switokd_jax.analysis.tables import Cell, MeanStd, Table
@@ -144,22 +144,28 @@ def saved_share(summaries: Sequence[Summary]) -> Cell:
 def run_and_tabulate(
     jobs: Sequence[Job], folder: Path, execution: Execution, make_table: Callable[[Mapping[str, Any]], Table]
 ) -> str:
-    """Runs the jobs that have not finished, and writes FOLDER/table.md, .csv and .tex of those that have.
+    """Runs or submits the jobs that have not finished, and writes FOLDER/table.md, .csv and .tex of those that have.
 
     Args:
       jobs: of the whole grid, as `job_runner.run` takes them.
       folder: of all runs.
-      execution: which of the jobs run here, and by which workers.
+      execution: which of the jobs run, and where.
       make_table: builds the table from the summaries by job name.
 
     Returns:
-      The table, as wide as the terminal, and the names of the files.
+      The table, as wide as the terminal, and the names of the files; of a cluster also what is in its queue.
 
     Raises:
       UserError: if a run failed; all others have run by then, and the table is written.
     """
-    failed = job_runner.run(take_part(jobs, *execution.part), folder, execution.workers)
+    own_jobs, failed, queue = take_part(jobs, *execution.part), dict[str, str](), ""
+    if isinstance(execution.runner, slurm.Resources):
+        queue = slurm.submit(own_jobs, folder, execution.runner)
+    else:
+        failed = job_runner.run(own_jobs, folder, execution.runner)
     summaries = {job.name: summary for job in jobs if (summary := job_runner.read_result(job, folder))}
+    if queue and not summaries:
+        return queue
     if not summaries:
         raise UserError(f"no run succeeded; {_first_failure(failed)}")
     table = make_table(summaries)
@@ -168,19 +174,35 @@ def run_and_tabulate(
     if failed:
         print(text)
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed; {_first_failure(failed)}")
-    return "\n".join([text, *(f"wrote {path}" for path in paths)])
+    return "\n".join([text, *(f"wrote {path}" for path in paths), *([queue] if queue else [])])
+
+
+def plan(jobs: Sequence[Job], folder: Path, execution: Execution, flops_per_second: float | None = None) -> str:
+    """Describes what `run_and_tabulate` would do: the state and time of each run, and the arrays of a cluster.
+
+    Args:
+      jobs: as `run_and_tabulate` takes them.
+      folder: likewise.
+      execution: likewise.
+      flops_per_second: as `job_runner.plan` takes it.
+    """
+    own_jobs = take_part(jobs, *execution.part)
+    if isinstance(execution.runner, slurm.Resources):
+        states = job_runner.plan(own_jobs, folder, execution.runner.parallelism or len(own_jobs), flops_per_second)
+        return f"{states}\n{slurm.plan(own_jobs, folder, execution.runner)}"
+    return job_runner.plan(own_jobs, folder, execution.runner.count, flops_per_second)
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """How this machine runs the jobs of a grid.
+    """How the jobs of a grid run.
 
     Attributes:
-      workers: run the jobs.
-      part: which part of the grid runs here, from 1, and the number of parts.
+      runner: the workers of this machine, or what each job asks of a Slurm cluster.
+      part: which part of the grid runs, from 1, and the number of parts.
     """
 
-    workers: Workers
+    runner: Workers | slurm.Resources
     part: tuple[int, int] = (1, 1)
 
 
@@ -197,6 +219,13 @@ def add_execution_flags(parser: argparse.ArgumentParser) -> None:
         help="what a run is; auto: a thread on TPUs and on a CPU that JAX divides into several, else a process",
     )
     parser.add_argument("--part", default="1/1", metavar="PART/COUNT", help="of several machines: 2/4 for the second")
+    parser.add_argument("--launcher", choices=("local", "slurm"), default="local", help="slurm: submit job arrays")
+    cluster = parser.add_argument_group("of each run, with --launcher=slurm")
+    cluster.add_argument("--time", metavar="LIMIT", help="minutes, 12:00:00 or 1-12:00:00")
+    cluster.add_argument("--partition", default="")
+    cluster.add_argument("--gpus", type=int, default=0, metavar="N")
+    cluster.add_argument("--cpus", type=int, default=0, metavar="N")
+    cluster.add_argument("--array-parallelism", type=int, default=0, metavar="N", help="runs at the same time (all)")
 
 
 def execution(args: argparse.Namespace) -> Execution:
@@ -205,9 +234,22 @@ def execution(args: argparse.Namespace) -> Execution:
     Raises:
       UserError: naming the flag that cannot be used.
     """
+    part = parse_part(args.part)
+    minutes = slurm.parse_minutes(args.time) if args.time else 0
+    resources = slurm.Resources(minutes, args.partition, args.gpus, args.cpus, args.array_parallelism)
+    if args.launcher == "slurm":
+        if (args.jobs, args.devices_per_job, args.workers) != (1, None, "auto"):
+            raise UserError("--jobs, --devices-per-job and --workers divide this machine; leave them out on a cluster")
+        if not minutes:
+            raise UserError("--launcher=slurm needs --time, the time limit of one start, such as --time=12:00:00")
+        if min(args.gpus, args.cpus, args.array_parallelism) < 0:
+            raise UserError("--gpus, --cpus and --array-parallelism must not be below 0")
+        return Execution(resources, part)
+    if resources != slurm.Resources(0):
+        raise UserError("--time, --partition, --gpus, --cpus and --array-parallelism need --launcher=slurm")
     devices = jax.local_devices()
     workers = make_workers(args.workers, args.jobs, args.devices_per_job, devices, make_thread_command())
-    return Execution(workers, parse_part(args.part))
+    return Execution(workers, part)
 
 
 def _first_failure(failed: Mapping[str, str]) -> str:
@@ -243,7 +285,7 @@ def _sweep(args: argparse.Namespace) -> str:
     jobs_by_values = jobs(args.config, param_grid, args.seeds, args.flags)
     all_jobs = [job for seeds in jobs_by_values.values() for job in seeds]
     if args.plan:
-        return job_runner.plan(all_jobs, workdir, execution(args).workers.count)
+        return plan(all_jobs, workdir, execution(args))
 
     def make_table(summaries: Mapping[str, Any]) -> Table:
         by_values = {

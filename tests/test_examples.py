@@ -30,7 +30,7 @@ def trained(name: str, workdir: Path, **changes: Any) -> dict[str, Any]:
     """The summary of a short run of an example, every network of which is small but for the one that it is about."""
     c = config_module(EXAMPLES / f"{name}.py").get_config()
     for network in c.networks.values():
-        if network.model != "perceptron":
+        if network.model not in ("perceptron", "nnx_student"):
             network.model = "two_layers"
     c.log.tensorboard = c.log.progress = False
     c.update_from_flattened_dict(changes)
@@ -65,6 +65,17 @@ def test_own_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_own_nnx_network(tmp_path: Path) -> None:
+    """Its parameters learn, and its running statistics move."""
+    summary = trained("own_nnx_network", tmp_path / "run", batch_size=512, steps=6)
+    convolutions, norms, linear = 9 * 1 * 16 + 9 * 16 * 32, 2 * (16 + 32), 32 * 10 + 10
+    assert summary["networks"]["student"]["parameters"] == convolutions + norms + linear
+    student = restore.load_state(tmp_path / "run")["networks"]["student"]
+    assert {*student["batch_stats"]["conv_net"]} == {"bn1", "bn2"}
+    assert all(np.abs(norm["mean"]).max() > 0.0 for norm in student["batch_stats"]["conv_net"].values())
+
+
+@pytest.mark.slow
 def test_own_features_are_trained_on_any_devices_and_resumed(tmp_path: Path) -> None:
     """Projections move with their networks; a run that goes on from its first save ends with the same bits."""
     assert len((EXAMPLES / "own_features.py").read_text().splitlines()) < 80
@@ -82,13 +93,21 @@ def test_own_features_are_trained_on_any_devices_and_resumed(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("parallelism", "sharding"), [("pmap", "replicated"), ("jit", "fsdp")])
-def test_own_features_are_the_same_on_eight_devices(parallelism: str, sharding: str) -> None:
+@pytest.mark.parametrize(
+    ("example", "parallelism", "sharding"),
+    [
+        ("own_features", "pmap", "replicated"),
+        ("own_features", "jit", "fsdp"),
+        ("own_nnx_network", "pmap", "replicated"),
+    ],
+)
+def test_an_example_is_the_same_on_eight_devices(example: str, parallelism: str, sharding: str) -> None:
     """In float64."""
     losses = []
     for kind, shards, devices in (("jit", "replicated", 1), (parallelism, sharding, 8)):
-        c = config_module(EXAMPLES / "own_features.py").get_config()
-        c.networks.teacher.model = c.networks.student.model = "one_layer"
+        c = config_module(EXAMPLES / f"{example}.py").get_config()
+        for network in c.networks.values():
+            network.model = network.model if network.model == "nnx_student" else "one_layer"
         c.parallelism, c.sharding, c.dtype, c.batch_size = kind, shards, "float64", 16
         with jax.enable_x64(True):
             run = tiny_runs.tiny_plan(c, 64, devices)

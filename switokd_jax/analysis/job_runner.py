@@ -55,6 +55,14 @@ def read_result(job: Job, folder: Path) -> dict[str, Any] | None:
     return summary
 
 
+def unfinished_jobs(jobs: Sequence[Job], folder: Path) -> list[Job]:
+    """Returns the jobs without a result, and those of another machine whose checkpoints one of them reads."""
+    pending = [job for job in jobs if read_result(job, folder) is None]
+    needed = {name for job in pending for name in job.depends_on}
+    elsewhere = {job.name for job in jobs if job.name in needed and not Workdir(folder / job.name).checkpoints.exists()}
+    return [job for job in jobs if job in pending or job.name in elsewhere]
+
+
 def run(
     jobs: Sequence[Job], folder: Path, workers: Workers | None = None, log: LogFn = print, seconds: float = math.inf
 ) -> dict[str, str]:
@@ -78,9 +86,9 @@ def run(
       KeyboardInterrupt: after the running jobs have ended.
       TimeoutError: likewise, if the time was up before all were done.
     """
-    _check(jobs, folder)
+    check_jobs(jobs, folder)
     workers = workers or Processes()
-    pending = _unfinished(jobs, folder)
+    pending = unfinished_jobs(jobs, folder)
     finished, failed = {job.name for job in jobs} - {job.name for job in pending}, dict[str, str]()
     if finished:
         log(f"{len(finished)} of {len(jobs)} runs are done")
@@ -100,11 +108,11 @@ def run(
                 for future in ended:
                     job, outcome = futures.pop(future), future.result()
                     if outcome.returncode == 0:
-                        scores = _write_result(job, folder)
+                        scores = write_result(job, folder)
                         finished.add(job.name)
                         log(f"[{len(finished)}/{len(jobs)}] {job.name}: {scores}, {outcome.seconds:.0f} s")
                     else:
-                        failed[job.name] = _last_line(job.log_path(folder)) or f"status {outcome.returncode}"
+                        failed[job.name] = failure(job, folder, outcome.returncode)
                         log(f"{job.name} failed: {failed[job.name]}")
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | TimeoutError):
@@ -114,7 +122,48 @@ def run(
     return failed
 
 
-def _check(jobs: Sequence[Job], folder: Path) -> None:
+def write_result(job: Job, folder: Path) -> str:
+    """Writes the result of a job that succeeded, and returns its scores as text."""
+    summary = read_json(Workdir(folder / job.name).summary)
+    path = job.result_path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {"config": job.config, "flags": [*job.flags], "summary": summary}
+    write_json(path, result)
+    if job.kept and not job.kept.exists():
+        job.kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(job.kept, _kept_result(job, Workdir(folder / job.name), summary))
+    return ", ".join(f"{name} {scores['final_top1']:.2f} %" for name, scores in summary["networks"].items())
+
+
+def run_one(job: Job, folder: Path) -> int:
+    """Runs one job in a process, whether or not it has a result, and passes stop signals on to it.
+
+    Returns:
+      Its exit status.
+
+    Raises:
+      StopRequested: for a signal, after the job has ended.
+    """
+    workers = Processes()
+    with _stop_signals_as_interrupt(), concurrent.futures.ThreadPoolExecutor(workers.count) as pool:
+        try:
+            return pool.submit(workers.run, job, folder).result().returncode
+        except BaseException:
+            workers.terminate()
+            raise
+
+
+def failure(job: Job, folder: Path, returncode: int) -> str:
+    """Returns why a job failed: the last line of its output, or its exit status if there is none."""
+    return _last_line(job.log_path(folder)) or f"status {returncode}"
+
+
+def check_jobs(jobs: Sequence[Job], folder: Path) -> None:
+    """Checks that the jobs can share a folder, and makes it.
+
+    Raises:
+      UserError: if two jobs have one name, or the folder cannot be used.
+    """
     names = [job.name for job in jobs]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two runs have the name {repeated}; give each seed and each value once")
@@ -172,14 +221,6 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def _unfinished(jobs: Sequence[Job], folder: Path) -> list[Job]:
-    """Returns the jobs without a result, and those of another machine whose checkpoints one of them reads."""
-    pending = [job for job in jobs if read_result(job, folder) is None]
-    needed = {name for job in pending for name in job.depends_on}
-    elsewhere = {job.name for job in jobs if job.name in needed and not Workdir(folder / job.name).checkpoints.exists()}
-    return [job for job in jobs if job in pending or job.name in elsewhere]
-
-
 def _take_ready(pending: list[Job], finished: set[str], limit: int) -> list[Job]:
     """Removes from `pending`, and returns, the first jobs whose dependencies have finished: at most `limit`."""
     ready = [job for job in pending if finished.issuperset(job.depends_on)][:limit]
@@ -220,19 +261,6 @@ def _stop_signals_as_interrupt() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _write_result(job: Job, folder: Path) -> str:
-    """Writes the result of a job that succeeded, and returns its scores as text."""
-    summary = read_json(Workdir(folder / job.name).summary)
-    path = job.result_path(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"config": job.config, "flags": [*job.flags], "summary": summary}
-    write_json(path, result)
-    if job.kept and not job.kept.exists():
-        job.kept.parent.mkdir(parents=True, exist_ok=True)
-        write_json(job.kept, _kept_result(job, Workdir(folder / job.name), summary))
-    return ", ".join(f"{name} {scores['final_top1']:.2f} %" for name, scores in summary["networks"].items())
 
 
 def _kept_result(job: Job, workdir: Workdir, summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Distribution of a run over its devices: one step under `jax.jit` over a mesh, or under `jax.pmap`.
+"""Distribution of a run over its devices: one step under `jax.jit` over a mesh, or for each device, as pmap has it.
 
 The step communicates through `Collectives`. Under jit arrays are global and XLA partitions the work. Each device holds
 the full state or, with 'fsdp', a shard of every network's parameters and optimizer state: parameters are gathered for
-the forward and backward pass, and the gradient comes back sharded. Under pmap each device sees its shard of the batch
+the forward and backward pass, and the gradient comes back sharded. With 'pmap' each device sees its shard of the batch
 (see `pmap`). A last batch of an epoch that the device count does not divide is computed in full by every device, so
 shards always have equal size. Each process sends its own rows of a batch to its own devices. One call runs several
 batches, one step each.
@@ -146,14 +146,23 @@ class Distribution:
         return jax.jit(lambda *arguments: self.strategy.constrain(call(*arguments)), donate_argnums=donated)
 
     def _pmap(self, step_fn: StepFn, *, sharded: bool, has_state: bool) -> Any:
+        """Does what jax.pmap does, in the words that have replaced it: that one is a jit of shard_map since JAX 0.8."""
         collectives = pmap_collectives(AXIS, self.device_count, sharded=sharded, local_norm=self.local_norm)
-        return jax.pmap(
-            multi_step(functools.partial(step_fn, collectives), has_state=has_state),
-            axis_name=AXIS,
-            in_axes=(0, 0, 0, None),
-            donate_argnums=(0,) if has_state else (),
-            devices=list(self.mesh.devices),
+        call = multi_step(functools.partial(step_fn, collectives), has_state=has_state)
+
+        def call_on_device(tree: Tree, data: Tree, batches: Tree, count: jax.Array) -> Tree:
+            own = jax.tree.map(lambda x: x[0], (tree, data, batches))
+            return jax.tree.map(lambda x: x[None], call(*own, count))
+
+        per_device, replicated = PartitionSpec(AXIS), PartitionSpec()
+        mapped = jax.shard_map(
+            call_on_device,
+            mesh=self.mesh,
+            in_specs=(per_device, per_device, per_device, replicated),
+            out_specs=per_device,
+            check_vma=False,  # a step may return sums of its own device, as under pmap
         )
+        return jax.jit(mapped, donate_argnums=(0,) if has_state else ())
 
     def barrier(self) -> None:
         """Barrier before the first collective. Processes finish compiling at different times and Gloo collectives time

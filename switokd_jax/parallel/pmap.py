@@ -1,4 +1,4 @@
-"""Collectives of a step under `jax.pmap`, where each device sees its own shard of the batch.
+"""Collectives of a step that each device runs on its own shard of the batch, as under `jax.pmap`.
 
 Logits and labels, which are small, are gathered, so that every device takes the same decision from the same numbers.
 Gradients are summed.
@@ -19,7 +19,7 @@ def pmap_collectives(axis: str, num_devices: int, *, sharded: bool, local_norm: 
     """Makes the collectives of a step.
 
     Args:
-      axis: axis name of the pmap.
+      axis: name of the mesh's axis.
       num_devices: size of that axis.
       sharded: True if each device has a shard of the batch, False if each has all of it.
       local_norm: True if BatchNorm uses the statistics of its own device's shard.
