@@ -106,6 +106,7 @@ WAYS = (
     Way(r"python experiments/keep_best\.py", elsewhere="tests/analysis/test_keep_best.py"),
     Way(r"python experiments/card\.py.* --smoke", "--seeds 0 -- --config.epochs=1"),
     Way(r"python experiments/card\.py", elsewhere="tests/analysis/test_card.py"),
+    Way(r"python experiments/pretrained_logits\.py", needs="timm"),
     Way(r"python experiments/docs_commands\.py", "--list"),
     Way(r"python experiments/faults/slurm_grid\.py", needs="slurmctld"),
     Way(r"python experiments/faults/storm\.py", "--kills=2"),

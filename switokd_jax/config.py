@@ -81,7 +81,8 @@ class NetworkConfig:
       ema_warmup: whether update t (from 1) has a decay of at most 1 - 1 / t, so that the first weights are forgotten at
         once, as in the public code of mean teachers (Tarvainen and Valpola 2017).
       decay_bn_bias: whether BatchNorm's scale and bias and all other biases decay, too, as in the public code.
-      init_from: 'WORKDIR:NAME@best', 'WORKDIR:NAME@latest', or a .pth, .pth.tar, .pt or .safetensors file.
+      init_from: 'WORKDIR:NAME@best', 'WORKDIR:NAME@latest', a .pth, .pth.tar, .pt or .safetensors file, or weights of a
+        library: 'timm:resnet18.a1_in1k', 'torchvision:ResNet18_Weights.IMAGENET1K_V1', 'hf:timm/resnet18.a1_in1k'.
       head: 'load' the classifier of `init_from`, or start with a 'new' one, for another number of classes.
       branches: number of branches, copies of the last stages and the classifier behind one shared trunk. Each is a node
         of the topology, NAME_1, NAME_2, ..., and is evaluated and saved as the network of trunk and branch.
@@ -191,6 +192,8 @@ class DataConfig:
         batch of even size holds whole pairs, as MCL was published. Only for 'resident'.
       image_size: side in pixels of the squares into which images of any size are cropped: random resized crops in
         training, the center in evaluation; 0 for data sets whose images have one size. Only for 'stream'.
+      mean: of pixels between 0 and 1, one number for each channel; () for the data set's own constant.
+      std: standard deviation, likewise; both or none.
       train_examples: size of a stratified subset of the training images, the same in every run; 0 for all.
       validation_fraction: stratified fraction of the training split that is held out, chosen by the seed.
       pipeline: 'resident' (the data set is kept as uint8 in device memory) or 'stream' (Grain reads and decodes the
@@ -209,6 +212,8 @@ class DataConfig:
     mix: tuple[str, ...] = config_fields.sequence(())
     views: str = config_fields.choice("shared", "shared", "per_network", "per_branch")
     sampler: str = config_fields.choice("shuffled", "shuffled", "class_pairs")
+    mean: tuple[Any, ...] = config_fields.sequence()
+    std: tuple[Any, ...] = config_fields.sequence()
     train_examples: int = config_fields.integer(0, low=0)
     validation_fraction: float = config_fields.number(0.0, low=0.0, high=0.9)
     image_size: int = config_fields.integer(0, low=0, high=8192)

@@ -18,7 +18,7 @@ from switokd_jax.config import DataConfig
 from switokd_jax.data import folder
 from switokd_jax.data.checks import check_images, check_labels
 from switokd_jax.data.image_records import ArrayRecords, ImageSpec, Records, RecordSplit, first_image_size
-from switokd_jax.data.normalization import IMAGENET, NO_FLIP, PUBLISHED, Preprocess, measure
+from switokd_jax.data.normalization import IMAGENET, NO_FLIP, PUBLISHED, Preprocess, measure, parse_constants
 from switokd_jax.data.tfds_source import open_tfds
 from switokd_jax.errors import UserError
 
@@ -159,7 +159,7 @@ def load_dataset(spec: DataConfig, seed: int) -> Dataset:
         train=train,
         validation=validation,
         test=source_data.test,
-        preprocess=_choose_preprocess(spec.name, source_data),
+        preprocess=_choose_preprocess(spec, source_data),
         skipped=source_data.skipped,
     )
 
@@ -257,14 +257,23 @@ def _subset_mask(split: Split | RecordSplit, fraction: float, seed: int) -> np.n
     return stratified_mask(labels, fraction, seed)
 
 
-def _choose_preprocess(name: str, source_data: SourceData) -> Preprocess:
-    """Returns published constants, or measured ones, or ImageNet's for a stream of unknown statistics."""
-    if name in PUBLISHED:
-        preprocess = PUBLISHED[name]
+def _choose_preprocess(spec: DataConfig, source_data: SourceData) -> Preprocess:
+    """Returns published constants, or measured ones, or ImageNet's for a stream of unknown statistics.
+
+    The config's own mean and standard deviation replace those.
+
+    Raises:
+      UserError: if the config's are not a number for each channel.
+    """
+    if spec.name in PUBLISHED:
+        preprocess = PUBLISHED[spec.name]
     elif isinstance(source_data.train, Split):
-        preprocess = measure(source_data.train.images, flip=name.split(":")[0] not in NO_FLIP)
+        preprocess = measure(source_data.train.images, flip=spec.name.split(":")[0] not in NO_FLIP)
     else:
         preprocess = dataclasses.replace(IMAGENET, padding=source_data.image_spec.shape[0] // 8)
+    if spec.mean or spec.std:
+        mean, std = parse_constants(spec.mean, spec.std, source_data.image_spec.shape[-1])
+        preprocess = dataclasses.replace(preprocess, mean=mean, std=std)
     # Resized images are cropped and mirrored when they are decoded, not again in the step.
     return dataclasses.replace(preprocess, padding=0, flip=False) if source_data.image_spec.resized else preprocess
 

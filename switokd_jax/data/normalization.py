@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from switokd_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,32 @@ PUBLISHED: dict[str, Preprocess] = {
 }
 # Data sets of digits and letters: a mirrored one is another class, or none.
 NO_FLIP = ("mnist", "emnist", "kmnist", "binarized_mnist", "svhn_cropped", "omniglot", "cmaterdb")
+
+
+def parse_constants(
+    mean: Sequence[Any], std: Sequence[Any], channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Checks the constants of a config: finite numbers, one for each channel.
+
+    Args:
+      mean: of pixels divided by the highest value.
+      std: standard deviation, above 0.
+      channels: of an image.
+
+    Raises:
+      UserError: naming the field that cannot be used.
+
+    >>> parse_constants([0.5], [1], 1)
+    ((0.5,), (1.0,))
+    """
+    parsed = []
+    for name, values, low in (("mean", mean, -math.inf), ("std", std, 0.0)):
+        numbers = [value for value in values if isinstance(value, int | float) and low < value < math.inf]
+        if len(numbers) < len(values) or len(values) != channels:
+            above = ", above 0" if name == "std" else ""
+            raise UserError(f"config.data.{name} is {tuple(values)}; give {channels} numbers, one a channel{above}")
+        parsed.append(tuple(map(float, numbers)))
+    return parsed[0], parsed[1]
 
 
 def measure(images: np.ndarray, *, flip: bool) -> Preprocess:

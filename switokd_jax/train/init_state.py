@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import traverse_util
 
 from switokd_jax.errors import UserError
 from switokd_jax.forward import NetworkSpec
-from switokd_jax.interop import pytorch
+from switokd_jax.interop import pretrained, pytorch
 from switokd_jax.methods import MemoryInputs
 from switokd_jax.models.init import init_in_float32, init_variables, init_variables_jit
 from switokd_jax.state import NetworkState, TrainState, Tree, fold_in_name, pair_name
@@ -143,7 +144,7 @@ def load_network(run: RunSpec, name: str, source: str, target: Mapping[str, Any]
     Args:
       run: all that is static in the run.
       name: of the network.
-      source: 'WORKDIR:NAME@best', or a .pth, .pt or .safetensors file.
+      source: 'WORKDIR:NAME@best', a .pth, .pt or .safetensors file, or a name of `pretrained.SOURCES`.
       target: variables of the structure, shapes and dtypes that are wanted.
       field: the config field that gave the source, for messages.
 
@@ -159,8 +160,8 @@ def load_network(run: RunSpec, name: str, source: str, target: Mapping[str, Any]
 def _load(run: RunSpec, name: str, source: str, target: Mapping[str, Any]) -> dict[str, Any]:
     config, info = run.config.networks[name], run.dataset_info
     model, has_new_head = config.model, config.head == "new"
-    if source.endswith((*pytorch.TORCH_SUFFIXES, ".safetensors")):
-        tensors = pytorch.read(source)
+    if pretrained.is_pretrained(source) or source.endswith((*pytorch.TORCH_SUFFIXES, ".safetensors")):
+        tensors = _read_tensors(run, name, source)
         try:
             loaded = pytorch.variables(
                 model,
@@ -189,6 +190,24 @@ def _load(run: RunSpec, name: str, source: str, target: Mapping[str, Any]) -> di
             )
     cast: dict[str, Any] = jax.tree.map(lambda old, new: np.asarray(new, old.dtype), target, loaded)
     return cast
+
+
+def _read_tensors(run: RunSpec, name: str, source: str) -> pytorch.StateDict:
+    """Reads a file, or the weights of a library; warns if those were trained on other inputs than the run's."""
+    if not pretrained.is_pretrained(source):
+        return pytorch.read(source)
+    info = run.dataset_info
+    weights = pretrained.read(source, info.image_shape[0])
+    ours = (info.preprocess.mean, info.preprocess.std)
+    if weights.mean and not np.allclose(ours, (weights.mean, weights.std), atol=1e-3):
+        logging.warning(
+            "%s of network %s expects --config.data.mean='%s' --config.data.std='%s'; this run has other constants",
+            source,
+            name,
+            weights.mean,
+            weights.std,
+        )
+    return weights.state_dict
 
 
 def _with_head(
