@@ -32,7 +32,7 @@ COMMANDS = [command for page in PAGES for command in docs_commands.commands(page
 def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that tests start are a reader's; this one has its devices already."""
     jax.devices()
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", tiny_runs.COMPILE_FLAGS)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tiny_runs.CACHE))
 
 
@@ -119,7 +119,7 @@ def test_extras_are_in_setup_cfg() -> None:
 def test_quick_commands_run(tmp_path: Path) -> None:
     """In one folder: a run, then whatever reads it."""
     docs_commands.make_scratch(tmp_path)
-    pages = ("docs/results.md", "README.md", "docs/training.md", "docs/own_method.md")
+    pages = ("docs/results.md", "docs/training.md", "docs/own_method.md")
     chosen = {each.text: each for page in pages for each in docs_commands.commands(page)}.values()
     quick = [each for each in chosen if (way := docs_commands.way(each)) and way.quick]
     programs = {" ".join(each.text.split()[2:4]) for each in quick}

@@ -124,8 +124,8 @@ def group_into_arrays(jobs: Sequence[Job], queued: Collection[str] = ()) -> list
       UserError: if jobs depend on each other.
 
     >>> grid = [Job("kd", "c.py", depends_on=("a",)), Job("a", "c.py"), Job("b", "c.py", depends_on=("done",))]
-    >>> [str(array) for array in group_into_arrays(grid)]
-    ['an array of 2: a, b', 'an array of 1, after a: kd']
+    >>> print(*group_into_arrays(grid), sep="; ")
+    an array of 2: a, b; an array of 1, after a: kd
     """
     unfinished = {job.name for job in jobs}.union(queued)
     needed = {job.name: tuple(name for name in job.depends_on if name in unfinished) for job in jobs}

@@ -53,6 +53,12 @@ def config_that_starts_from(official: dict[str, np.ndarray], folder: Path) -> Co
     return c
 
 
+@pytest.fixture
+def few_usual_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves three of the networks that a file which does not fit is compared with: the others take long to build."""
+    monkeypatch.setattr(pytorch, "USUAL_NETWORKS", ("resnet8", "resnet20", "wrn_10_1"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_conversion_to_flax_and_back_changes_nothing(name: str) -> None:
@@ -88,6 +94,7 @@ def test_the_stem_determines_the_image_channels() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_usual_networks")
 def test_a_missing_tensor_is_named() -> None:
     official = random_state_dict("resnet8")
     del official["bn1.weight"]
@@ -128,6 +135,7 @@ def test_a_missing_file_is_named() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_usual_networks")
 def test_a_network_starts_from_a_file(tmp_path: Path) -> None:
     """A file of another network is refused, and the message names the field."""
     official = for_gray_images(random_state_dict("resnet8", classes=10))
