@@ -14,6 +14,7 @@ import jax
 from experiments.grids import DATA_SIZES, DataSize, GridPoint, Setting, jobs, parse_config
 from switokd_jax import cli, models, sweep
 from switokd_jax import config as configs
+from switokd_jax.analysis import job_runner
 from switokd_jax.analysis.jobs import Job
 from switokd_jax.analysis.tables import Cell, MeanStd, Table
 from switokd_jax.errors import UserError
@@ -87,6 +88,8 @@ def main(study: Study, doc: str | None) -> None:
             )
 
         text = sweep.run_and_tabulate([*points], folder, sweep.execution(args), make_table)
+        if job_runner.unfinished_jobs([*points], folder):  # on a cluster, or of another part
+            return text
         return "\n".join([text, *(f"wrote {path}" for path in study.finish(folder))])
 
     cli.run(command)

@@ -246,7 +246,7 @@ class LogConfig:
 
     Attributes:
       every: steps between two transfers of the metrics from the device.
-      tensorboard: whether to write TensorBoard events (imports TensorFlow).
+      tensorboard: whether to write TensorBoard events.
       wandb: Weights & Biases project to log to (pip install wandb); '' for none.
       progress: whether to print progress.
       profile: whether to write a trace of the first three steps to WORKDIR/profile; see docs/performance.md.

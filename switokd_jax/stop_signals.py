@@ -93,9 +93,12 @@ def watch_parent(parent: int, on_end: Callable[[], object], interval: float = 1.
 def stop_with_parent(environment: MutableMapping[str, str]) -> None:
     """Sends this process SIGTERM once the process named by `PARENT_VARIABLE` has ended, if it is named.
 
+    SIGUSR2 is then the parent's matter: Slurm sends it before a time limit, to all processes of a job.
+
     Args:
       environment: environment variables; the variable is removed, since it does not apply to our own children.
     """
     parent = environment.pop(PARENT_VARIABLE, "")
     if parent.isdigit():
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         watch_parent(int(parent), lambda: os.kill(os.getpid(), signal.SIGTERM))

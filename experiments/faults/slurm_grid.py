@@ -153,7 +153,7 @@ def prove(folder: Path) -> str:
         wait_for("all results", lambda: len([*(cluster / "results").glob("*.json")]) == count)
         table = sweep(cluster, *grid)
     log = (cluster / "logs" / f"{STOPPED}.txt").read_text()
-    if "stopped by SIGTERM" not in log or "resume" not in log:
+    if "stopped by SIGTERM" not in log or "resuming" not in log:
         raise UserError(f"{STOPPED} was not stopped and resumed; its log is {cluster}/logs")
     sweep(local, f"--jobs={CORES}")
     if different := compare(cluster, local):

@@ -59,8 +59,13 @@ def unfinished_jobs(jobs: Sequence[Job], folder: Path) -> list[Job]:
     """Returns the jobs without a result, and those of another machine whose checkpoints one of them reads."""
     pending = [job for job in jobs if read_result(job, folder) is None]
     needed = {name for job in pending for name in job.depends_on}
-    elsewhere = {job.name for job in jobs if job.name in needed and not Workdir(folder / job.name).checkpoints.exists()}
-    return [job for job in jobs if job in pending or job.name in elsewhere]
+    return [job for job in jobs if job in pending or (job.name in needed and not _has_ended_here(job, folder))]
+
+
+def _has_ended_here(job: Job, folder: Path) -> bool:
+    """Returns whether the folder has the checkpoints of a run that has come to its end, which writes its summary."""
+    workdir = Workdir(folder / job.name)
+    return workdir.checkpoints.exists() and workdir.summary.exists()
 
 
 def run(
@@ -112,7 +117,7 @@ def run(
                         finished.add(job.name)
                         log(f"[{len(finished)}/{len(jobs)}] {job.name}: {scores}, {outcome.seconds:.0f} s")
                     else:
-                        failed[job.name] = failure(job, folder, outcome.returncode)
+                        failed[job.name] = failure(job, folder) or f"status {outcome.returncode}"
                         log(f"{job.name} failed: {failed[job.name]}")
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | TimeoutError):
@@ -149,13 +154,15 @@ def run_one(job: Job, folder: Path) -> int:
         try:
             return pool.submit(workers.run, job, folder).result().returncode
         except BaseException:
+            for number in STOP_SIGNALS:  # a second one changes nothing: the job is saving
+                signal.signal(number, signal.SIG_IGN)
             workers.terminate()
             raise
 
 
-def failure(job: Job, folder: Path, returncode: int) -> str:
-    """Returns why a job failed: the last line of its output, or its exit status if there is none."""
-    return _last_line(job.log_path(folder)) or f"status {returncode}"
+def failure(job: Job, folder: Path) -> str:
+    """Returns why a job failed: the last line of its output; '' if there is none."""
+    return _last_line(job.log_path(folder))
 
 
 def check_jobs(jobs: Sequence[Job], folder: Path) -> None:

@@ -15,7 +15,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, NamedTuple
@@ -27,6 +27,8 @@ from switokd_jax.files import read_json, write_json
 from switokd_jax.stop_signals import StopRequested
 
 SECONDS_TO_SAVE = 120  # between Slurm's signal and the time limit
+MIN_MINUTES = 10  # of a start: to import, compile, train and save
+ALL = 100_000  # jobs of an array at the same time, where nothing limits them
 MAX_STARTS = 10_000  # submitit gives up a job after so many time limits; ours end once they are trained
 
 
@@ -56,7 +58,7 @@ class Resources:
             "slurm_cpus_per_task": self.cpus,
             # srun does not take the number of cores from the job since Slurm 22.05.
             "slurm_srun_args": [f"--cpus-per-task={self.cpus}"] if self.cpus else [],
-            "slurm_array_parallelism": self.parallelism,
+            "slurm_array_parallelism": self.parallelism or ALL,
         }
         return {
             "timeout_min": self.minutes,
@@ -86,10 +88,12 @@ class ClusterJob:
             returncode = job_runner.run_one(self.job, self.folder)
         except StopRequested as stop:
             returncode = stop.status
-        if returncode == EXIT_STATUS[signal.SIGTERM] and callable(requeue):
+        # Slurm may send its signal to our child as well, before that can handle it.
+        is_preempted = returncode in (EXIT_STATUS[signal.SIGTERM], -signal.SIGUSR2)
+        if is_preempted and callable(requeue) and not is_cancelled(os.environ):
             requeue(signal.SIGUSR2, None)  # ends this process
         if returncode:
-            raise RuntimeError(f"{self.job.name}: {job_runner.failure(self.job, self.folder, returncode)}")
+            raise RuntimeError(f"{self.job.name}: {job_runner.failure(self.job, self.folder)} (status {returncode})")
         job_runner.write_result(self.job, self.folder)
 
     def checkpoint(self) -> Any:
@@ -100,6 +104,14 @@ class ClusterJob:
 def _terminate(number: int, frame: FrameType | None) -> None:
     del number, frame
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def is_cancelled(environment: Mapping[str, str]) -> bool:
+    """Returns whether the user cancelled the Slurm job of this process, or Slurm itself has requeued it."""
+    if "SLURM_JOB_ID" not in environment:
+        return False
+    command = ["squeue", "--noheader", "--format=%T", f"--jobs={environment['SLURM_JOB_ID']}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() != "RUNNING"
 
 
 class JobArray(NamedTuple):
@@ -164,6 +176,8 @@ def submit(jobs: Sequence[Job], folder: Path, resources: Resources, cluster: str
     ids: dict[str, str] = {job.name: known[job.name] for job in unfinished if known.get(job.name) in states}
     in_queue = collections.Counter(states[job_id] for job_id in ids.values())
     lines = [f"{count} of {len(jobs)} runs in the queue: {state}" for state, count in in_queue.items()]
+    ended = [job for job in unfinished if job.name in known and job.name not in ids and job.log_path(folder).exists()]
+    lines += [f"{job.name} failed: {job_runner.failure(job, folder)}" for job in ended]
     for array in group_into_arrays([job for job in unfinished if job.name not in ids], ids):
         executor = submitit.AutoExecutor(folder / "slurm", cluster, slurm_max_num_timeout=MAX_STARTS)
         executor.update_parameters(name=folder.name, **resources.parameters())
@@ -177,7 +191,7 @@ def submit(jobs: Sequence[Job], folder: Path, resources: Resources, cluster: str
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise UserError(f"Slurm refused {array.jobs[0].name}: {one_line(error)}") from None
         ids |= {job.name: entry.job_id for job, entry in zip(array.jobs, submitted, strict=True)}
-        write_json(_ids_path(folder), ids)  # now, lest they be submitted again if the next array is refused
+        write_json(_ids_path(folder), known | ids)  # now, lest they be submitted again if the next array is refused
         lines.append(f"submitted {array}")
     if lines:
         lines.append("repeat the command for the table so far; it submits again what has failed")
@@ -195,20 +209,24 @@ def parse_minutes(text: str) -> int:
     """Parses a time limit in one of Slurm's forms, and rounds it up to minutes.
 
     Raises:
-      UserError: if it has none of these forms, or is 0.
+      UserError: if it has none of these forms, or is below `MIN_MINUTES`.
 
-    >>> parse_minutes("90"), parse_minutes("12:00:00"), parse_minutes("1-6"), parse_minutes("0:30")
-    (90, 720, 1800, 1)
+    >>> parse_minutes("90"), parse_minutes("12:00:00"), parse_minutes("1-6"), parse_minutes("10:30")
+    (90, 720, 1800, 11)
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    total = 0
+    total = None
     if match:
         days, *clock = (int(part or 0) for part in match.groups())
         # The first number is minutes, unless days stand before it or two numbers behind: then it is hours.
         hours, minutes, seconds = clock if match[1] or match[4] else (0, *clock[:2])
         total = (days * 24 + hours) * 60 + minutes + (seconds > 0)
-    if total == 0:
+    if total is None:
         raise UserError(f"--time={text} is no time limit; give minutes, 12:00:00 or 1-12:00:00")
+    if total < MIN_MINUTES:
+        raise UserError(
+            f"--time={text} is too short for a start that trains and saves; give {MIN_MINUTES} minutes or more"
+        )
     return total
 
 
@@ -227,8 +245,8 @@ def _queue_states() -> dict[str, str]:
     try:
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except subprocess.CalledProcessError as error:
-        raise UserError(f"Slurm does not answer: {one_line(error.stderr)}") from None
-    return dict(line.split() for line in output.splitlines())
+        raise UserError(f"Slurm does not answer: {one_line(error.stderr or error)}") from None
+    return {words[0]: words[1] for words in map(str.split, output.splitlines()) if len(words) == 2}
 
 
 def _ids_path(folder: Path) -> Path:

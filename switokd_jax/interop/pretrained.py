@@ -87,7 +87,7 @@ def _torchvision(name: str, image_size: int) -> Pretrained:
     models = _import("torchvision", "torchvision").models
     try:
         weights = models.get_weight(name)
-    except (KeyError, ValueError, AttributeError):
+    except (KeyError, ValueError, AttributeError, TypeError):
         raise UserError(f"torchvision:{name}: no such weights; give them as ResNet50_Weights.IMAGENET1K_V2") from None
     transforms = weights.transforms()
     return _pretrained(

@@ -168,6 +168,12 @@ def test_a_teacher_of_another_machine_is_trained_again(fake_main: Path, tmp_path
     trained = times(theirs, "vanilla")
     job_runner.run(kept_jobs(repository, theirs), theirs, log=ignore)
     assert times(theirs, "vanilla") == trained
+    (theirs / "vanilla" / "summary.json").unlink()  # as of a run that was interrupted there
+    assert [job.name for job in job_runner.unfinished_jobs(kept_jobs(repository, theirs), theirs)] == []
+    for path in (repository / "kd.json", theirs / "results" / "kd.json"):
+        path.unlink()
+    job_runner.run(kept_jobs(repository, theirs), theirs, log=ignore)
+    assert times(theirs, "vanilla") != trained
 
 
 def test_only_settings_that_keep_results_have_a_place_for_them(tmp_path: Path) -> None:

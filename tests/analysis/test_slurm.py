@@ -11,7 +11,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -140,15 +142,34 @@ def test_jobs_that_wait_for_the_same_ones_are_an_array(grid: Path, cluster: Path
 
 def test_what_is_in_the_queue_is_not_submitted_again(grid: Path, cluster: Path, tmp_path: Path) -> None:
     slurm.submit(GRID, grid, slurm.Resources(90))
-    (tmp_path / "states").write_text("1_0 RUNNING\n2_0 PENDING\n7 RUNNING\n")  # dml and at have failed
+    (tmp_path / "states").write_text("1_0 RUNNING\n2_0 PENDING\n7 RUNNING\n\n")  # dml and at have failed
+    (grid / "logs").mkdir()
+    (grid / "logs" / "dml.txt").write_text("epoch 1\nswitokd_jax: no space left\n")
     lines = slurm.submit(GRID, grid, slurm.Resources(90)).splitlines()
-    assert lines[:4] == [
+    assert lines[:5] == [
         "1 of 4 runs in the queue: RUNNING",
         "1 of 4 runs in the queue: PENDING",
+        "dml failed: no space left",
         "submitted an array of 1: dml",
         "submitted an array of 1, after vanilla: at",
     ]
     assert "#SBATCH --dependency=afterok:1_0\n" in (cluster / "4").read_text()
+
+
+def test_runs_of_another_part_stay_known(grid: Path, cluster: Path, tmp_path: Path) -> None:
+    for jobs in (GRID[:1], GRID[1:2]):
+        slurm.submit(jobs, grid, slurm.Resources(90))
+    (tmp_path / "states").write_text("1 RUNNING\n2 RUNNING\n")
+    assert slurm.submit(GRID[:2], grid, slurm.Resources(90)).splitlines()[0] == "2 of 2 runs in the queue: RUNNING"
+    assert len([*cluster.iterdir()]) == 2
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(("state", "is_cancelled"), [("RUNNING", False), ("COMPLETING", True), ("", True)])
+def test_a_cancelled_job_is_not_requeued(state: str, is_cancelled: bool, tmp_path: Path) -> None:
+    (tmp_path / "states").write_text(f"{state}\n")
+    assert slurm.is_cancelled({"SLURM_JOB_ID": "7"}) is is_cancelled
+    assert not slurm.is_cancelled({})
 
 
 def test_a_refused_job_is_one_line(grid: Path, cluster: Path, tmp_path: Path) -> None:
@@ -177,6 +198,15 @@ def test_jobs_that_wait_for_each_other_are_refused() -> None:
         slurm.group_into_arrays(jobs)
 
 
+def no_table(summaries: Mapping[str, Any]) -> sweep.Table:
+    raise AssertionError(f"a table of {summaries}")
+
+
+def test_a_part_without_runs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--part=3/3 has no runs"):
+        sweep.run_and_tabulate(GRID, tmp_path, sweep.Execution(slurm.Resources(90), (3, 3)), no_table)
+
+
 def execution(*flags: str) -> sweep.Execution:
     parser = argparse.ArgumentParser()
     sweep.add_execution_flags(parser)
@@ -195,7 +225,10 @@ def test_flags_say_what_each_run_asks_for(tmp_path: Path) -> None:
     [
         (["--launcher=slurm"], "--launcher=slurm needs --time"),
         (["--launcher=slurm", "--time=soon"], "--time=soon is no time limit; give minutes, 12:00:00 or 1-12:00:00"),
-        (["--launcher=slurm", "--time=0"], "--time=0 is no time limit"),
+        (
+            ["--launcher=slurm", "--time=0:30"],
+            "--time=0:30 is too short for a start that trains and saves; give 10 minutes",
+        ),
         (["--launcher=slurm", "--time=90", "--jobs=2"], "--jobs, --devices-per-job and --workers divide this machine"),
         (["--launcher=slurm", "--time=90", "--gpus=-1"], "--gpus, --cpus and --array-parallelism must not be below 0"),
         (["--gpus=1"], "--gpus, --cpus and --array-parallelism need --launcher=slurm"),

@@ -98,6 +98,8 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
                 raise OSError("Name or service not known")
             return {key: Tensor(value) for key, value in weights().items()}
 
+        if name == "resnet8.V1":
+            raise TypeError("issubclass() arg 1 must be a class")
         if not name.startswith("ResNet8_Weights.V"):
             raise ValueError(name)
         transforms = SimpleNamespace(mean=list(MEAN), std=list(STD))
@@ -148,6 +150,7 @@ def test_timm_adapts_tables_of_positions(name: str, options: dict[str, Any], tim
     [
         ("timm:resnet9", "timm:resnet9: timm has no such model"),
         ("torchvision:Weights", "torchvision:Weights: no such weights; give them as ResNet50_Weights.IMAGENET1K_V2"),
+        ("torchvision:resnet8.V1", "torchvision:resnet8.V1: no such weights"),
         ("torchvision:ResNet8_Weights.V2", "fetch https://host/v2.pth elsewhere and give its path as init_from"),
         ("hf:somebody/else", "fetch https://huggingface.co/somebody/else/resolve/main/model.safetensors elsewhere"),
     ],
