@@ -104,7 +104,7 @@ WAYS = (
     Way(GRID + " --smoke", "--seeds 0 --epochs=4"),
     Way(GRID, "--plan"),
     Way(r"python experiments/keep_best\.py", elsewhere="tests/analysis/test_keep_best.py"),
-    Way(r"python experiments/card\.py.* --smoke", "--seeds 0 -- --config.epochs=1"),
+    Way(r"python experiments/card\.py.* --smoke", "--seconds=600 --seeds 0 -- --config.epochs=1"),
     Way(r"python experiments/card\.py", elsewhere="tests/analysis/test_card.py"),
     Way(r"python experiments/pretrained_logits\.py", needs="timm"),
     Way(r"python experiments/docs_commands\.py", "--list"),

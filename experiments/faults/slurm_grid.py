@@ -40,6 +40,7 @@ ClusterName=one_node
 SlurmctldHost={host}
 SlurmUser=root
 AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -70,9 +71,15 @@ def one_node_cluster(folder: Path) -> Iterator[None]:
         (folder / name).mkdir(parents=True)
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     (folder / "slurm.conf").write_text(SLURM_CONF.format(host=host, folder=folder, cores=CORES))
+    key = folder / "munge.key"
+    key.touch(mode=0o600)
+    key.write_bytes(os.urandom(128))
+    files = {"key-file": key, "seed-file": folder / "munge.seed", "pid-file": folder / "munged.pid"}
+    munged = ["munged", "--force", "--foreground", f"--socket={folder}/munge.socket"]
+    munged += [f"--{name}={path}" for name, path in files.items()]
     daemons = []
     try:
-        for command in (["munged", "--force", "--foreground"], ["slurmctld", "-D"], ["slurmd", "-D"]):
+        for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D"]):
             log = (folder / f"{command[0]}.txt").open("w")
             try:
                 daemons.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
@@ -98,7 +105,8 @@ def sweep(folder: Path, *flags: str) -> str:
     """
     command = [sys.executable, "-m", "switokd_jax.sweep", "--config=configs/digits.py", f"--workdir={folder}"]
     command += ["--seeds", *map(str, SEEDS), "--over", f"method={','.join(METHODS)}", *flags]
-    command += ["--", "--config.epochs=6", "--config.dtype=float64", "--config.checkpoint.every=1"]
+    command += ["--", "--config.epochs=3", "--config.dtype=float64", "--config.checkpoint.every=1"]
+    command += ["--config.networks.teacher.model=resnet14", "--config.networks.student.model=resnet8"]
     command += ["--config.log.tensorboard=False"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
