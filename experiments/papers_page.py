@@ -43,9 +43,9 @@ NOTES = """
 | in the papers | command | file |
 |---|---|---|
 | figure 1 left: resnet20 under growing teachers | `python experiments/gap_study.py` | `gap.png` |
-| figures 1 right and 4: gradients at the logits | `python -m switokd_jax.figures runs/gap_study` | `gradients.png` |
-| gap and threshold over training | `python -m switokd_jax.figures runs/digits` | `switching.png` |
-| Grad-CAM maps, and as surfaces | `python -m switokd_jax.figures runs/digits` | `heat.png`, `surfaces.png` |
+| figures 1 right, 4: gradients at the logits | then `python -m switokd_jax.figures runs/gap_study` | `gradients.png` |
+| gap and threshold | `make demo` | `switching.png` |
+| Grad-CAM maps, and as surfaces | then `python -m switokd_jax.figures runs/digits` | `heat.png`, `surfaces.png` |
 | time that the pauses save (27 to 35 % in a secondary source) | any table | its column 'saved %' |
 
 At the logits of the student, the L1 norm of the KL term's gradient (temperature 1) is the gap G, that of the
