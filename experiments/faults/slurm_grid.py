@@ -34,7 +34,8 @@ SEEDS = (0, 1, 2)
 METHODS = ("dml", "switokd")
 STOPPED = "method=switokd_seed=0"  # the run that is requeued
 TIMEOUT_S = 1800.0
-# One node, whose name is that of the machine. Processes are followed by their parents: no control groups are needed.
+# One node, whose name is that of the machine. Processes are followed by their parents: no control groups are needed. A
+# run is bound to its core, as by `sweep --jobs=2`: another number of threads adds in another order.
 SLURM_CONF = """
 ClusterName=one_node
 SlurmctldHost={host}
@@ -42,7 +43,7 @@ SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin=task/affinity
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 StateSaveLocation={folder}/state
