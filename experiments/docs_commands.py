@@ -97,9 +97,8 @@ WAYS = (
     Way(MAIN + r" --config=configs/digits", f"--config.steps=2 {SMALL}", quick=True),
     Way(MAIN, "--config.epochs=1"),
     Way(r"python -m switokd_jax\.(evaluate|predict|export) --workdir=runs/digits", quick=True),
-    Way(
-        r"python -m switokd_jax\.figures runs/gap_study", elsewhere="tests/figures/test_figures.py"
-    ),  # of days of training
+    # A grid of days of training.
+    Way(r"python -m switokd_jax\.figures runs/gap_study", elsewhere="tests/figures/test_figures.py"),
     Way(r"python -m switokd_jax\.(figures|report)"),
     Way(r"python -m switokd_jax\.sweep .* -- ", "--config.epochs=1"),
     Way(r"python -m switokd_jax\.sweep", "-- --config.epochs=1"),

@@ -158,10 +158,10 @@ def run_and_tabulate(
     Raises:
       UserError: if a run failed; all others have run by then, and the table is written.
     """
-    if not take_part(jobs, *execution.part):
+    own_jobs, failed, queue = take_part(jobs, *execution.part), dict[str, str](), ""
+    if not own_jobs:
         part, count = execution.part
         raise UserError(f"--part={part}/{count} has no runs; give a COUNT of at most the runs that do not need others")
-    own_jobs, failed, queue = take_part(jobs, *execution.part), dict[str, str](), ""
     if isinstance(execution.runner, slurm.Resources):
         queue = slurm.submit(own_jobs, folder, execution.runner)
     else:

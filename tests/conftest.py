@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-# Before JAX is imported: flags are read once. Compiling tiny networks is most of the suite's work. LLVM's first level
-# takes a third less time for it than its third, and is as fast for the recorded runs; without any level they take eight
-# times as long. A program in one piece compiles in four fifths of the time of one that is split for several threads.
-FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {FLAGS} {os.environ.get('XLA_FLAGS', '')}"
+import compile_flags
+
+# Before JAX is imported: flags are read once.
+FLAGS = f"--xla_force_host_platform_device_count=8 {compile_flags.COMPILE_FLAGS}"
+os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

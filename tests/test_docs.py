@@ -15,6 +15,7 @@ import jax
 import nbformat
 import pytest
 
+import compile_flags
 import tiny_runs
 from experiments import docs_commands, grids
 from experiments.docs_commands import PAGES, Command
@@ -32,7 +33,7 @@ COMMANDS = [command for page in PAGES for command in docs_commands.commands(page
 def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that tests start are a reader's; this one has its devices already."""
     jax.devices()
-    monkeypatch.setenv("XLA_FLAGS", tiny_runs.COMPILE_FLAGS)
+    monkeypatch.setenv("XLA_FLAGS", compile_flags.COMPILE_FLAGS)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tiny_runs.CACHE))
 
 

@@ -18,6 +18,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 from PIL import Image
 
+import compile_flags
 from switokd_jax import config, models
 from switokd_jax.cli import config_module
 from switokd_jax.data import dataset, normalization, resident, sampling
@@ -29,7 +30,6 @@ from switokd_jax.train import init_state, run_spec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "xla"
-COMPILE_FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1"  # as in conftest.py
 SHAPE = (8, 8, 1)
 PREPROCESS = normalization.PUBLISHED["digits"]
 
@@ -70,7 +70,7 @@ models.MODELS["dropout"] = functools.partial(Few, (4,), dropout=0.5)
 
 def environment(devices: int = 1) -> dict[str, str]:
     """Environment of a process with so many devices, which shares the tests' flags and their compilation cache."""
-    flags = f"{COMPILE_FLAGS} --xla_force_host_platform_device_count={devices}"
+    flags = f"{compile_flags.COMPILE_FLAGS} --xla_force_host_platform_device_count={devices}"
     return {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(CACHE)}
 
 

@@ -3,8 +3,8 @@
 python experiments/faults/slurm_grid.py            # as root, with munge, slurmctld and slurmd installed; ten minutes
 
 It starts the daemons itself, with a configuration in a scratch folder: two cores, two runs at a time. One run gets
-SIGTERM after its first checkpoint. All metrics must equal those of `sweep --jobs=2` without a cluster, in float64. Exit
-status 1 if they do not, or if the run was not requeued.
+SIGTERM after its first checkpoint. Metrics, checkpoints and summaries must equal those of `sweep --jobs=2` without a
+cluster, in float64. Exit status 1 if they do not, or if the run was not requeued.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
+from experiments.faults import storm
 from switokd_jax import cli
 from switokd_jax.errors import UserError
 from switokd_jax.files import read_json
 from switokd_jax.workdir.layout import Workdir
-from switokd_jax.workdir.metric_writers import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CORES = 2
@@ -128,23 +128,6 @@ def wait_for(done: str, condition: Callable[[], bool]) -> None:
         time.sleep(0.5)
 
 
-def compare(ours: Path, theirs: Path) -> list[str]:
-    """Returns the names of the runs whose metrics are not the same in two folders, but for times and rates."""
-    different = []
-    for result in sorted((ours / "results").glob("*.json")):
-        name = result.stem
-        rows = [
-            [_without_times(row) for row in read_metrics(Workdir(folder / name).metrics)] for folder in (ours, theirs)
-        ]
-        if rows[0] != rows[1]:
-            different.append(name)
-    return different
-
-
-def _without_times(row: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in row.items() if "second" not in name}
-
-
 def prove(folder: Path) -> str:
     """Runs the grid in both ways and compares them.
 
@@ -166,8 +149,9 @@ def prove(folder: Path) -> str:
     if "stopped by SIGTERM" not in log or "resuming" not in log:
         raise UserError(f"{STOPPED} was not stopped and resumed; its log is {cluster}/logs")
     sweep(local, f"--jobs={CORES}")
-    if different := compare(cluster, local):
-        raise UserError(f"metrics differ: {', '.join(different)}")
+    names = [result.stem for result in sorted((cluster / "results").glob("*.json"))]
+    if different := [f"{name}: {line}" for name in names for line in storm.differences(local / name, cluster / name)]:
+        raise UserError(f"runs differ: {'; '.join(different)}")
     return f"{table}\n{count} runs are the same bit for bit as with --jobs={CORES}; {STOPPED} was requeued"
 
 

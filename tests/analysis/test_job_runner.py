@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import scripted_main
 import tiny_runs
 from experiments import gap_study, grids, study, table_online
 from experiments.table_cifar import STUDY
@@ -28,40 +29,12 @@ from switokd_jax.methods import METHODS
 from switokd_jax.train import run_spec
 
 ROOT = Path(__file__).parents[2]
-# Replaces main: writes the times of its start and end, and a summary; or fails; or waits for a signal.
-MAIN = """
-import json, pathlib, signal, sys, time
-folder, config = pathlib.Path(sys.argv[1]), sys.argv[2]
-folder.mkdir(parents=True, exist_ok=True)
-began = time.monotonic()
-if config == "waits.py":
-    def stop(number, frame):
-        (folder / "saved").touch()
-        sys.exit(75)
-    signal.signal(signal.SIGTERM, stop)
-    (folder / "began").touch()
-    time.sleep(60)
-if config == "fails.py":
-    print("some output")
-    sys.exit("switokd_jax: config.epochs is 0")
-time.sleep(0.5)
-network = {"final_top1": 90.0, "best_top1": 91.0, "updates": 5}
-summary = {"networks": {"student": network}, "switch": {}, "training_flops": 2e9, "seconds": 4.0}
-(folder / "summary.json").write_text(json.dumps(summary))
-rows = [{"split": "train", "epoch": 0.5 * step, "step": step, "loss": float(step)} for step in (1, 2)]
-rows.append({"split": "test", "epoch": 1.0, "step": 2, "top1": 90.0})
-source = next((flag.partition("=")[2] for flag in sys.argv if ".init_from=" in flag), "")
-networks = {"teacher": {"init_from": source}, "student": {"init_from": ""}}
-(folder / "config.json").write_text(json.dumps({"data": {"dir": "/data", "name": "digits"}, "networks": networks}))
-(folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
-(folder / "times").write_text(f"{began} {time.monotonic()}")
-"""
 
 
 @pytest.fixture
 def fake_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script = tmp_path / "main.py"
-    script.write_text(MAIN)
+    script.write_text(scripted_main.MAIN)
     monkeypatch.setattr(
         Job,
         "command",
@@ -271,7 +244,7 @@ def test_a_plan_says_which_jobs_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_running_jobs_save_when_the_runner_is_stopped(tmp_path: Path, number: signal.Signals) -> None:
     script, folder = tmp_path / "main.py", tmp_path / "grid"
-    script.write_text(MAIN)
+    script.write_text(scripted_main.MAIN)
     driver = f"""
 import sys
 from pathlib import Path

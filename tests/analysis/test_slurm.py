@@ -18,31 +18,13 @@ from typing import Any
 import cloudpickle
 import pytest
 
+import scripted_main
 from switokd_jax import sweep
 from switokd_jax.analysis import job_runner, slurm
 from switokd_jax.analysis.jobs import Job
 from switokd_jax.errors import UserError
 from switokd_jax.files import read_json
 
-# Replaces main. A run of waits.py saves at a signal, and ends once it has been started again.
-MAIN = """
-import json, pathlib, signal, sys, time
-folder, config = pathlib.Path(sys.argv[1]), sys.argv[2]
-folder.mkdir(parents=True, exist_ok=True)
-if config == "fails.py":
-    sys.exit("switokd_jax: config.epochs is 0")
-if config == "waits.py" and not (folder / "saved").exists():
-    def stop(number, frame):
-        (folder / "saved").touch()
-        sys.exit(75)
-    signal.signal(signal.SIGTERM, stop)
-    (folder / "began").touch()
-    time.sleep(60)
-    sys.exit("no signal came")
-network = {"final_top1": 90.0, "best_top1": 91.0, "updates": 5}
-summary = {"networks": {"student": network}, "switch": {}, "training_flops": 2e9, "seconds": 4.0}
-(folder / "summary.json").write_text(json.dumps(summary))
-"""
 # Replaces sbatch: keeps each script that it gets, and numbers the jobs from 1.
 SBATCH = """#!/bin/sh
 n=$(($(ls "$QUEUE" | wc -l) + 1))
@@ -67,7 +49,7 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(Path(__file__).parents[2])
     folder = tmp_path / "grid"
     folder.mkdir()
-    (folder / "main.py").write_text(MAIN)
+    (folder / "main.py").write_text(scripted_main.MAIN)
     return folder
 
 

@@ -150,17 +150,16 @@ def test_a_preemption_of_one_process_saves_and_stops_all(single_process: Path, t
     assert_same_run(single_process, workdir)
 
 
-def pair(one: tuple[str, ...], other: tuple[str, ...], **other_environment: str) -> list[tuple[int, str]]:
+def pair(one: tuple[str, ...], other: tuple[str, ...]) -> list[tuple[int, str]]:
     """Starts a run of two processes with flags of their own; returns the status and the stderr of each."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         cluster = (f"--coordinator=localhost:{probe.getsockname()[1]}", "--num_processes=2")
     processes = [
         subprocess.Popen(
-            # -P: the current folder does not come before PYTHONPATH.
-            [sys.executable, "-P", *MAIN, *FLAGS, "--config.epochs=1", *cluster, f"--process_id={index}", *flags],
+            [sys.executable, *MAIN, *FLAGS, "--config.epochs=1", *cluster, f"--process_id={index}", *flags],
             cwd=ROOT,
-            env={**tiny_runs.environment(), **(other_environment if index else {})},
+            env=tiny_runs.environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
