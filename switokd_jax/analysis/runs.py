@@ -149,8 +149,8 @@ def columns(rows: Sequence[MetricsRow], *keys: str) -> list[np.ndarray]:
     >>> step, loss
     (array([2.]), array([0.5]))
     """
-    whole = [row for row in rows if all(is_number(row.get(key)) for key in keys)]
-    return [np.asarray([row[key] for row in whole], float) for key in keys]
+    complete = [row for row in rows if all(is_number(row.get(key)) for key in keys)]
+    return [np.asarray([row[key] for row in complete], float) for key in keys]
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:

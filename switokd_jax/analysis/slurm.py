@@ -201,8 +201,8 @@ def submit(jobs: Sequence[Job], folder: Path, resources: Resources, cluster: str
 def plan(jobs: Sequence[Job], folder: Path, resources: Resources) -> str:
     """Describes the arrays that would be submitted if the queue were empty."""
     arrays = group_into_arrays(job_runner.unfinished_jobs(jobs, folder))
-    asked = ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(resources).items() if value)
-    return "\n".join([*map(str, arrays), f"each run asks for {asked}"])
+    requests = ", ".join(f"{name}={value}" for name, value in dataclasses.asdict(resources).items() if value)
+    return "\n".join([*map(str, arrays), f"each run asks for {requests}"])
 
 
 def parse_minutes(text: str) -> int:

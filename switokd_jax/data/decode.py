@@ -86,8 +86,8 @@ def _open(encoded: bytes | np.ndarray) -> Image.Image:
     if 8 < max(bits) < 16:
         raise ImageError(f"it has {max(bits)}-bit pixels")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+        pixels = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
     return image
 
 

@@ -63,14 +63,14 @@ def saturation(image: jax.Array, factor: jax.Array | float) -> jax.Array:
 
 def sharpness(image: jax.Array, factor: jax.Array | float) -> jax.Array:
     """Blends with the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13, whose border stays as it is."""
-    wide = image.astype(jnp.int32)
+    pixels = image.astype(jnp.int32)
     height, width, _ = image.shape
     if height < 3 or width < 3:
         return image
-    windows = [wide[r : r + height - 2, c : c + width - 2] for r in range(3) for c in range(3)]
-    inner = sum(windows) + 4 * wide[1:-1, 1:-1]
+    windows = [pixels[r : r + height - 2, c : c + width - 2] for r in range(3) for c in range(3)]
+    inner = sum(windows) + 4 * pixels[1:-1, 1:-1]
     smooth = (2 * jnp.asarray(inner) + 13) // 26  # of a thirteenth, to the nearest
-    return blend(wide.at[1:-1, 1:-1].set(smooth), image, factor)
+    return blend(pixels.at[1:-1, 1:-1].set(smooth), image, factor)
 
 
 def posterize(image: jax.Array, bits: int) -> jax.Array:
@@ -168,5 +168,5 @@ def with_pixels_to_255(
     """Applies a function of images whose largest pixel is 255 to images of another scale, such as the digits' 16."""
     if preprocess.scale == 255.0:
         return function(images, keys)
-    wide = jnp.round(images.astype(jnp.float32) * (255.0 / preprocess.scale)).astype(jnp.uint8)
-    return jnp.round(function(wide, keys).astype(jnp.float32) * (preprocess.scale / 255.0)).astype(jnp.uint8)
+    to_255 = jnp.round(images.astype(jnp.float32) * (255.0 / preprocess.scale)).astype(jnp.uint8)
+    return jnp.round(function(to_255, keys).astype(jnp.float32) * (preprocess.scale / 255.0)).astype(jnp.uint8)

@@ -326,9 +326,12 @@ def _check_single_images(
     Raises:
       UserError: naming the network and the layer whose statistics would be of one number.
     """
-    parts = config.gradient_accumulation * (distribution.device_count if config.batch_norm == "local" else 1)
+    num_microbatches = config.gradient_accumulation * (distribution.device_count if config.batch_norm == "local" else 1)
     last = info.train_examples % config.batch_size
-    if 1 not in (config.batch_size // parts, last // parts if last % parts == 0 else last):
+    if 1 not in (
+        config.batch_size // num_microbatches,
+        last // num_microbatches if last % num_microbatches == 0 else last,
+    ):
         return
     image = jax.ShapeDtypeStruct((1, *info.image_shape), DTYPES[config.dtype])
     for name, network in networks.items():

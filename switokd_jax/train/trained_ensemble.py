@@ -123,7 +123,8 @@ def read(workdir: str | Path, version: str = "latest") -> TrainedEnsemble:
     state = restore.load_state(folder, int(version) if version.isdigit() else None)
     variables = {
         kind: {
-            name: jax.tree.map(jnp.float32, restore.evaluated(saved)) for name, saved in (state.get(kind) or {}).items()
+            name: jax.tree.map(jnp.float32, restore.evaluation_variables(saved))
+            for name, saved in (state.get(kind) or {}).items()
         }
         for kind in ("networks", "adapters")
     }

@@ -93,7 +93,7 @@ def _eval_variables(states: dict[str, Tree]) -> dict[str, dict[str, Tree]]:
     """Returns the variables of networks, and for one with branches those of each branch with the trunk."""
     networks: dict[str, dict[str, Tree]] = {}
     for name, state in states.items():
-        variables = evaluated(state)
+        variables = evaluation_variables(state)
         branches = saved_branches(variables["params"])
         networks |= {
             node: {kind: of_branch(tree, branch) for kind, tree in variables.items()}
@@ -102,7 +102,7 @@ def _eval_variables(states: dict[str, Tree]) -> dict[str, dict[str, Tree]]:
     return networks
 
 
-def evaluated(state: Tree) -> dict[str, Tree]:
+def evaluation_variables(state: Tree) -> dict[str, Tree]:
     """Returns {'params', 'batch_stats'} of a saved network or module: the averages where it keeps them."""
     return {"params": state["ema"] or state["params"], "batch_stats": state["batch_stats"]}
 
