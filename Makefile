@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 # On Linux the CPU build of torch without its gigabytes of CUDA; elsewhere PyPI's is that already.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH ?= torch==2.13.0
+# Python compiles what it imports; to compile all that is installed takes longer than the tests would gain.
+PIP_FLAGS := --quiet --disable-pip-version-check --no-compile
 # Of `make bench`: cpu or gpu.
 DEVICE ?= cpu
 # Tests run in processes side by side, which share a compilation cache.
@@ -36,8 +38,8 @@ test-torch: $(VENV)/ready-torch
 newest:
 	rm -rf .venv-newest
 	$(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade jax flax optax orbax-checkpoint \
+	.venv-newest/bin/python -m pip install $(PIP_FLAGS) --editable '.[dev]'
+	.venv-newest/bin/python -m pip install $(PIP_FLAGS) --upgrade jax flax optax orbax-checkpoint \
 		numpy scipy grain tensorflow-datasets clu ml_collections matplotlib scikit-learn
 	.venv-newest/bin/python -m pytest -m "not torch and not slow" $(PARALLEL)
 
@@ -56,17 +58,17 @@ lint: $(VENV)/ready-dev
 $(VENV)/ready: requirements.txt setup.cfg setup.py pyproject.toml
 	@echo "setting up $(VENV) with $$(grep -c == requirements.txt) packages: about a minute"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install $(PIP_FLAGS) -r requirements.txt
+	$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install $(PIP_FLAGS) -r requirements-dev.txt
 	$(BIN)/python -m pip check
 	touch $@
 
 $(VENV)/ready-torch: $(VENV)/ready-dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --extra-index-url $(TORCH_INDEX) "$(TORCH)"
+	$(BIN)/python -m pip install $(PIP_FLAGS) --retries 1 --extra-index-url $(TORCH_INDEX) "$(TORCH)"
 	touch $@
 
 clean:

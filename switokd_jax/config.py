@@ -183,6 +183,8 @@ class DataConfig:
       dir: TFDS's data_dir, '' for its default; for 'folder' the folder of train/CLASS/*.png and test/CLASS/*.png.
       augment: augmentation in training; False switches off the transforms and random resized crops.
       transforms: names of `data.transforms.TRANSFORMS`, applied in this order in every training step.
+      flip: whether training mirrors half of the images: 'on', 'off', or 'auto' for all but data sets of digits and
+        letters, where a mirrored image is of another class.
       mix: names of `data.mixing.MIXINGS`, such as 'mixup(alpha=0.4)' and 'cutmix'; () for none. Each training image
         draws one of them, and is mixed with another image of its batch; their labels likewise. Only if `augment`.
       views: 'shared', or 'per_network': each network sees its own crops and transforms of the same images, keyed by
@@ -209,6 +211,7 @@ class DataConfig:
     dir: str = config_fields.text()
     augment: bool = config_fields.boolean(True)
     transforms: tuple[str, ...] = config_fields.sequence(("random_crop_and_flip",))
+    flip: str = config_fields.choice("auto", "auto", "on", "off")
     mix: tuple[str, ...] = config_fields.sequence(())
     views: str = config_fields.choice("shared", "shared", "per_network", "per_branch")
     sampler: str = config_fields.choice("shuffled", "shuffled", "class_pairs")

@@ -61,6 +61,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "switokd.require_better_teacher": st.booleans(),
     "switokd.mode": st.sampled_from(["switch", "learning", "expert"]),
     "data.augment": st.booleans(),
+    "data.flip": st.sampled_from(["auto", "on", "off"]),
     "data.transforms": st.lists(st.sampled_from(["cutout(2)", "rand_augment"]), max_size=2, unique=True).map(tuple),
     "data.mix": st.lists(st.sampled_from(["mixup", "cutmix(alpha=2)"]), max_size=2, unique=True).map(tuple),
     "data.validation_fraction": st.floats(0.0, 0.5),

@@ -25,11 +25,11 @@ import torch
 from PIL import Image
 
 from switokd_jax import config
-from switokd_jax.data import dataset, loader, sampling
+from switokd_jax.data import dataset, loader, normalization, sampling
 from switokd_jax.data.transforms import random_box
 
 SIZE, BATCH, WARM_UP_BATCHES = 224, 64, 6
-MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (dataset.IMAGENET.mean, dataset.IMAGENET.std))
+MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (normalization.IMAGENET.mean, dataset.IMAGENET.std))
 
 
 def write_images(folder: Path, count: int) -> None:

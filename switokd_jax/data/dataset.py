@@ -18,7 +18,7 @@ from switokd_jax.config import DataConfig
 from switokd_jax.data import folder
 from switokd_jax.data.checks import check_images, check_labels
 from switokd_jax.data.image_records import ArrayRecords, ImageSpec, Records, RecordSplit, first_image_size
-from switokd_jax.data.normalization import IMAGENET, NO_FLIP, PUBLISHED, Preprocess, measure, parse_constants
+from switokd_jax.data.normalization import PUBLISHED, Preprocess, imagenet, is_mirrored, measure, parse_constants
 from switokd_jax.data.tfds_source import open_tfds
 from switokd_jax.errors import UserError
 
@@ -260,7 +260,7 @@ def _subset_mask(split: Split | RecordSplit, fraction: float, seed: int) -> np.n
 def _choose_preprocess(spec: DataConfig, source_data: SourceData) -> Preprocess:
     """Returns published constants, or measured ones, or ImageNet's for a stream of unknown statistics.
 
-    The config's own mean and standard deviation replace those.
+    The config's own mean, standard deviation and flip replace those.
 
     Raises:
       UserError: if the config's are not a number for each channel.
@@ -268,14 +268,20 @@ def _choose_preprocess(spec: DataConfig, source_data: SourceData) -> Preprocess:
     if spec.name in PUBLISHED:
         preprocess = PUBLISHED[spec.name]
     elif isinstance(source_data.train, Split):
-        preprocess = measure(source_data.train.images, flip=spec.name.split(":")[0] not in NO_FLIP)
+        preprocess = measure(source_data.train.images)
     else:
-        preprocess = dataclasses.replace(IMAGENET, padding=source_data.image_spec.shape[0] // 8)
+        height, _, channels = source_data.image_spec.shape
+        preprocess = dataclasses.replace(imagenet(channels), padding=height // 8)
+    preprocess = dataclasses.replace(preprocess, flip=_flip(spec))
     if spec.mean or spec.std:
         mean, std = parse_constants(spec.mean, spec.std, source_data.image_spec.shape[-1])
         preprocess = dataclasses.replace(preprocess, mean=mean, std=std)
     # Resized images are cropped and mirrored when they are decoded, not again in the step.
     return dataclasses.replace(preprocess, padding=0, flip=False) if source_data.image_spec.resized else preprocess
+
+
+def _flip(spec: DataConfig) -> bool:
+    return is_mirrored(spec.name) if spec.flip == "auto" else spec.flip == "on"
 
 
 def _streamed(
@@ -285,7 +291,7 @@ def _streamed(
     side = spec.image_size
     skip_bad = spec.on_bad_image == "skip"
     height, width = (side, side) if side else first_image_size(train.records, skip_bad=skip_bad)
-    return SourceData(train, test, tuple(classes), ImageSpec((height, width, channels), resized=side > 0))
+    return SourceData(train, test, tuple(classes), ImageSpec((height, width, channels), side > 0, _flip(spec)))
 
 
 def all_records(records: Records, labels: np.ndarray | None) -> RecordSplit:

@@ -82,10 +82,12 @@ class ImageSpec:
       shape: (height, width, channels).
       resized: if True, images of any size are brought to `shape`: by random resized crops in training, by a centre
         crop otherwise. If False, every image has that shape already.
+      flip: whether half of the random resized crops are mirrored.
     """
 
     shape: tuple[int, int, int]
     resized: bool
+    flip: bool = True
 
 
 def load_example(
@@ -114,7 +116,7 @@ def load_example(
     height, width, channels = image_spec.shape
     image = decode(encoded, channels, name)
     if image_spec.resized:
-        image = centre_crop(image, height) if rng is None else random_resized_crop(image, height, rng)
+        image = centre_crop(image, height) if rng is None else random_resized_crop(image, height, rng, image_spec.flip)
     pixels = to_pixels(image)
     if pixels.shape != image_spec.shape:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,7 +60,31 @@ PUBLISHED: dict[str, Preprocess] = {
     "imagenet2012": IMAGENET,
 }
 # Data sets of digits and letters: a mirrored one is another class, or none.
-NO_FLIP = ("mnist", "emnist", "kmnist", "binarized_mnist", "svhn_cropped", "omniglot", "cmaterdb")
+NO_FLIP = ("digits", "mnist", "emnist", "kmnist", "binarized_mnist", "svhn_cropped", "omniglot", "cmaterdb")
+
+
+def is_mirrored(name: str) -> bool:
+    """Returns whether training mirrors the images of a data set unless its config says otherwise.
+
+    Args:
+      name: of the data set; TFDS's ends with ':VERSION' or '/CONFIG' where it names them.
+
+    >>> is_mirrored("cifar100"), is_mirrored("mnist:3.*.*"), is_mirrored("emnist/letters")
+    (True, False, False)
+    """
+    return re.split("[:/]", name)[0] not in NO_FLIP
+
+
+def imagenet(channels: int) -> Preprocess:
+    """Returns ImageNet's constants; for images that have not three channels, the mean over the three.
+
+    >>> imagenet(1).mean, imagenet(1).std
+    ((0.449,), (0.226,))
+    """
+    if channels == len(IMAGENET.mean):
+        return IMAGENET
+    mean, std = (round(sum(three) / len(three), 4) for three in (IMAGENET.mean, IMAGENET.std))
+    return dataclasses.replace(IMAGENET, mean=(mean,) * channels, std=(std,) * channels)
 
 
 def parse_constants(
@@ -88,12 +113,11 @@ def parse_constants(
     return parsed[0], parsed[1]
 
 
-def measure(images: np.ndarray, *, flip: bool) -> Preprocess:
+def measure(images: np.ndarray) -> Preprocess:
     """Measures mean and standard deviation per channel; sets the padding to an eighth of the height.
 
     Args:
       images: [n, height, width, channels] uint8.
-      flip: `Preprocess.flip` of the result.
 
     Returns:
       Constants rounded to four decimals; the std of a constant channel is 1.
@@ -107,5 +131,4 @@ def measure(images: np.ndarray, *, flip: bool) -> Preprocess:
         mean=tuple(float(m) for m in mean.round(4)),
         std=tuple(float(s) if s > 0 else 1.0 for s in std.round(4)),
         padding=max(images.shape[1] // 8, 1),
-        flip=flip,
     )

@@ -248,11 +248,14 @@ def normalize(images: jax.Array | np.ndarray, preprocess: Preprocess, dtype: Any
     return ((x - mean) / std).astype(dtype)
 
 
-def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """Crops a random box, resizes it to [size, size] pixels and mirrors half of the images, as torchvision does."""
+def random_resized_crop(image: Image.Image, size: int, rng: np.random.Generator, flip: bool = True) -> Image.Image:
+    """Crops a random box, resizes it to [size, size] pixels and mirrors half of the images, as torchvision does.
+
+    Without `flip`, no image is mirrored, and the boxes are the same.
+    """
     # Not resize(box=...): its filter reads pixels beyond the border of the box.
     cropped = image.crop(random_box(image.width, image.height, rng)).resize((size, size), Image.Resampling.BILINEAR)
-    return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else cropped
+    return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip and rng.random() < 0.5 else cropped
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

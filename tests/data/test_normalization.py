@@ -26,13 +26,13 @@ def test_normalize_returns_the_dtype_of_the_run() -> None:
 
 def test_measured_constants_are_numpys_mean_and_std() -> None:
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
-    preprocess = normalization.measure(images, flip=False)
+    preprocess = normalization.measure(images)
     np.testing.assert_allclose(preprocess.mean, (images / 255).mean((0, 1, 2)), atol=1e-4)
     np.testing.assert_allclose(preprocess.std, (images / 255).std((0, 1, 2)), atol=1e-4)
 
 
 def test_a_constant_channel_is_not_divided_by_zero() -> None:
-    assert normalization.measure(np.full((2, 4, 4, 1), 51, np.uint8), flip=True).std == (1.0,)
+    assert normalization.measure(np.full((2, 4, 4, 1), 51, np.uint8)).std == (1.0,)
 
 
 @pytest.mark.parametrize("name", normalization.PUBLISHED)

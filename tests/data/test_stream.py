@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import tiny_runs
 from switokd_jax import config
-from switokd_jax.data import dataset, image_records, loader, sampling
+from switokd_jax.data import dataset, image_records, loader, normalization, sampling, transforms
 from switokd_jax.errors import UserError
 from switokd_jax.parallel import mesh
 from switokd_jax.train import loop
@@ -199,7 +200,44 @@ def test_a_subset_and_a_validation_split_of_a_stream_share_no_record(tmp_path: P
 
 def test_images_that_the_host_crops_are_not_cropped_again_in_the_step(tmp_path: Path) -> None:
     preprocess = dataset.load_dataset(photographs(tmp_path), 0).preprocess
-    assert preprocess == dataclasses.replace(dataset.IMAGENET, padding=0, flip=False)
+    assert preprocess == dataclasses.replace(normalization.IMAGENET, padding=0, flip=False)
+
+
+@pytest.mark.usefixtures("own_additions")
+@pytest.mark.parametrize(
+    ("name", "flip", "expected"),
+    [
+        ("grey", "auto", True),
+        ("grey", "off", False),
+        ("mnist:9.9.9", "auto", False),
+        ("emnist/letters", "auto", False),
+        ("emnist/letters", "on", True),
+    ],
+)
+def test_a_grey_stream_gets_one_mean_and_letters_are_mirrored_only_if_asked(
+    name: str, flip: str, expected: bool
+) -> None:
+    dataset.SOURCES[name] = dataset.SOURCES["digits"]
+    data = dataset.load_dataset(dataclasses.replace(DIGITS, name=name, flip=flip), 0)
+    assert data.preprocess == normalization.Preprocess((0.449,), (0.226,), padding=1, flip=expected)
+    images = np.zeros((2, *data.image_spec.shape), np.uint8)
+    assert transforms.normalize(images, data.preprocess, np.float32).shape == (2, 8, 8, 1)
+
+
+@pytest.mark.parametrize("flip", ["auto", "off"])
+def test_crops_of_a_stream_are_mirrored_unless_the_config_says_no(tmp_path: Path, flip: str) -> None:
+    """The images are darker on their left."""
+    (tmp_path / "train" / "ramp").mkdir(parents=True)
+    for i in range(12):
+        ramp = Image.fromarray(np.tile(np.arange(0, 240, 10, dtype=np.uint8), (24, 1)))
+        ramp.save(tmp_path / "train" / "ramp" / f"{i}.png")
+    spec = config.DataConfig(
+        name="folder", dir=str(tmp_path), pipeline="stream", image_size=16, validation_fraction=0.25, flip=flip
+    )
+    images = np.concatenate([batch.images for _, batch in train_batches(dataclasses.replace(spec, workers=0), 0, 4)])
+    mirrored = images[:, :, 0].mean((1, 2)) > images[:, :, -1].mean((1, 2))
+    assert mirrored.any() == (flip == "auto")
+    assert not mirrored.all()
 
 
 @pytest.mark.slow

@@ -411,6 +411,8 @@ def test_a_random_resized_crop_is_a_crop_a_resize_and_a_flip() -> None:
         expected = np.asarray(crop)[:, ::-1] if rng.random() < 0.5 else np.asarray(crop)
         result = transforms.random_resized_crop(image, 24, np.random.default_rng(seed))
         np.testing.assert_array_equal(np.asarray(result), expected)
+        unflipped = transforms.random_resized_crop(image, 24, np.random.default_rng(seed), flip=False)
+        np.testing.assert_array_equal(np.asarray(unflipped), np.asarray(crop))
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (256, 256), (100, 90)])
