@@ -29,7 +29,7 @@ from switokd_jax.data import dataset, loader, normalization, sampling
 from switokd_jax.data.transforms import random_box
 
 SIZE, BATCH, WARM_UP_BATCHES = 224, 64, 6
-MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (normalization.IMAGENET.mean, dataset.IMAGENET.std))
+MEAN, STD = (torch.tensor(x).view(3, 1, 1) for x in (normalization.IMAGENET.mean, normalization.IMAGENET.std))
 
 
 def write_images(folder: Path, count: int) -> None:
