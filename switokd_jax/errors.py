@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
 # Exit status after a signal. 75 is EX_TEMPFAIL of sysexits.h: try again later. Shells report 128 + 2 after Ctrl-C.
 EXIT_STATUS = {signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
@@ -55,6 +57,29 @@ def one_line(error: object) -> str:
     """
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]} ..."
+
+
+def import_extra(module: str, extra: str, asked_by: str, *, otherwise: str = "") -> ModuleType:
+    """Imports a package that only an extra of ours installs.
+
+    Args:
+      module: its name.
+      extra: the extra of setup.cfg.
+      asked_by: the field, flag or file that needs it.
+      otherwise: what else the user can do.
+
+    Raises:
+      UserError: if it is not installed, with the command that installs it.
+
+    >>> import_extra("no_such_module", "hf", "config.field", otherwise="leave it empty")
+    Traceback (most recent call last):
+    switokd_jax.errors.UserError: config.field needs no_such_module: pip install 'switokd_jax[hf]', or leave it empty
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        alternative = f", or {otherwise}" if otherwise else ""
+        raise UserError(f"{asked_by} needs {module}: pip install 'switokd_jax[{extra}]'{alternative}") from None
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -39,7 +39,7 @@ def trained(name: str, workdir: Path, **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_own_method(tmp_path: Path) -> None:
-    summary = trained("own_method", tmp_path / "run", batch_size=512, steps=6)
+    summary = trained("own_method", tmp_path / "run", batch_size=479, steps=6)
     assert [of["updates"] for of in summary["networks"].values()] == [6, 6, 6]
     assert summary["switch"] == {}
 
@@ -60,14 +60,14 @@ def test_own_method_by_hand() -> None:
 
 @pytest.mark.slow
 def test_own_network(tmp_path: Path) -> None:
-    summary = trained("own_network", tmp_path / "run", batch_size=512, steps=6)
+    summary = trained("own_network", tmp_path / "run", batch_size=479, steps=6)
     assert summary["networks"]["student"]["parameters"] == 64 * 64 + 64 + 64 * 10 + 10
 
 
 @pytest.mark.slow
 def test_own_nnx_network(tmp_path: Path) -> None:
     """Its parameters learn, and its running statistics move."""
-    summary = trained("own_nnx_network", tmp_path / "run", batch_size=512, steps=6)
+    summary = trained("own_nnx_network", tmp_path / "run", batch_size=479, steps=6)
     convolutions, norms, linear = 9 * 1 * 16 + 9 * 16 * 32, 2 * (16 + 32), 32 * 10 + 10
     assert summary["networks"]["student"]["parameters"] == convolutions + norms + linear
     student = restore.load_state(tmp_path / "run")["networks"]["student"]
@@ -134,7 +134,7 @@ def test_a_module_that_learns_with_nobody_is_named() -> None:
 
 @pytest.mark.slow
 def test_own_topology(tmp_path: Path) -> None:
-    summary = trained("own_topology", tmp_path / "run", batch_size=512, steps=6)
+    summary = trained("own_topology", tmp_path / "run", batch_size=479, steps=6)
     assert [*summary["switch"]] == ["strong->weak"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
 import subprocess
 import sys
@@ -21,11 +20,13 @@ def command(
     devices: int = 1,
     start: tuple[str, ...] = ("-m", "switokd_jax.main"),
     before: tuple[str, ...] = (),
+    stdin: str = "",
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*before, sys.executable, *start, *flags],
         cwd=ROOT,
         env=tiny_runs.environment(devices),
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=300,
@@ -65,37 +66,61 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
+# Imports the program once, and forks a process that runs it for each line of the input: arguments, and files for its
+# output. Prints their exit statuses.
+FORK = """
+import json, os, runpy, sys
+import switokd_jax.train.loop
+for line in sys.stdin:
+    arguments, *files = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for number, path in enumerate(files, 1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        sys.argv = ["switokd_jax.main", *arguments]
+        runpy.run_module("switokd_jax.main", run_name="__main__", alter_sys=True)
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.CompletedProcess[str], list[str]]]:
-    """Runs every bad input, two at a time; returns the processes, and the files that they left in their folders."""
-
-    def run(name: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str, list[str]]]:
+    """Runs every bad input; returns exit status, stdout, stderr, and the files that it left in its folder."""
+    config = json.loads(tiny_runs.config_file("digits").get_config().to_json_best_effort())
+    folders, lines = [], []
+    for flags, _ in BAD.values():
         folder = tmp_path_factory.mktemp("bad")
-        (folder / "another").mkdir()
-        config = json.loads(tiny_runs.config_file("digits").get_config().to_json_best_effort())
-        (folder / "another" / "config.json").write_text(json.dumps(config | {"seed": 7}))
-        flags = [flag.format(another=folder / "another") for flag in BAD[name][0]]
-        if not any(flag.startswith("--workdir") for flag in flags):
-            flags.append(f"--workdir={folder / 'new'}")
-        process = command(*flags, devices=2)
-        return process, sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return dict(zip(BAD, pool.map(run, BAD), strict=True))
+        (folder / "given" / "another").mkdir(parents=True)
+        (folder / "given" / "another" / "config.json").write_text(json.dumps(config | {"seed": 7}))
+        given = [flag.format(another=folder / "given" / "another") for flag in flags]
+        if not any(flag.startswith("--workdir") for flag in given):
+            given.append(f"--workdir={folder / 'given' / 'new'}")
+        folders.append(folder)
+        lines.append(json.dumps([given, str(folder / "stdout"), str(folder / "stderr")]))
+    done = command(devices=2, start=("-c", FORK), stdin="\n".join(lines))
+    statuses = [int(line) for line in done.stdout.splitlines()]
+    return {
+        name: (
+            status,
+            (folder / "stdout").read_text(),
+            (folder / "stderr").read_text(),
+            sorted(str(path.relative_to(folder / "given")) for path in (folder / "given").rglob("*")),
+        )
+        for name, status, folder in zip(BAD, statuses, folders, strict=True)
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_ends_with_one_line(
-    name: str, results: dict[str, tuple[subprocess.CompletedProcess[str], list[str]]]
-) -> None:
-    process, files = results[name]
-    lines = process.stderr.strip().splitlines()
-    assert len(lines) == 1, process.stderr
+def test_bad_input_ends_with_one_line(name: str, results: dict[str, tuple[int, str, str, list[str]]]) -> None:
+    status, stdout, stderr, files = results[name]
+    lines = stderr.strip().splitlines()
+    assert len(lines) == 1, stderr
     assert lines[0].startswith("switokd_jax: ")
     assert BAD[name][1] in lines[0]
-    assert process.returncode == 1
-    assert process.stdout == ""
+    assert status == 1
+    assert stdout == ""
     assert files == ["another", "another/config.json"]
 
 

@@ -17,12 +17,12 @@ import signal
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any, NamedTuple
 
 from switokd_jax.analysis import job_runner
 from switokd_jax.analysis.jobs import Job
-from switokd_jax.errors import EXIT_STATUS, UserError, one_line
+from switokd_jax.errors import EXIT_STATUS, UserError, import_extra, one_line
 from switokd_jax.files import read_json, write_json
 from switokd_jax.stop_signals import StopRequested
 
@@ -167,7 +167,7 @@ def submit(jobs: Sequence[Job], folder: Path, resources: Resources, cluster: str
       UserError: if the jobs cannot be used, there is no cluster, or it refuses a job; arrays before that one are in the
         queue.
     """
-    submitit = _import_submitit()
+    submitit = import_extra("submitit", "slurm", "--launcher=slurm")
     job_runner.check_jobs(jobs, folder)
     folder = folder.resolve()
     unfinished = job_runner.unfinished_jobs(jobs, folder)
@@ -228,13 +228,6 @@ def parse_minutes(text: str) -> int:
             f"--time={text} is too short for a start that trains and saves; give {MIN_MINUTES} minutes or more"
         )
     return total
-
-
-def _import_submitit() -> ModuleType:
-    try:
-        return importlib.import_module("submitit")
-    except ModuleNotFoundError:
-        raise UserError("--launcher=slurm needs submitit: pip install 'switokd_jax[slurm]'") from None
 
 
 def _queue_states() -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from switokd_jax.errors import UserError, one_line
+from switokd_jax.errors import UserError, import_extra, one_line
 from switokd_jax.interop import pytorch
 from switokd_jax.models import swin
 
@@ -68,7 +68,7 @@ def read(source: str, image_size: int) -> Pretrained:
 
 
 def _timm(name: str, image_size: int) -> Pretrained:
-    timm = _import("timm", "timm")
+    timm = import_extra("timm", "timm", "timm:...")
     if not timm.is_model(name.partition(".")[0]):
         raise UserError(f"timm:{name}: timm has no such model; timm.list_pretrained() has its names")
     model = timm.create_model(name, pretrained=True, **timm_options(timm, name, image_size))
@@ -84,7 +84,7 @@ def timm_options(timm: ModuleType, name: str, image_size: int) -> dict[str, Any]
 
 def _torchvision(name: str, image_size: int) -> Pretrained:
     del image_size  # none of our networks takes a table of positions from there
-    models = _import("torchvision", "torchvision").models
+    models = import_extra("torchvision", "torchvision", "torchvision:...").models
     try:
         weights = models.get_weight(name)
     except (KeyError, ValueError, AttributeError, TypeError):
@@ -97,7 +97,7 @@ def _torchvision(name: str, image_size: int) -> Pretrained:
 
 def _hugging_face(name: str, image_size: int) -> Pretrained:
     del image_size  # a file is read as it is
-    hub = _import("huggingface_hub", "hf")
+    hub = import_extra("huggingface_hub", "hf", "hf:...")
     tensors = pytorch.read(hub.hf_hub_download(name, "model.safetensors"))
     config = json.loads(Path(hub.hf_hub_download(name, "config.json")).read_text())
     constants = config.get("pretrained_cfg", config)
@@ -120,10 +120,3 @@ def _url(library: str, name: str) -> str:
 def _pretrained(tensors: Mapping[str, Any], constants: Mapping[str, Any]) -> Pretrained:
     state_dict = {name: np.asarray(value.detach().float().numpy()) for name, value in tensors.items()}
     return Pretrained(state_dict, tuple(constants["mean"]), tuple(constants["std"]))
-
-
-def _import(module: str, extra: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"{extra}:... needs {module}: pip install 'switokd_jax[{extra}]'") from None

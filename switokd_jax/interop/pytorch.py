@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from absl import logging
 from flax import traverse_util
 
 from switokd_jax import models
-from switokd_jax.errors import UserError, one_line
+from switokd_jax.errors import UserError, import_extra, one_line
 from switokd_jax.files import atomic_write
 
 StateDict = Mapping[str, np.ndarray]
@@ -261,12 +262,8 @@ def _refusal(error: Exception) -> str:
     return f"was refused by torch.load(weights_only=True): {one_line(text)}"
 
 
-def _torch(path: Path) -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(f"{path} needs PyTorch; pip install 'switokd_jax[torch]' or use .safetensors") from None
-    return torch
+def _torch(path: Path) -> ModuleType:
+    return import_extra("torch", "torch", str(path), otherwise="use .safetensors")
 
 
 def _to_flax(path: tuple[str, ...], value: np.ndarray) -> np.ndarray:

@@ -13,11 +13,12 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from absl import logging
 
-from switokd_jax.errors import UserError, one_line
+from switokd_jax.errors import UserError, import_extra, one_line
 from switokd_jax.files import atomic_write, to_json
 from switokd_jax.workdir.event_writer import EventWriter, open_event_writer
 from switokd_jax.workdir.layout import Workdir
@@ -230,9 +231,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of a Weights & Biases project; it resumes with its workdir."""
 
-    def __init__(self, workdir: Workdir, project: str, config: Mapping[str, Any]):
-        import wandb
-
+    def __init__(self, wandb: ModuleType, workdir: Workdir, project: str, config: Mapping[str, Any]):
         workdir = Workdir(workdir.root.resolve())
         self._run = wandb.init(
             project=project,
@@ -324,10 +323,9 @@ def open_writer(
     if tensorboard:
         sinks.append(TensorBoard(workdir.root))
     if wandb:
+        library = import_extra("wandb", "wandb", "config.log.wandb", otherwise="set it to ''")
         try:
-            sinks.append(WeightsAndBiases(workdir, wandb, config or {}))
-        except ImportError:
-            raise UserError("config.log.wandb needs Weights & Biases: pip install wandb, or set it to ''") from None
+            sinks.append(WeightsAndBiases(library, workdir, wandb, config or {}))
         except Exception as error:
             raise UserError(
                 f"config.log.wandb {wandb!r} does not start ({one_line(error)}); log in, or set it to ''"

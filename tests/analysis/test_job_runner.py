@@ -408,7 +408,7 @@ def test_a_smoke_table_trains_once(tmp_path: Path) -> None:
     """The second time there is nothing left to do."""
     command = [sys.executable, "experiments/table_cifar.py", "--smoke", f"--workdir={tmp_path}", "--arms", "vanilla"]
     command += ["--seeds", "0", "--epochs=1", "--", "--config.networks.teacher.model=resnet8"]
-    command += ["--config.networks.student.model=resnet8"]
+    command += ["--config.networks.student.model=resnet8", "--config.data.train_examples=640"]
     for expected in ("[1/1] digits_vanilla_seed0", "1 of 1 runs are done"):
         done = subprocess.run(
             command, cwd=ROOT, env=tiny_runs.environment(), capture_output=True, text=True, timeout=300, check=True

@@ -280,8 +280,9 @@ def test_the_name_of_the_network_decides_between_several_that_fit() -> None:
         tiny_runs.assert_same_bits(found, pytorch.variables("resnet8", tensors, 10))
 
 
-@pytest.mark.slow
-def test_a_file_that_does_not_fit_is_compared_with_usual_networks() -> None:
+def test_a_file_that_does_not_fit_is_compared_with_usual_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {"resnet14", "resnet8"} < {*pytorch.USUAL_NETWORKS}
+    monkeypatch.setattr(pytorch, "USUAL_NETWORKS", ("resnet14", "vgg8", "resnet8", "wrn_10_1"))
     with pytest.raises(ValueError, match=r"resnet14: .* its first are \S+, \S+, \S+; it looks like resnet8$"):
         pytorch.variables("resnet14", prefixed(""), 10)
 

@@ -333,20 +333,26 @@ def test_kd_learns_from_a_run_of_ours(tmp_path: Path) -> None:
 def test_features_are_those_of_the_public_code(teacher: str, student: str, stages: tuple[int, ...], hint: int) -> None:
     """RepDistiller compares feat[1:-1] of each network, and hint layer 2; VGG's feat[0] is its first stage."""
     names = tuple(f"stage{i}" for i in stages)
-    info = dataset.DatasetInfo(10, (32, 32, 3), 640, tiny_runs.PREPROCESS)
     for method, expected in (("at", names), ("fitnet", f"stage{hint}")):
-        c = tiny_run(method=method)
-        c.networks.teacher.model, c.networks.student.model = teacher, student
-        c.networks.teacher.frozen, c.networks.teacher.init_from = True, "runs/teacher:teacher"
-        c[method].weight = 3.0
-        run = run_spec.make(config.parse(c), info, jax.devices()[:1])
+        run = feature_run(method, teacher, student, {"weight": 3.0})
         found = run.config.hyperparameters
         assert (found.student, found.teacher, found.weight) == (expected, expected, 3.0)
         assert run.networks["student"].features == (expected if method == "at" else (expected,))
-        c[method].student = names[-1:] if method == "at" else names[-1]
-        c[method].teacher = c[method].student
-        named = run_spec.make(config.parse(c), info, jax.devices()[:1])
-        assert named.networks["teacher"].features == names[-1:]
+
+
+@pytest.mark.parametrize(("method", "named"), [("at", ("stage3",)), ("fitnet", "stage3")])
+def test_features_that_the_config_names_replace_those(method: str, named: Any) -> None:
+    run = feature_run(method, "resnet8", "wrn_10_1", {"student": named, "teacher": named})
+    assert run.networks["teacher"].features == run.networks["student"].features == ("stage3",)
+
+
+def feature_run(method: str, teacher: str, student: str, options: dict[str, Any]) -> run_spec.RunSpec:
+    c = tiny_run(method=method)
+    c.networks.teacher.model, c.networks.student.model = teacher, student
+    c.networks.teacher.frozen, c.networks.teacher.init_from = True, "runs/teacher:teacher"
+    c[method].update(options)
+    info = dataset.DatasetInfo(10, (32, 32, 3), 640, tiny_runs.PREPROCESS)
+    return run_spec.make(config.parse(c), info, jax.devices()[:1])
 
 
 @pytest.mark.slow
