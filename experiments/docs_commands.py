@@ -86,7 +86,7 @@ WAYS = (
     Way(r"pip install (-r|--no-deps)", elsewhere="make demo"),
     Way(r"pip install -e", elsewhere="tests/test_docs.py compares the extras with setup.cfg"),
     Way(r"mkdocs build", elsewhere="tests/test_docs.py"),
-    Way(r"make (bench|table)", "--dry-run"),
+    Way(r"make (bench|table|newest)", "--dry-run"),
     Way(r"(PROJECT=\S+ .*|)experiments/launch/tpu_slice\.sh|sbatch ", elsewhere="tests/parallel/test_launch.py"),
     Way(MAIN + r" \.\.\. --coordinator", elsewhere="tests/parallel/test_multihost.py"),
     Way(MAIN + r" --help", quick=True),
