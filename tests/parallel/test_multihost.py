@@ -114,7 +114,7 @@ def test_two_processes_train_the_run_of_one(single_process: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
+def test_a_killed_process_ends_the_others_and_the_run_resumes(tmp_path: Path) -> None:
     """The others end within a minute, with a message."""
     flags = (*FLAGS, "--config.epochs=200", "--config.checkpoint.every=2")
     process = launched(2, tmp_path / "run", *flags)
@@ -127,7 +127,12 @@ def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
     assert process.returncode not in (0, None)
     assert "restart all of them" in err or "another task died" in err
     assert not [pid for pid in peers if Path(f"/proc/{pid}").exists()]
-    assert restore.load_state(tmp_path / "run")["step"] > 0
+    step = metric_writers.read_metrics(Workdir(tmp_path / "run").metrics)[-1]["step"]
+    again = start(MAIN, tmp_path / "run", *flags)
+    wait_for_lines(tmp_path / "run", again, beyond=step)
+    again.send_signal(signal.SIGINT)
+    assert "stopped by SIGINT after step" in stderr_of(again, 130)
+    assert int(state(tmp_path / "run")["step"]) > step
 
 
 @pytest.mark.slow
@@ -204,6 +209,13 @@ def test_a_port_that_is_taken_ends_process_0_with_one_line(tmp_path: Path) -> No
 def children(pid: int) -> list[int]:
     """Returns the ids of the processes that a process has started, oldest first."""
     return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def wait_for_lines(workdir: Path, process: subprocess.Popen[str], beyond: int = 0) -> None:
+    """Waits until the run has taken more than so many steps."""
+    while max((row["step"] for row in metric_writers.read_metrics(Workdir(workdir).metrics)), default=0) <= beyond:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
 
 
 def wait_for_a_save(workdir: Path, process: subprocess.Popen[str]) -> None:

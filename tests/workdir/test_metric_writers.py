@@ -181,7 +181,8 @@ def test_wandb_failures_do_not_stop_the_run(tmp_path: Path, wandb: Wandb, caplog
 
 def test_wandb_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"config.log.wandb needs wandb: pip install .* or set it to ''"):
+    message = r"config\.log\.wandb needs wandb: pip install 'switokd_jax\[wandb\]', or set it to ''"
+    with pytest.raises(UserError, match=message):
         open_wandb(tmp_path)
 
 
