@@ -138,15 +138,15 @@ def test_a_killed_process_ends_the_others_and_the_run_resumes(tmp_path: Path) ->
 @pytest.mark.slow
 def test_a_preemption_of_one_process_saves_and_stops_all(single_process: Path, tmp_path: Path) -> None:
     """One process then resumes the run of two."""
-    workdir = tmp_path / "run"
-    peers = srun(2, workdir, *FLOAT64, "--config.parallelism=pmap", "--config.checkpoint.every=0.4")
+    workdir, pmap = tmp_path / "run", "--config.parallelism=pmap"
+    peers = srun(2, workdir, *FLOAT64, pmap, "--config.checkpoint.every=0.4")
     wait_for_a_save(workdir, peers[0])  # Orbax has JAX's sync point count steps then
     peers[1].send_signal(signal.SIGTERM)
     assert all("stopped by SIGTERM after step" in stderr_of(peer, 75) for peer in peers)
     stopped = int(state(workdir)["step"])
     assert 0 < stopped < int(state(single_process)["step"])
     assert metric_writers.read_metrics(Workdir(workdir).metrics)[-1]["step"] == stopped
-    stderr_of(start(MAIN, workdir, *FLOAT64))
+    stderr_of(start(MAIN, workdir, *FLOAT64, pmap))
     assert_same_run(single_process, workdir)
 
 
