@@ -359,16 +359,17 @@ def test_convolution_and_its_gradients_are_lax_s(
     depthwise: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also for images that are so small that another implementation would be chosen."""
+    """Kernel gradients are those of two groups of three images and a remainder of one, however small the images."""
     monkeypatch.setattr(convolution, "MIN_ELEMENTS", 0)
+    monkeypatch.setattr(convolution, "GROUP", 3)
     size, stride = size_and_stride
-    channels = convolution.MIN_CHANNELS
+    channels = 4
     groups = channels if depthwise else 1
     rng = np.random.default_rng(0)
     pads = ((size // 2, size // 2),) * 2
     numbers = ("NHWC", "HWIO", "NHWC")
     with jax.enable_x64(True):
-        x = jnp.asarray(rng.normal(size=(6, side, side, channels)))
+        x = jnp.asarray(rng.normal(size=(7, side, side, channels)))
         kernel = jnp.asarray(rng.normal(size=(size, size, channels // groups, channels if depthwise else 3)))
 
         def ours(x: jax.Array, k: jax.Array) -> jax.Array:

@@ -10,7 +10,6 @@ because the library's use few threads per channel. Everything else is `lax.conv_
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,11 +21,10 @@ from switokd_jax.precision import promote_to_float32
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 NHWC_HWIO = ("NHWC", "HWIO", "NHWC")
-# Kernel gradients by matrix products, as measured: so many images at a time. With fewer input channels, or fewer
-# numbers in an image, one convolution over the full batch is faster.
-CHUNK = 4
-MIN_CHANNELS = 32
-MIN_ELEMENTS = 2**14
+# Kernel gradients on CPU, as measured: the images whose transposed copies stay in a core's cache, and the numbers of a
+# batch below which all of it does.
+GROUP = 16
+MIN_ELEMENTS = 2**18
 
 
 def for_devices(platform: str, *, single_device: bool) -> Callable[..., jax.Array]:
@@ -208,9 +206,8 @@ def _plain_backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     dx = _input_gradient(g, kernel, x.shape, stride, pads)
-    if single_device and x.shape[3] >= MIN_CHANNELS and math.prod(x.shape[1:]) >= MIN_ELEMENTS:
-        return dx, _kernel_gradient_by_products(x, g, kernel.shape, stride, pads)
-    return dx, _kernel_gradient(x, g, kernel.shape, stride, pads)
+    kernel_gradient = _kernel_gradient_by_groups if single_device and x.size >= MIN_ELEMENTS else _kernel_gradient
+    return dx, kernel_gradient(x, g, kernel.shape, stride, pads)
 
 
 def _kernel_gradient(
@@ -234,24 +231,25 @@ def _kernel_gradient(
     return jnp.transpose(dkernel, (1, 2, 0, 3))
 
 
-def _kernel_gradient_by_products(
+def _kernel_gradient_by_groups(
     x: jax.Array, g: jax.Array, shape: tuple[int, ...], stride: tuple[int, int], pads: Pads
 ) -> jax.Array:
-    """Computes the kernel's gradient as matrix products of im2col slices with g, a few images at a time.
+    """Computes the kernel's gradient for a few images at a time and adds these up, in float32 at least.
 
-    As one convolution it reads transposed copies of the full batch (2 cores, batch 128, 32x32x64 to 64 in strides of
-    2: 48 ms; by products 17).
+    Transposed copies of the full batch do not fit into a cache: their numbers are written and read with strides through
+    memory (one core, batch 128, to and from 32x32x32: 480 ms; by groups 57. 32x32x16: 24 and 16. 4x4x256: 51 and 36).
     """
-    chunk = math.gcd(len(x), CHUNK)
 
-    def add_chunk(total: jax.Array, chunks: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        x_chunk, g_chunk = chunks
-        columns = jnp.concatenate(_im2col_slices(x_chunk, (shape[0], shape[1]), stride, pads), axis=-1)
-        return total + columns.reshape(-1, columns.shape[-1]).T @ g_chunk.reshape(-1, shape[3]), None
+    def add_group(total: jax.Array, group: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + promote_to_float32(_kernel_gradient(*group, shape, stride, pads)), None
 
-    chunks = x.reshape(-1, chunk, *x.shape[1:]), g.reshape(-1, chunk, *g.shape[1:])
-    total, _ = lax.scan(add_chunk, jnp.zeros((shape[0] * shape[1] * shape[2], shape[3]), g.dtype), chunks)
-    return total.reshape(shape)
+    complete = len(x) - len(x) % GROUP
+    groups = [images[:complete].reshape(-1, GROUP, *images.shape[1:]) for images in (x, g)]
+    total = promote_to_float32(jnp.zeros(shape, g.dtype))
+    total, _ = lax.scan(add_group, total, (groups[0], groups[1]))
+    if complete < len(x):
+        total, _ = add_group(total, (x[complete:], g[complete:]))
+    return total.astype(g.dtype)
 
 
 def _input_gradient(
