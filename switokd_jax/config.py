@@ -252,7 +252,7 @@ class LogConfig:
       tensorboard: whether to write TensorBoard events.
       wandb: Weights & Biases project to log to (pip install wandb); '' for none.
       progress: whether to print progress.
-      profile: whether to write a trace of the first three steps to WORKDIR/profile; see docs/performance.md.
+      profile: whether to write a trace of the fourth to sixth step to WORKDIR/profile; see docs/performance.md.
     """
 
     every: int = config_fields.integer(50, low=1)

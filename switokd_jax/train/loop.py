@@ -49,7 +49,8 @@ from switokd_jax.workdir.layout import Workdir
 from switokd_jax.workdir.resume import check_workdir, open_workdir, to_json
 from switokd_jax.workdir.skipped_images import SkippedImages
 
-PROFILE_STEPS = 3
+# The first steps write to memory that the system has yet to provide; on CPU they can take twice as long as later ones.
+PROFILE_WARMUP, PROFILE_STEPS = 3, 3
 MAX_PENDING_CALLS = 1  # calls that are queued behind the one that runs
 
 
@@ -141,7 +142,7 @@ def train(
             state, saved = restored
             clock, best = TrainingClock(saved["seconds"], saved["examples"]), saved["best"]
             event_is_due = saved.get("event_is_due", False)  # a stop interrupted the evaluation after that step
-        first_step = step = int(state.step)
+        step = int(state.step)
         if is_main_process():
             metric_writers.truncate_after(workdir.metrics, step, keep_evaluation=not event_is_due)
             provenance.append_start(workdir, record, step)
@@ -155,14 +156,15 @@ def train(
 
         # ---------- Train: calls of several steps each, none of them across an event or a log interval.
         events = make_events(run)
-        profiled = step + PROFILE_STEPS if config.log.profile else None
+        profile_start = min(step + PROFILE_WARMUP, run.total_steps - 1) if config.log.profile else None
+        profile_bounds = (profile_start, profile_start + PROFILE_STEPS) if profile_start is not None else ()
         state = distribution.device_put(state)
         batches = train_loader.train_batches(step, run.total_steps)
         stacks = stack_batches(
             batches,
             run.max_steps_per_call,
             step,
-            lambda step: step % config.log.every == 0 or step == profiled or events.get(step) is not None,
+            lambda step: step % config.log.every == 0 or step in profile_bounds or events.get(step) is not None,
         )
         pending: list[tuple[range, Mapping[str, jax.Array]]] = []
         with contextlib.ExitStack() as on_exit, _advice_if_nonfinite(checkpointer):
@@ -180,7 +182,7 @@ def train(
                         train_step.executable(state, train_loader.device_data, stack)
                     clock.start()
                     clock.examples += stack.size * stack.count
-                    with _profile(workdir.profile, enabled=config.log.profile and step == first_step) as finish:
+                    with _profile(workdir.profile, state, enabled=step == profile_start) as finish:
                         state, metrics = finish(train_step.call(state, train_loader.device_data, stack))
                     pending.append((range(step + 1, step + stack.count + 1), distribution.unreplicate(metrics)))
                     step += stack.count
@@ -340,11 +342,15 @@ def load_next_teacher(run: RunSpec, state: TrainState, source: str) -> TrainStat
 
 
 @contextlib.contextmanager
-def _profile(folder: Path, *, enabled: bool) -> Iterator[Callable[[Any], Any]]:
-    """Writes a trace of what runs inside the context, if enabled; yields the function that waits for its results."""
+def _profile(folder: Path, state: TrainState, *, enabled: bool) -> Iterator[Callable[[Any], Any]]:
+    """Writes a trace of what runs inside the context, if enabled; yields the function that waits for its results.
+
+    Before that it waits for the state, which earlier steps may still compute.
+    """
     if not enabled:
         yield lambda results: results
         return
+    jax.block_until_ready(state)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # a trace holds a million events, and Python's would fill it
     with jax.profiler.trace(str(folder), profiler_options=options):

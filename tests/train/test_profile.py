@@ -1,4 +1,4 @@
-"""A trace of the first call, and the table of its operations."""
+"""A trace of a few steps, and the table of its operations."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def table(workdir: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_profile_names_the_operations(tmp_path: Path) -> None:
+    """Also of a run that ends before the steps that are usually traced."""
     changes: dict[str, Any] = {"batch_size": 64, "steps": 2, "data.train_examples": 128, "log.profile": True}
     c = tiny_runs.tiny_config(**changes)
     loop.train_and_evaluate(c, tmp_path / "run")
