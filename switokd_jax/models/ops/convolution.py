@@ -255,27 +255,32 @@ def _kernel_gradient_by_groups(
 def _input_gradient(
     g: jax.Array, kernel: jax.Array, shape: tuple[int, ...], stride: tuple[int, int], pads: Pads
 ) -> jax.Array:
-    """Computes the gradient at the input as a plain convolution of g, without products by zero.
+    """Computes the gradient at the input as plain convolutions of g, without products by zero.
 
     Input pixel `stride * q + phase` contributes to output q - d through the kernel's element
-    `stride * d + phase + pad`. The convolution has one group of output channels for each phase, 0 <= phase < stride,
-    and the phases are then interleaved. The usual form puts zeros between g's pixels, so that for strides of 2 three
-    quarters of the products are by zero (2 cores, batch 128, 32x32x64 to 64 in strides of 2: 57 ms; here 40). For
-    stride 1 there is one phase, and both forms are the same.
+    `stride * d + phase + pad`. So each phase, 0 <= phase < stride, is a convolution with its own elements of the
+    kernel, and the phases are then interleaved. The usual form puts zeros between g's pixels, so that for strides of 2
+    three quarters of the products are by zero. One convolution for all phases, whose kernels zeros make equally large,
+    takes longer too (2 cores, batch 128, in strides of 2: 32x32x64 to 64 32 ms, 16x16x128 to 128 44 ms; here 20 and
+    24).
     """
     size = [-(-shape[1 + i] // stride[i]) for i in (0, 1)]
-    min_d = [-((pads[i][0] + stride[i] - 1) // stride[i]) for i in (0, 1)]
-    max_d = [(kernel.shape[i] - 1 - pads[i][0]) // stride[i] for i in (0, 1)]
-    spans = [max_d[i] - min_d[i] + 1 for i in (0, 1)]
-    low = [-stride[i] * min_d[i] - pads[i][0] for i in (0, 1)]
-    kernel_pads = [(low[i], stride[i] * spans[i] - kernel.shape[i] - low[i]) for i in (0, 1)]
-    phases = jnp.pad(kernel, (*kernel_pads, (0, 0), (0, 0)))
-    phases = phases.reshape(spans[0], stride[0], spans[1], stride[1], *kernel.shape[2:])[::-1, :, ::-1]
-    phases = jnp.transpose(phases, (0, 2, 5, 1, 3, 4)).reshape(*spans, kernel.shape[3], -1)
-    padding = [(max_d[i], size[i] - g.shape[1 + i] - min_d[i]) for i in (0, 1)]
-    dx = lax.conv_general_dilated(g, phases, (1, 1), padding, dimension_numbers=NHWC_HWIO)
-    dx = dx.reshape(len(g), *size, *stride, shape[3]).transpose(0, 1, 3, 2, 4, 5)
-    dx = dx.reshape(len(g), size[0] * stride[0], size[1] * stride[1], shape[3])
+
+    def phase_gradient(*phase: int) -> jax.Array:
+        first = [(phase[i] + pads[i][0]) % stride[i] for i in (0, 1)]
+        elements = kernel[first[0] :: stride[0], first[1] :: stride[1]]
+        if 0 in elements.shape:  # a stride longer than the kernel skips pixels
+            return jnp.zeros((len(g), *size, shape[3]), g.dtype)
+        min_d = [(first[i] - phase[i] - pads[i][0]) // stride[i] for i in (0, 1)]
+        max_d = [min_d[i] + elements.shape[i] - 1 for i in (0, 1)]
+        padding = [(max_d[i], size[i] - g.shape[1 + i] - min_d[i]) for i in (0, 1)]
+        if elements.shape[:2] == (1, 1) and padding == [(0, 0), (0, 0)]:
+            return _pointwise(g, elements[0, 0].T)
+        elements = elements[::-1, ::-1].swapaxes(2, 3)
+        return lax.conv_general_dilated(g, elements, (1, 1), padding, dimension_numbers=NHWC_HWIO)
+
+    rows = [jnp.stack([phase_gradient(i, j) for j in range(stride[1])], 3) for i in range(stride[0])]
+    dx = jnp.stack(rows, 2).reshape(len(g), size[0] * stride[0], size[1] * stride[1], shape[3])
     return dx[:, : shape[1], : shape[2]]
 
 
