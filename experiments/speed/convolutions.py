@@ -62,9 +62,9 @@ def of_groups(kernel_gradient: Operation, size: int, x: jax.Array, g: jax.Array)
     def add(total: jax.Array, group: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return total + kernel_gradient(*group), None
 
-    shape = jax.eval_shape(kernel_gradient, x[:size], g[:size]).shape
+    zeros = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]))
     x_groups, g_groups = (images.reshape(-1, size, *images.shape[1:]) for images in (x, g))
-    return lax.scan(add, jnp.zeros(shape), (x_groups, g_groups))[0]
+    return lax.scan(add, zeros, (x_groups, g_groups))[0]
 
 
 def windows(x: jax.Array, g: jax.Array) -> list[jax.Array]:
@@ -84,20 +84,23 @@ def rows(images: jax.Array) -> jax.Array:
 
 
 def one_product(x: jax.Array, g: jax.Array) -> jax.Array:
-    """Computes a kernel gradient [features, 9 * channels] as a product of g with the concatenated windows."""
-    return rows(g).T @ rows(jnp.concatenate(windows(x, g), axis=-1))
+    """Computes a kernel gradient as a product of g with the concatenated windows."""
+    gradient = rows(g).T @ rows(jnp.concatenate(windows(x, g), axis=-1))
+    return gradient.T.reshape(3, 3, x.shape[-1], g.shape[-1])
 
 
 def nine_products(x: jax.Array, g: jax.Array) -> jax.Array:
-    """Computes a kernel gradient [9, features, channels] as a product for each element of the kernel."""
-    return jnp.stack([rows(g).T @ rows(window) for window in windows(x, g)])
+    """Computes a kernel gradient as a product for each element of the kernel."""
+    gradient = jnp.stack([rows(g).T @ rows(window) for window in windows(x, g)])
+    return gradient.swapaxes(1, 2).reshape(3, 3, x.shape[-1], g.shape[-1])
 
 
 def batched_product(x: jax.Array, g: jax.Array) -> jax.Array:
-    """Computes a kernel gradient [features, 9 * channels] as a batch of products, one for each image."""
+    """Computes a kernel gradient as a batch of products, one for each image."""
     columns = jnp.concatenate(windows(x, g), axis=-1)
     pixels = math.prod(g.shape[1:3])
-    return jnp.sum(jnp.einsum("npf,npc->nfc", g.reshape(len(g), pixels, -1), columns.reshape(len(x), pixels, -1)), 0)
+    products = jnp.einsum("npf,npc->nfc", g.reshape(len(g), pixels, -1), columns.reshape(len(x), pixels, -1))
+    return jnp.sum(products, 0).T.reshape(3, 3, x.shape[-1], g.shape[-1])
 
 
 def one_convolution(x: jax.Array, g: jax.Array, stride: int) -> jax.Array:
