@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -118,13 +118,27 @@ def xla_flops(teachers: tuple[str, ...], students: tuple[str, ...], paused: bool
 
 
 def our_timer(
-    c: Any, make_step: Callable[[run_spec.RunSpec], TrainStepFn] = make_train_step
+    c: Any,
+    make_step: Callable[[run_spec.RunSpec], TrainStepFn] = make_train_step,
+    options: Mapping[str, Any] | None = None,
+    change_run: Callable[[run_spec.RunSpec], run_spec.RunSpec] = lambda run: run,
 ) -> tuple[Timed, dict[str, float]]:
-    """Returns the function that times our step, and the seconds of compiling it."""
-    run = make_run_spec(c)
+    """Prepares a step for measurements.
+
+    Args:
+      c: ConfigDict of the run.
+      make_step: builds the step of a run.
+      options: compiler options of XLA beside the package's own.
+      change_run: applied to the run before its state and step are made.
+
+    Returns:
+      The function that times the step, and the seconds of compiling it.
+    """
+    run = change_run(make_run_spec(c))
     begin = time.perf_counter()
     state, data, batches = inputs(run)
     step = run.distribution.compile(make_step(run), has_state=True)
+    step = dataclasses.replace(step, options={**step.options, **(options or {})})
     started = time.perf_counter()
     state, metrics = step.call(state, data, dataclasses.replace(batches, count=1))
     jax.block_until_ready(metrics)
