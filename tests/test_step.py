@@ -216,7 +216,10 @@ def convolutions(parts: dict[str, str], names: set[str]) -> int:
 
 
 def test_paused_backward_stands_inside_the_conditional_only() -> None:
-    """wrn_10_1 has 7 convolutions and two shortcuts that are matrix products; each costs two in the backward pass."""
+    """wrn_10_1 has 7 convolutions and two shortcuts that are matrix products; each costs two in the backward pass.
+
+    The gradient at the input of a layer with strides of 2 is three convolutions and a product, one for each phase.
+    """
     c = tiny_runs.tiny_config("wrn_10_1", "wrn_10_1", batch_size=BATCH)
     run = tiny_runs.tiny_plan(c, len(SPLIT))
     state, data = tiny_runs.start(run, SPLIT)
@@ -234,10 +237,11 @@ def test_paused_backward_stands_inside_the_conditional_only() -> None:
     assert len(names) == 1, "one conditional: the student's update has none"
     counts = sorted(convolutions(parts, reachable(parts, name)) for name in names[0])
     layers = 1 + 3 * 2  # stem, two for each of three blocks
-    backward = 2 * layers - 1  # the stem needs no gradient at the images
+    strided = 2
+    backward = 2 * layers - 1 + 2 * strided  # the stem needs no gradient at the images
     assert counts == [0, backward]
     products = [sum(len(re.findall(r" dot\(", parts[n])) for n in reachable(parts, name)) for name in names[0]]
-    assert sorted(products) == [0, 2 * 2 + 2], "of the shortcuts and the classifier"
+    assert sorted(products) == [0, 2 * 2 + 2 + strided], "of the shortcuts, the classifier and the strided layers"
     # Outside: both forward passes and the student's backward pass, nothing of the teacher's.
     outside = reachable(parts, entry[1]) - reachable(parts, names[0][0]) - reachable(parts, names[0][1])
     assert convolutions(parts, outside) == 2 * layers + backward
