@@ -3,7 +3,7 @@
 python experiments/speed/convolutions.py --rounds=5             # on one core: taskset -c 0 python ...
 
 Batches of 128 images. Each implementation runs in a compiled loop, as in the train step; all of a layer alternate in
-one process. Prints medians in ms; `peak` is the time of as many operations in a product of 2048x2048 matrices.
+one process. Prints medians in ms.
 """
 
 from __future__ import annotations
@@ -214,23 +214,19 @@ def main() -> None:
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=shape).astype(np.float32))
 
-    square = normal(2048, 2048)
-    product = statistics.median(taking_turns({"": timer(jnp.matmul, square, square)}, args.rounds)[""])
-    flops_per_ms = 2 * 2048**3 / product
-    print(f"{len(os.sched_getaffinity(0))} cores, peak {flops_per_ms / 1e6:.0f} GFLOP/s")
+    print(f"{len(os.sched_getaffinity(0))} cores")
     results = []
     for side, channels, features, stride in LAYERS:
         out = side // stride
         x, g = normal(BATCH, side, side, channels), normal(BATCH, out, out, features)
         kernel = normal(3, 3, channels, features)
         arguments = {"forward": (x, kernel), "input gradient": (g, kernel), "kernel gradient": (x, g)}
-        peak = 2 * BATCH * out**2 * 9 * channels * features / flops_per_ms
-        print(f"{side}x{side}x{channels} to {features}, stride {stride}: peak {peak:.1f}")
+        print(f"{side}x{side}x{channels} to {features}, stride {stride}")
         for name, operations in passes(side, channels, stride).items():
             timers = {key: timer(operation, *arguments[name]) for key, operation in operations.items()}
             times = {key: statistics.median(values) for key, values in taking_turns(timers, args.rounds).items()}
             print(f"  {name:16}", ", ".join(f"{key} {value:.1f}" for key, value in times.items()), flush=True)
-            results.append({"layer": [side, channels, features, stride], "pass": name, "peak": peak, "ms": times})
+            results.append({"layer": [side, channels, features, stride], "pass": name, "ms": times})
     args.json.parent.mkdir(parents=True, exist_ok=True)
     write_json(args.json, {"cores": len(os.sched_getaffinity(0)), "layers": results})
 
