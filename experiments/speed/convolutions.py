@@ -33,7 +33,6 @@ from switokd_jax.parallel.compile import compiler_options
 
 BATCH, LOOPS = 128, 3
 PADS = ((1, 1), (1, 1))
-NHWC_HWIO = ("NHWC", "HWIO", "NHWC")
 # Height and width, input channels, output channels, stride: layers of resnet8 to resnet32, wrn_16_2 and wider networks.
 LAYERS = [
     (32, 16, 16, 1),
@@ -56,11 +55,11 @@ def ours(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return result
 
 
-def of_groups(kernel_gradient: Operation, size: int, x: jax.Array, g: jax.Array) -> jax.Array:
+def of_groups(gradient_of: Operation, size: int, x: jax.Array, g: jax.Array) -> jax.Array:
     """Sums a kernel gradient over groups of images."""
 
     def add(total: jax.Array, group: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return total + kernel_gradient(*group), None
+        return total + gradient_of(*group), None
 
     zeros = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]))
     x_groups, g_groups = (images.reshape(-1, size, *images.shape[1:]) for images in (x, g))
@@ -103,9 +102,9 @@ def batched_product(x: jax.Array, g: jax.Array) -> jax.Array:
     return jnp.sum(products, 0).T.reshape(3, 3, x.shape[-1], g.shape[-1])
 
 
-def one_convolution(x: jax.Array, g: jax.Array, stride: int) -> jax.Array:
-    """Computes a kernel gradient as the package does for the images of several devices."""
-    convolve = convolution.for_devices("cpu", single_device=False)
+def kernel_gradient(single_device: bool, stride: int, x: jax.Array, g: jax.Array) -> jax.Array:
+    """Computes a kernel gradient as the package does for one device, or in one convolution for several devices."""
+    convolve = convolution.for_devices("cpu", single_device=single_device)
     kernel = jnp.zeros((3, 3, x.shape[-1], g.shape[-1]))
     gradient: jax.Array = jax.vjp(lambda kernel: convolve(x, kernel, (stride, stride), PADS), kernel)[1](g)[0]
     return gradient
@@ -151,7 +150,7 @@ def zeros_in_kernel(g: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     phases = jnp.pad(kernel, ((stride - 1, 0), (stride - 1, 0), (0, 0), (0, 0)))
     phases = phases.reshape(2, stride, 2, stride, *kernel.shape[2:])[::-1, :, ::-1]
     phases = jnp.transpose(phases, (0, 2, 5, 1, 3, 4)).reshape(2, 2, kernel.shape[3], -1)
-    dx = lax.conv_general_dilated(g, phases, (1, 1), ((0, 1), (0, 1)), dimension_numbers=NHWC_HWIO)
+    dx = lax.conv_general_dilated(g, phases, (1, 1), ((0, 1), (0, 1)), dimension_numbers=convolution.NHWC_HWIO)
     dx = dx.reshape(*g.shape[:3], stride, stride, -1).transpose(0, 1, 3, 2, 4, 5)
     return dx.reshape(len(g), g.shape[1] * stride, g.shape[2] * stride, -1)
 
@@ -164,11 +163,6 @@ def passes(side: int, channels: int, stride: int) -> dict[str, dict[str, Operati
         gradient: jax.Array = jax.vjp(lambda x: ours(x, kernel, stride), jnp.zeros(shape))[1](g)[0]
         return gradient
 
-    def kernel_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
-        kernel = jnp.zeros((3, 3, channels, g.shape[-1]))
-        gradient: jax.Array = jax.vjp(lambda kernel: ours(x, kernel, stride), kernel)[1](g)[0]
-        return gradient
-
     forward: dict[str, Operation] = {"ours": functools.partial(ours, stride=stride)}
     inputs: dict[str, Operation] = {"ours": input_gradient}
     if stride == 1:
@@ -176,8 +170,8 @@ def passes(side: int, channels: int, stride: int) -> dict[str, dict[str, Operati
     else:
         inputs["zeros in kernel"] = functools.partial(zeros_in_kernel, stride=stride)
     kernels: dict[str, Operation] = {
-        "ours": kernel_gradient,
-        "one convolution": functools.partial(one_convolution, stride=stride),
+        "ours": functools.partial(kernel_gradient, True, stride),
+        "one convolution": functools.partial(kernel_gradient, False, stride),
         "one product": functools.partial(of_groups, one_product, 4),
         "nine products": functools.partial(of_groups, nine_products, 4),
         "batched product": functools.partial(of_groups, batched_product, 4),

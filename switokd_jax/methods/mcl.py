@@ -107,10 +107,10 @@ def mcl(inputs: MethodInputs, labels: jax.Array, topology: Topology, hyperparame
 
 
 def contrast(similarity: Float[Array, "batch batch"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
-    """Computes the supervised InfoNCE loss, the negative log-softmax over all other images at the positives.
+    """Computes the supervised InfoNCE loss: minus the log-softmax of the positives over the batch without the anchor.
 
-    The positives of an image are the others of its class. Takes their mean, then that of the images with positives; 0
-    if no image has any.
+    The positives of an anchor are the other images of its class. Takes their mean, then that of the anchors with
+    positives; 0 if no image has any.
     """
     others = 1.0 - jnp.eye(len(labels), dtype=similarity.dtype)
     positives = (labels[:, None] == labels[None, :]) * others

@@ -203,10 +203,9 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pa
     width, features = kernel.shape[1], kernel.shape[3]
     out_width = (x.shape[2] + sum(pads[1]) - width) // stride[1] + 1
     pixels = 1
-    while x.size >= MIN_ELEMENTS and pixels < MAX_PIXELS and 2 * pixels * features <= MIN_FEATURES:
-        if out_width % (2 * pixels):
-            break
-        pixels *= 2
+    if x.size >= MIN_ELEMENTS:
+        while pixels < MAX_PIXELS and 2 * pixels * features <= MIN_FEATURES and out_width % (2 * pixels) == 0:
+            pixels *= 2
     if pixels > 1:
         shifts = [(i * stride[1], (pixels - 1 - i) * stride[1]) for i in range(pixels)]
         kernel = jnp.concatenate([jnp.pad(kernel, ((0, 0), shift, (0, 0), (0, 0))) for shift in shifts], axis=-1)
