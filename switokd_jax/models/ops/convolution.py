@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.export import is_symbolic_dim
 
 from switokd_jax.precision import promote_to_float32
 
@@ -193,6 +194,11 @@ def _depthwise_backward(
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
+def _is_large(x: jax.Array) -> bool:
+    """Returns if a batch is large enough to gain; an exported function's batch has no number, so it is not."""
+    return not is_symbolic_dim(x.size) and x.size >= MIN_ELEMENTS
+
+
 def _convolve(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pads) -> jax.Array:
     """Computes a convolution; for few features as one of several pixels of a row at a time.
 
@@ -203,7 +209,7 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], pads: Pa
     width, features = kernel.shape[1], kernel.shape[3]
     out_width = (x.shape[2] + sum(pads[1]) - width) // stride[1] + 1
     pixels = 1
-    if x.size >= MIN_ELEMENTS:
+    if _is_large(x):
         while pixels < MAX_PIXELS and 2 * pixels * features <= MIN_FEATURES and out_width % (2 * pixels) == 0:
             pixels *= 2
     if pixels > 1:
@@ -229,7 +235,7 @@ def _plain_backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     dx = _input_gradient(g, kernel, x.shape, stride, pads)
-    kernel_gradient = _kernel_gradient_by_groups if single_device and x.size >= MIN_ELEMENTS else _kernel_gradient
+    kernel_gradient = _kernel_gradient_by_groups if single_device and _is_large(x) else _kernel_gradient
     return dx, kernel_gradient(x, g, kernel.shape, stride, pads)
 
 
