@@ -1,4 +1,4 @@
-"""The persistent compilation cache: compiled programs in the user's cache folder, for the next start."""
+"""The persistent caches: compiled and traced programs in the user's cache folder, for the next start."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from switokd_jax.files import cache_dir
+from switokd_jax.program_cache import ProgramCache
 
 RESTARTED = "SWITOKD_JAX_RESTARTED"  # environment variable of a process that has emptied the cache
 
@@ -20,6 +21,15 @@ def enable() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def programs(imported_after: float) -> ProgramCache:
+    """Returns the cache of traced programs, in the user's cache folder, too.
+
+    Args:
+      imported_after: a time before the process imported what it traces [s since the epoch].
+    """
+    return ProgramCache(cache_dir() / "programs", imported_after)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from switokd_jax import stop_signals
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import jax
     from absl.flags import FlagHolder, FlagValues
     from ml_collections import ConfigDict
+
+    from switokd_jax.program_cache import ProgramCache
 
 
 class Flags(NamedTuple):
@@ -73,8 +76,14 @@ def define_flags(flag_values: FlagValues, argv: Sequence[str]) -> Flags:
     )
 
 
-def main(config: ConfigDict, workdir: str | None, dry_run: bool) -> None:
+def main(config: ConfigDict, workdir: str | None, dry_run: bool, programs: ProgramCache | None = None) -> None:
     """Trains the networks of a config, or prints the plan.
+
+    Args:
+      config: as `config.default()` makes it.
+      workdir: folder of the run; not needed for the plan.
+      dry_run: whether to print the plan only.
+      programs: keeps traced programs for the next start.
 
     Raises:
       UserError: for a setting that cannot be used.
@@ -87,7 +96,7 @@ def main(config: ConfigDict, workdir: str | None, dry_run: bool) -> None:
         return
     if not workdir:
         raise UserError("--workdir is missing; give a folder, such as --workdir=runs/digits")
-    loop.train_and_evaluate(config, workdir)
+    loop.train_and_evaluate(config, workdir, programs=programs)
 
 
 def make_thread_command() -> Callable[[Sequence[str], Sequence[jax.Device], TextIO, threading.Event], int]:
@@ -100,14 +109,17 @@ def make_thread_command() -> Callable[[Sequence[str], Sequence[jax.Device], Text
     import threading
     import traceback
 
+    begin = time.time()  # before the imports of what is traced
     from absl import flags
 
     from switokd_jax import cli as command_line
+    from switokd_jax import compilation_cache
     from switokd_jax.train import loop
     from switokd_jax.train.thread_context import ThreadContext
 
     config_lock = threading.Lock()  # a config file may register methods and networks
     save_lock = threading.Lock()
+    programs = compilation_cache.programs(begin)
 
     def train(argv: Sequence[str], devices: Sequence[jax.Device], output: TextIO, stop: threading.Event) -> int:
         argv, flag_values = ["main", *argv], flags.FlagValues()
@@ -117,7 +129,7 @@ def make_thread_command() -> Callable[[Sequence[str], Sequence[jax.Device], Text
                     defined = define_flags(flag_values, argv)
                     config = command_line.parse_flags(argv, flag_values, defined.config)
                 thread = ThreadContext(output, stop, save_lock)
-                loop.train_and_evaluate(config, defined.workdir.value or "", devices, thread)
+                loop.train_and_evaluate(config, defined.workdir.value or "", devices, thread, programs)
         except SystemExit as end:
             return int(end.code or 0)
         except Exception:  # a defect; the command would print it and end with 1, and other threads go on
@@ -130,6 +142,7 @@ def make_thread_command() -> Callable[[Sequence[str], Sequence[jax.Device], Text
 
 def cli() -> None:
     """Entry point: reads the flags and trains. An error of the user ends it with one line and status 1."""
+    begin = time.time()  # before the imports of what is traced
     stop_signals.exit_on_stop_signals()
     stop_signals.stop_with_parent(os.environ)
 
@@ -158,7 +171,7 @@ def cli() -> None:
                 multihost.initialize(cluster)
             multihost.start_backend()
             with compilation_cache.restart_after_wrong_program():
-                main(config, defined.workdir.value, defined.dry_run.value)
+                main(config, defined.workdir.value, defined.dry_run.value, compilation_cache.programs(begin))
 
 
 if __name__ == "__main__":

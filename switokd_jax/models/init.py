@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from switokd_jax.models.layers import layers_of, with_options
+from switokd_jax.program_cache import Lower, Program
 from switokd_jax.state import Tree
 
 
@@ -35,10 +37,19 @@ def init_variables(module: Any, key: jax.Array, image_shape: tuple[int, ...]) ->
     return init_in_float32(module, key, jnp.zeros((1, *image_shape), jnp.float32))
 
 
-def init_variables_jit(module: Any, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Tree]:
-    """`init_variables`, compiled."""
+def init_variables_jit(
+    module: Any, key: jax.Array, image_shape: tuple[int, ...], lower: Lower = Program.lower
+) -> dict[str, Tree]:
+    """`init_variables`, compiled.
+
+    Args:
+      module: as there.
+      key: as there.
+      image_shape: as there.
+      lower: traces the program, or finds it traced.
+    """
     # Optimising takes XLA:CPU longer (mobilenetv2_0.5: 11 s in place of 8) than running this once; the numbers stay.
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    init_fn: Any = jax.jit(init_variables, static_argnums=(0, 2), compiler_options=options)
-    variables: dict[str, Tree] = init_fn(module, key, image_shape)
+    init_fn = functools.partial(init_variables, module, image_shape=image_shape)
+    variables: dict[str, Tree] = lower(Program(init_fn), key).compile(options)(key)
     return variables

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from switokd_jax.data.sampling import Batch
+from switokd_jax.program_cache import Lower, Program
 from switokd_jax.state import Tree
 
 # XLA:CPU sends matrix products and convolutions to YNNPACK by default. Products and sums are faster there, 3x3
@@ -41,14 +42,16 @@ class CompiledStep:
     """A step that is compiled once for each combination of array shapes. Create with `Distribution.compile`.
 
     Attributes:
-      variants: the jitted functions, by whether the batches are sharded over the devices.
+      variants: the functions, by whether the batches are sharded over the devices.
       options: compiler options of XLA.
+      lower: traces the functions, or finds them traced.
       barrier: waits for the other processes.
       executables: compiled programs, by the batch size and the shapes of data and batches.
     """
 
-    variants: Mapping[bool, Any]
+    variants: Mapping[bool, Program]
     options: Mapping[str, Any]
+    lower: Lower
     barrier: Callable[[], None]
     executables: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
@@ -73,7 +76,8 @@ class CompiledStep:
         """Returns the program for arguments of `call`. All processes compile it when they first meet these shapes."""
         key = _shape_key(data, batches)
         if key not in self.executables:
-            lowered = self.variants[batches.sharded].lower(tree, data, batches.examples, batches.count)
+            program = self.variants[batches.sharded]
+            lowered = self.lower(program, tree, data, batches.examples, batches.count)
             self.executables[key] = lowered.compile(dict(self.options))
             self.barrier()
         return self.executables[key]

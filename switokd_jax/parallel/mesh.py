@@ -28,6 +28,7 @@ from switokd_jax.parallel.collectives import Collectives
 from switokd_jax.parallel.compile import CompiledStep, DeviceBatches, compiler_options, multi_step
 from switokd_jax.parallel.pmap import pmap_collectives
 from switokd_jax.parallel.sharding import AXIS, ShardingStrategy
+from switokd_jax.program_cache import LowerByName, Program, trace
 from switokd_jax.state import Tree
 
 PREFETCH_DEPTH = 2  # stacks of batches that are copied to the devices while a call runs
@@ -122,30 +123,34 @@ class Distribution:
         """Returns the bytes that each device holds of a tree after `device_put`."""
         return self.strategy.bytes_per_device(tree)
 
-    def compile(self, step_fn: StepFn, *, has_state: bool) -> CompiledStep:
+    def compile(self, step_fn: StepFn, *, has_state: bool, lower_by_name: LowerByName = trace) -> CompiledStep:
         """Compiles a step for batches that are sharded over the devices and for those that are not.
 
         Args:
           step_fn: (collectives, state or variables, data, batch) -> results.
           has_state: as in `multi_step`. The memory of a state is donated: the step may reuse it for the next one.
+          lower_by_name: traces the step, or finds it traced.
         """
+        lower = lower_by_name(f"{step_fn.__module__}.{step_fn.__qualname__}")
         options = compiler_options(self.platform, deterministic=self.deterministic)
         if self.parallelism == "jit":
-            jitted = self._jit(step_fn, has_state=has_state)
-            return CompiledStep({True: jitted, False: jitted}, options, self.barrier)
+            program = self._jit(step_fn, has_state=has_state)
+            return CompiledStep({True: program, False: program}, options, lower, self.barrier)
         variants = {sharded: self._pmap(step_fn, sharded=sharded, has_state=has_state) for sharded in (True, False)}
-        return CompiledStep(variants, options, self.barrier)
+        return CompiledStep(variants, options, lower, self.barrier)
 
-    def _jit(self, step_fn: StepFn, *, has_state: bool) -> Any:
+    def _jit(self, step_fn: StepFn, *, has_state: bool) -> Program:
         donated = (0,) if has_state else ()
         if not self.strategy.fsdp:
             call = multi_step(functools.partial(step_fn, Collectives()), has_state=has_state)
-            return jax.jit(call, out_shardings=self.strategy.named_sharding(), donate_argnums=donated)
+            jit = functools.partial(jax.jit, out_shardings=self.strategy.named_sharding(), donate_argnums=donated)
+            return Program(call, jit, has_state)
         collectives = Collectives(all_gather_params=self.strategy.unshard, psum=self.strategy.shard)
         call = multi_step(functools.partial(step_fn, collectives), has_state=has_state)
-        return jax.jit(lambda *arguments: self.strategy.constrain(call(*arguments)), donate_argnums=donated)
+        jit = functools.partial(jax.jit, donate_argnums=donated)
+        return Program(lambda *arguments: self.strategy.constrain(call(*arguments)), jit, has_state)
 
-    def _pmap(self, step_fn: StepFn, *, sharded: bool, has_state: bool) -> Any:
+    def _pmap(self, step_fn: StepFn, *, sharded: bool, has_state: bool) -> Program:
         """Does what jax.pmap does, in the words that have replaced it: that one is a jit of shard_map since JAX 0.8."""
         collectives = pmap_collectives(AXIS, self.device_count, sharded=sharded, local_norm=self.local_norm)
         call = multi_step(functools.partial(step_fn, collectives), has_state=has_state)
@@ -162,7 +167,7 @@ class Distribution:
             out_specs=per_device,
             check_vma=False,  # a step may return sums of its own device, as under pmap
         )
-        return jax.jit(mapped, donate_argnums=(0,) if has_state else ())
+        return Program(mapped, functools.partial(jax.jit, donate_argnums=(0,) if has_state else ()), has_state)
 
     def barrier(self) -> None:
         """Barrier before the first collective. Processes finish compiling at different times and Gloo collectives time

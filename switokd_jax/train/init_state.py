@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,12 +16,11 @@ from switokd_jax.forward import NetworkSpec
 from switokd_jax.interop import pretrained, pytorch
 from switokd_jax.methods import MemoryInputs
 from switokd_jax.models.init import init_in_float32, init_variables, init_variables_jit
+from switokd_jax.program_cache import LowerByName, trace
 from switokd_jax.state import NetworkState, TrainState, Tree, fold_in_name, pair_name
 from switokd_jax.topology import Pair
 from switokd_jax.train.run_spec import RunSpec
 from switokd_jax.workdir import restore
-
-InitFn = Callable[[Any, jax.Array, tuple[int, ...]], dict[str, Tree]]
 
 
 def init_network(network: NetworkSpec, variables: Mapping[str, Tree]) -> NetworkState:
@@ -65,12 +64,13 @@ def create_train_state(
     )
 
 
-def init_state(run: RunSpec, init_fn: InitFn = init_variables_jit) -> TrainState:
+def init_state(run: RunSpec, lower_by_name: LowerByName | None = trace) -> TrainState:
     """State of a run before its first step.
 
     Args:
       run: all that is static in the run.
-      init_fn: (module, key, image_shape) -> variables, where no `init_from` names a checkpoint.
+      lower_by_name: traces the networks' initialization, or finds it traced; None where nothing can be compiled, inside
+        of `jax.eval_shape`.
 
     Raises:
       UserError: naming the network and the file, if an `init_from` or a later teacher checkpoint cannot be used.
@@ -80,7 +80,12 @@ def init_state(run: RunSpec, init_fn: InitFn = init_variables_jit) -> TrainState
     for name, network in run.networks.items():
         config = run.config.networks[name]
         try:
-            variables[name] = init_fn(network.module, fold_in_name(jax.random.key(seed), name), image_shape)
+            key = fold_in_name(jax.random.key(seed), name)
+            if lower_by_name is None:
+                variables[name] = init_variables(network.module, key, image_shape)
+            else:
+                lower = lower_by_name(f"init of {name}")
+                variables[name] = init_variables_jit(network.module, key, image_shape, lower)
         except ValueError as error:  # images that the model cannot take
             raise UserError(f"config.networks.{name}.model {config.model!r}: {error}") from None
         if config.init_from:
@@ -104,7 +109,7 @@ def abstract_state(run: RunSpec) -> TrainState:
     Raises:
       UserError: as `init_state`.
     """
-    state: TrainState = jax.eval_shape(lambda: init_state(run, init_variables))
+    state: TrainState = jax.eval_shape(lambda: init_state(run, None))
     return state
 
 

@@ -26,8 +26,9 @@ from switokd_jax.errors import NonFiniteError, SaveError, Stopped
 from switokd_jax.files import write_json
 from switokd_jax.parallel.multihost import is_main_process, process_index
 from switokd_jax.precision import DTYPES, precision_context
+from switokd_jax.program_cache import LowerByName, ProgramCache, trace
 from switokd_jax.state import TrainState
-from switokd_jax.train import init_state, summary
+from switokd_jax.train import init_state, run_programs, summary
 from switokd_jax.train.evaluator import (
     Evaluation,
     Evaluator,
@@ -59,6 +60,7 @@ def train_and_evaluate(
     workdir: str | Path,
     devices: Sequence[jax.Device] | None = None,
     thread: ThreadContext | None = None,
+    programs: ProgramCache | None = None,
 ) -> dict[str, Any]:
     """Trains the networks of a config, or resumes an earlier call with the same workdir.
 
@@ -67,6 +69,7 @@ def train_and_evaluate(
       workdir: a folder for config.json, metrics.jsonl, summary.json, checkpoints/, figures/.
       devices: the devices to use; all that JAX sees unless given.
       thread: for a run that is one of several threads of this process; None for the process's only run.
+      programs: keeps traced programs for the next start; without it none are kept.
 
     Returns:
       The summary, the same as in summary.json.
@@ -81,14 +84,15 @@ def train_and_evaluate(
     with precision_context(parsed.dtype, parsed.precision):
         check_workdir(layout, config)
         dataset, run = prepare(parsed, devices)
-        state = init_state.init_state(run)
         record = provenance.collect(run.distribution.device_info, parsed.seed, dataset, own_code(run))
+        lower_by_name = run_programs.lower_by_name(run, to_json(config), record, programs)
+        state = init_state.init_state(run, lower_by_name)
         check_processes(to_json(config), record)
         provenance.check(layout, record)
         # Nothing has been written so far: all that a user can correct has been checked.
         with open_workdir(layout, config) if is_main_process() else contextlib.nullcontext():
             check_workdir_is_shared(layout)
-            return train(run, dataset, state, layout, record, thread)
+            return train(run, dataset, state, layout, record, thread, lower_by_name)
 
 
 def dry_run(config: ConfigDict) -> str:
@@ -113,6 +117,7 @@ def train(
     workdir: Workdir,
     record: Mapping[str, Any],
     thread: ThreadContext | None = None,
+    lower_by_name: LowerByName = trace,
 ) -> dict[str, Any]:
     """Trains a run in its opened workdir. Returns and raises as `train_and_evaluate`.
 
@@ -123,14 +128,15 @@ def train(
       workdir: of the run.
       record: the provenance of this start.
       thread: for a run that is one of several threads of this process.
+      lower_by_name: traces the run's steps, or finds them traced.
     """
     # ---------- Loaders with their data on the devices, compiled steps, evaluators, outputs.
     config, distribution = run.config, run.distribution
     skipped_images = SkippedImages(workdir.skipped_images(process_index()))
     skipped_images.add(dataset.skipped)
     train_loader = open_loader(run, dataset, dataset.train, skipped_images.add)
-    train_step = distribution.compile(make_train_step(run), has_state=True)
-    evaluators = open_evaluators(run, dataset, skipped_images.add)
+    train_step = distribution.compile(make_train_step(run), has_state=True, lower_by_name=lower_by_name)
+    evaluators = open_evaluators(run, dataset, skipped_images.add, lower_by_name)
     distribution.barrier()  # opening an Orbax folder is the first collective operation
     save_lock = thread.save_lock if thread else None
     checkpointer = open_checkpointer(workdir, run.topology.nodes, config.checkpoint, run.steps_per_epoch, save_lock)
@@ -242,14 +248,19 @@ def open_loader(
 
 
 def open_evaluators(
-    run: RunSpec, dataset: Dataset, report_skipped: ReportSkipped = log_skipped
+    run: RunSpec,
+    dataset: Dataset,
+    report_skipped: ReportSkipped = log_skipped,
+    lower_by_name: LowerByName = trace,
 ) -> dict[str, Evaluator]:
     """An evaluator for each split that is not empty, by its name.
 
     The first one selects the best epoch, and the last one is reported.
     """
     eval_step = run.distribution.compile(
-        make_eval_step(run.node_modules, dataset.preprocess, DTYPES[run.config.dtype]), has_state=False
+        make_eval_step(run.node_modules, dataset.preprocess, DTYPES[run.config.dtype]),
+        has_state=False,
+        lower_by_name=lower_by_name,
     )
     splits = {"validation": dataset.validation, "test": dataset.test}
     return {

@@ -35,17 +35,26 @@ def own_code(run: RunSpec) -> list[Any]:
     ]
 
 
+def run_facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what is the same in all processes of a run, by its name in messages.
+
+    Args:
+      config: of the run, as JSON values.
+      record: the provenance of this start.
+    """
+    facts = {f"config.{name}": value for name, value in settings(config).items() if name not in PER_PROCESS}
+    facts |= {f"version of {name}": value for name, value in record["versions"].items()}
+    facts |= {"version of Python": record["python"], "fingerprint of the data": record["data"]["fingerprint"]}
+    return facts | {"fingerprint of the code": record["code"]}
+
+
 def check_processes(config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Checks that all processes train the same run.
 
     Raises:
       UserError: naming the setting, version, data or code that differs.
     """
-    facts = {f"config.{name}": value for name, value in settings(config).items() if name not in PER_PROCESS}
-    facts |= {f"version of {name}": value for name, value in record["versions"].items()}
-    facts |= {"version of Python": record["python"], "fingerprint of the data": record["data"]["fingerprint"]}
-    facts |= {"fingerprint of the code": record["code"]}
-    check_agreement(facts, "start all processes with the same command, data and code")
+    check_agreement(run_facts(config, record), "start all processes with the same command, data and code")
 
 
 def check_workdir_is_shared(workdir: Workdir) -> None:

@@ -24,6 +24,7 @@ from switokd_jax.errors import UserError
 from switokd_jax.files import read_json, write_json
 from switokd_jax.workdir.layout import Workdir
 
+PACKAGE_DIR = Path(switokd_jax.__file__).parent
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-datasets", "grain")
 NUM_FINGERPRINT_RECORDS = 32  # of a split that stays on disk, whose fingerprint reads a sample
 
@@ -160,15 +161,20 @@ def commit() -> str | None:
     return described.stdout.strip() if tracked.returncode == 0 else None
 
 
-def code_fingerprint(code: Iterable[Any]) -> str:
-    """Returns the SHA-256 of this package's source files and of those that define some functions and classes."""
-    files = {*Path(switokd_jax.__file__).parent.rglob("*.py")}
+def code_files(code: Iterable[Any]) -> set[Path]:
+    """Returns this package's source files and those that define some functions and classes."""
+    files = {*PACKAGE_DIR.rglob("*.py")}
     for each in code:
         with contextlib.suppress(TypeError):  # partial functions and builtins
             if source := inspect.getsourcefile(getattr(each, "func", each)):
                 files.add(Path(source))
+    return files
+
+
+def code_fingerprint(code: Iterable[Any]) -> str:
+    """Returns the SHA-256 of the `code_files`."""
     digest = hashlib.sha256()
-    for path in sorted(files, key=lambda path: (path.name, str(path))):
+    for path in sorted(code_files(code), key=lambda path: (path.name, str(path))):
         with contextlib.suppress(OSError):  # a notebook's code has no file
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
