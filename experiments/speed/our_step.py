@@ -56,22 +56,23 @@ def overruled(method: Callable[..., MethodOutput]) -> Callable[..., MethodOutput
     return apply
 
 
-def make_run_spec(c: Any) -> run_spec.RunSpec:
+def make_run_spec(c: Any, classes: int = CLASSES) -> run_spec.RunSpec:
     """Returns the run specification of a config for the measured images, with its decisions overruled."""
-    info = dataset.DatasetInfo(CLASSES, (SIDE, SIDE, 3), STACK * BATCH, normalization.PUBLISHED["cifar100"])
+    info = dataset.DatasetInfo(classes, (SIDE, SIDE, 3), STACK * c.batch_size, normalization.PUBLISHED["cifar100"])
     run = run_spec.make(config.parse(c), info, jax.devices()[:1])
     return dataclasses.replace(run, method=dataclasses.replace(run.method, apply=overruled(run.method.apply)))
 
 
 def inputs(run: run_spec.RunSpec) -> tuple[TrainState, resident.DeviceDataset, DeviceBatches]:
     """Returns state, random images and the batches of one call, all on the devices."""
-    images = np.random.default_rng(0).integers(0, 256, (STACK * BATCH, SIDE, SIDE, 3)).astype(np.uint8)
-    labels = np.random.default_rng(1).integers(0, CLASSES, STACK * BATCH).astype(np.int32)
-    index = np.arange(STACK * BATCH, dtype=np.int32).reshape(STACK, BATCH)
+    batch, classes = run.config.batch_size, run.dataset_info.num_classes
+    images = np.random.default_rng(0).integers(0, 256, (STACK * batch, SIDE, SIDE, 3)).astype(np.uint8)
+    labels = np.random.default_rng(1).integers(0, classes, STACK * batch).astype(np.int32)
+    index = np.arange(STACK * batch, dtype=np.int32).reshape(STACK, batch)
     return (
         run.distribution.device_put(init_state.init_state(run)),
         run.distribution.device_put(resident.DeviceDataset(images, labels)),
-        run.distribution.put_batches(sampling.StackedBatches(BATCH, STACK, sampling.Batch(index))),
+        run.distribution.put_batches(sampling.StackedBatches(batch, STACK, sampling.Batch(index))),
     )
 
 
@@ -122,6 +123,7 @@ def our_timer(
     make_step: Callable[[run_spec.RunSpec], TrainStepFn] = make_train_step,
     options: Mapping[str, Any] | None = None,
     change_run: Callable[[run_spec.RunSpec], run_spec.RunSpec] = lambda run: run,
+    classes: int = CLASSES,
 ) -> tuple[Timed, dict[str, float]]:
     """Prepares a step for measurements.
 
@@ -130,11 +132,13 @@ def our_timer(
       make_step: builds the step of a run.
       options: compiler options of XLA beside the package's own.
       change_run: applied to the run before its state and step are made.
+      classes: number of labels.
 
     Returns:
-      The function that times the step, and the seconds of compiling it.
+      The function that times the step; then the seconds of compiling it, and the bytes of its state and of its
+      temporary arrays.
     """
-    run = change_run(make_run_spec(c))
+    run = change_run(make_run_spec(c, classes))
     begin = time.perf_counter()
     state, data, batches = inputs(run)
     step = run.distribution.compile(make_step(run), has_state=True)
@@ -159,4 +163,10 @@ def our_timer(
         carry["state"] = state
         return seconds
 
-    return timed, {"compile_seconds": ended - started, "seconds_to_first_step": ended - begin}
+    memory = step.executable(state, data, batches).memory_analysis()
+    return timed, {
+        "compile_seconds": ended - started,
+        "seconds_to_first_step": ended - begin,
+        "state_bytes": sum(x.nbytes for x in jax.tree.leaves(state)),
+        "temporary_bytes": memory.temp_size_in_bytes if memory else 0,  # a backend may not say
+    }

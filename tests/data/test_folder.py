@@ -14,7 +14,7 @@ from PIL import Image
 
 import tiny_runs
 from switokd_jax import config
-from switokd_jax.data import dataset
+from switokd_jax.data import dataset, folder
 from switokd_jax.errors import UserError
 
 
@@ -48,6 +48,59 @@ def test_images_are_in_the_order_of_their_paths(root: Path) -> None:
     np.testing.assert_array_equal(train.labels, [0, 0, 0, 1, 1, 1])
     np.testing.assert_array_equal(train.images[:, 0, 0, 0], [0, 1, 2, 100, 101, 102])
     assert (train.images[..., 2] == 7).all()
+
+
+def test_a_second_start_decodes_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = tiny_runs.resident_splits(folder_config(root))
+    assert len(decoded()) == 10
+    second = tiny_runs.resident_splits(folder_config(root))
+    assert len(decoded()) == 10
+    for one, other in zip(first, second, strict=True):
+        tiny_runs.assert_same_bits((one.images, one.labels), (other.images, other.labels))
+    write_image(root / "test" / "bee" / "1.png", 33)
+    _, _, test = tiny_runs.resident_splits(folder_config(root))
+    assert len(decoded()) == 20
+    assert test.images[-1, 0, 0, 0] == 33
+
+
+def test_a_folder_with_a_damaged_image_is_decoded_at_each_start(root: Path, decoded: Callable[[], list[str]]) -> None:
+    """Its messages are needed each time."""
+    (root / "train" / "ant" / "2.png").write_bytes(b"no image")
+    spec = dataclasses.replace(folder_config(root), on_bad_image="skip")
+    for _ in range(2):
+        data = dataset.load_dataset(spec, 0)
+        assert len(data.train) == 5
+        assert [message for message in data.skipped if "2.png" in message]
+    assert decoded().count("2.png") >= 2
+    with pytest.raises(UserError, match=r"ant/2\.png cannot be decoded"):
+        dataset.load_dataset(folder_config(root), 0)
+
+
+def test_threads_decode_the_same_and_name_the_same_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, _ = folder.find_train(root)
+    monkeypatch.setattr(folder, "MIN_PHOTO_BYTES", 2**20)
+    serial = [*folder._decode_files(files)]
+    monkeypatch.setattr(folder, "MIN_PHOTO_BYTES", 0)
+    tiny_runs.assert_same_bits(serial, [*folder._decode_files(files)])
+    (root / "train" / "ant" / "1.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"ant/1\.png cannot be decoded"):
+        dataset.load_dataset(folder_config(root), 0)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Returns the function that lists the names of the files that have been decoded."""
+    names, decode = list[str](), folder.decode
+
+    def listed(encoded: bytes, channels: int | None, name: str) -> Image.Image:
+        names.append(Path(name).name)
+        return decode(encoded, channels, name)
+
+    monkeypatch.setattr(folder, "decode", listed)
+    return lambda: names
 
 
 @pytest.fixture
