@@ -117,7 +117,8 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
     It is drawn on the host, so it is the same for any device count and dtype.
     """
-    order = np.random.default_rng((seed, epoch)).permutation(num_examples).astype(np.int32)
+    order = np.arange(num_examples, dtype=np.int32)
+    np.random.default_rng((seed, epoch)).shuffle(order)  # as `permutation`, without its 64-bit copy
     order.flags.writeable = False
     return order
 
