@@ -34,7 +34,10 @@ PAGES = (
     "CONTRIBUTING.md",
     *(f"docs/{name}.md" for name in ("index", "glossary", "training", "methods", "results", "papers")),
     *(f"docs/{name}.md" for name in ("short_runs", "when_teachers_pause", "own_method")),
-    *(f"docs/{name}.md" for name in ("architecture", "measured", "performance", "pods", "reliability", "api")),
+    *(
+        f"docs/{name}.md"
+        for name in ("architecture", "measured", "performance", "scaling", "pods", "reliability", "api")
+    ),
 )
 PROGRAMS = ("python ", "make ", "pip ", "mkdocs ", "sbatch ", "experiments/launch/tpu_slice.sh --")
 TIMEOUT_S = 1800.0  # of one command
@@ -119,8 +122,11 @@ WAYS = (
     Way(r"python experiments/look\.py", needs="chromium"),
     Way(r"python experiments/launch/launch_local\.py", "--config.epochs=1"),
     Way(r"python experiments/scale/compile_pod\.py", "--topology=cpu:2 --batch_per_chip=2"),
+    Way(r"python experiments/scale/scaling\.py", elsewhere="tests/test_scaling.py"),
     Way(SPEED + r"/compare_torch\.py", "--rounds=1 --steps=1 --device=cpu", needs="torch"),
     Way(SPEED + r"/stream\.py", "--rounds=1 --images=128 --files=64", needs="torch"),
+    Way(SPEED + r"/convolutions\.py", "--rounds=1"),
+    Way(SPEED + r"/gpu_ways\.py", "--teacher=resnet8 --student=resnet8 --dtypes=float32 --steps=1 --rounds=1"),
     Way(SPEED + r"/switching_cost\.py", "--rounds=1 --steps=1"),
     Way(SPEED + r"/live\.py", "--rounds=1 --epochs=1"),
     Way(SPEED + r"/start\.py .*-- FLAGS OF MAIN", "--config=configs/digits.py --config.epochs=1"),

@@ -252,7 +252,7 @@ SWEEPS = {
         (10**4, 10**5, 10**6, 10**7),
         with_records,
         {"s to the first batch": "seconds to the first batch"},
-        "s",
+        "seconds to the first batch",
         separate=True,
     ),
 }
