@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 
+from switokd_jax import IMPORT_TIME
 from switokd_jax.files import cache_dir
 from switokd_jax.program_cache import ProgramCache
 
@@ -23,13 +24,9 @@ def enable() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def programs(imported_after: float) -> ProgramCache:
-    """Returns the cache of traced programs, in the user's cache folder, too.
-
-    Args:
-      imported_after: a time before the process imported what it traces [s since the epoch].
-    """
-    return ProgramCache(cache_dir() / "programs", imported_after)
+def programs() -> ProgramCache:
+    """Returns the cache of traced programs, in the user's cache folder, too."""
+    return ProgramCache(cache_dir() / "programs", IMPORT_TIME)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from switokd_jax import stop_signals
@@ -109,7 +108,6 @@ def make_thread_command() -> Callable[[Sequence[str], Sequence[jax.Device], Text
     import threading
     import traceback
 
-    begin = time.time()  # before the imports of what is traced
     from absl import flags
 
     from switokd_jax import cli as command_line
@@ -119,7 +117,7 @@ def make_thread_command() -> Callable[[Sequence[str], Sequence[jax.Device], Text
 
     config_lock = threading.Lock()  # a config file may register methods and networks
     save_lock = threading.Lock()
-    programs = compilation_cache.programs(begin)
+    programs = compilation_cache.programs()
 
     def train(argv: Sequence[str], devices: Sequence[jax.Device], output: TextIO, stop: threading.Event) -> int:
         argv, flag_values = ["main", *argv], flags.FlagValues()
@@ -142,7 +140,6 @@ def make_thread_command() -> Callable[[Sequence[str], Sequence[jax.Device], Text
 
 def cli() -> None:
     """Entry point: reads the flags and trains. An error of the user ends it with one line and status 1."""
-    begin = time.time()  # before the imports of what is traced
     stop_signals.exit_on_stop_signals()
     stop_signals.stop_with_parent(os.environ)
 
@@ -171,7 +168,7 @@ def cli() -> None:
                 multihost.initialize(cluster)
             multihost.start_backend()
             with compilation_cache.restart_after_wrong_program():
-                main(config, defined.workdir.value, defined.dry_run.value, compilation_cache.programs(begin))
+                main(config, defined.workdir.value, defined.dry_run.value, compilation_cache.programs())
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class ProgramCache:
 
     Attributes:
       folder: of the files; each can be removed at any time.
-      imported_after: a time before the first import of what is traced [s since the epoch].
+      imported_after: a time before the first import of what is traced [s since 1970].
     """
 
     folder: Path
