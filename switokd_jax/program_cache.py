@@ -153,5 +153,5 @@ def _write(path: Path, key: str, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, lambda temporary: temporary.write_bytes(_digest(key, content) + content))
-    except OSError as error:
-        logging.getLogger(__name__).warning("%s cannot be written, so the next start traces again: %s", path, error)
+    except OSError as error:  # no warning: JAX's cache beside it gives one
+        logging.getLogger(__name__).info("%s cannot be written, so the next start traces again: %s", path, error)

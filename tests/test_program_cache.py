@@ -162,6 +162,7 @@ def test_what_cannot_be_serialized_is_compiled_all_the_same(cache: ProgramCache)
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
+    caplog.set_level("INFO")
     result, _ = outputs(ProgramCache(tmp_path / "file" / "programs", time.time()).of_run({}, []))
     np.testing.assert_array_equal(result["x"], [0, 2, 4])
     assert "the next start traces again" in caplog.text
