@@ -127,6 +127,7 @@ WAYS = (
     Way(SPEED + r"/stream\.py", "--rounds=1 --images=128 --files=64", needs="torch"),
     Way(SPEED + r"/convolutions\.py", "--rounds=1"),
     Way(SPEED + r"/gpu_ways\.py", "--teacher=resnet8 --student=resnet8 --dtypes=float32 --steps=1 --rounds=1"),
+    Way(SPEED + r"/packing\.py", "--config=configs/digits.py --config.steps=20"),
     Way(SPEED + r"/switching_cost\.py", "--rounds=1 --steps=1"),
     Way(SPEED + r"/live\.py", "--rounds=1 --epochs=1"),
     Way(SPEED + r"/start\.py .*-- FLAGS OF MAIN", "--config=configs/digits.py --config.epochs=1"),
