@@ -201,7 +201,8 @@ def test_a_user_without_home_and_entry_can_train(monkeypatch: pytest.MonkeyPatch
 )
 def test_limits_of_the_shell_are_named(limit: str, message: str, tmp_path: Path) -> None:
     flags = ("--config=tests/tiny_digits.py", "--config.epochs=1", f"--workdir={tmp_path / 'run'}")
-    process = command(*flags, before=("bash", "-c", f'{limit}; exec "$@"', "bash"))
+    own_cache = f"JAX_COMPILATION_CACHE_DIR={tmp_path / 'cache'}"  # JAX leaves what it cannot write whole
+    process = command(*flags, before=("env", own_cache, "bash", "-c", f'{limit}; exec "$@"', "bash"))
     assert process.returncode == 1
     lines = process.stderr.strip().splitlines()
     assert lines[-1].startswith(f"switokd_jax: {message}")

@@ -180,8 +180,12 @@ def test_a_run_from_the_cache_has_the_same_bits(
     parallelism: str, sharding: str, tmp_path: Path, cache: ProgramCache, no_traces: Callable[[], None]
 ) -> None:
     """Without the cache, with an empty one, and with a full one; on two devices."""
-    c = tiny_runs.tiny_config(parallelism=parallelism, sharding=sharding, batch_size=96, epochs=1.0)
-    c.update_from_flattened_dict({"data.train_examples": 240, "data.validation_fraction": 0.1})
+    changes: dict[str, Any] = {"parallelism": parallelism, "sharding": sharding, "epochs": 1.0}
+    changes |= {"data.train_examples": 240, "data.validation_fraction": 0.1}  # 216 examples to train on
+    if (parallelism, sharding) == ("jit", "replicated"):
+        c = tiny_runs.tiny_config(batch_size=96, **changes)  # with a last batch of another size
+    else:
+        c = tiny_runs.alone_config(batch_size=72, **changes)
     devices = jax.devices()[:2]
     loop.train_and_evaluate(c, tmp_path / "without", devices)
     loop.train_and_evaluate(c, tmp_path / "first", devices, programs=cache)
