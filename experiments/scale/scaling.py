@@ -42,6 +42,7 @@ from switokd_jax.files import read_json, write_json
 RESULTS, PAGE, IMAGES = ROOT / "results" / "scaling", ROOT / "docs" / "scaling.md", ROOT / "docs" / "images"
 MIB = 2**20
 ROUNDS, STEPS = 5, 4  # of a timed point
+MAX_LINEAR_RANGE = 16  # largest ratio of the last point to the first on a linear axis
 IMAGE_SHAPE = (32, 32, 3)  # of a made record
 Point = dict[str, float]
 
@@ -210,7 +211,7 @@ SWEEPS = {
     ),
     "networks": Sweep(
         "Number of networks",
-        "A star of resnet8: all but one teach the last one; batch 128. One network learns alone: a step costs about the "
+        "A star of resnet8: all but one teach the last one; batch 128. One network learns alone. A step costs about the "
         "sum of its networks'.",
         "networks",
         (1, 2, 3, 4, 6, 8),
@@ -276,7 +277,7 @@ def measure(name: str) -> None:
 
 
 def draw(name: str, rows: Sequence[Point]) -> Path:
-    """Draws the chart of a sweep, on logarithmic axes."""
+    """Draws the chart of a sweep."""
     sweep = SWEEPS[name]
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
@@ -284,7 +285,8 @@ def draw(name: str, rows: Sequence[Point]) -> Path:
     for color, (column, label) in zip(style.NETWORKS, sweep.lines.items(), strict=False):
         axes.plot(xs, [row[column] for row in rows], color=color, marker="o", markersize=4, label=label)
     style.style_axes(axes, sweep.x, sweep.ylabel)
-    axes.set_xscale("log")
+    if xs[-1] > MAX_LINEAR_RANGE * xs[0]:
+        axes.set_xscale("log")
     axes.set_xticks(xs)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
