@@ -211,8 +211,8 @@ SWEEPS = {
     ),
     "networks": Sweep(
         "Number of networks",
-        "A star of resnet8: all but one teach the last one; batch 128. One network learns alone. A step costs about the "
-        "sum of its networks'.",
+        "A star of resnet8: all but one teach the last one; batch 128. One network learns alone. A step costs about "
+        "the sum of its networks'.",
         "networks",
         (1, 2, 3, 4, 6, 8),
         with_networks,
